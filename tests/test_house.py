@@ -83,9 +83,15 @@ def test_top_level_is_the_charters() -> None:
 
 def test_each_folder_says_what_it_is() -> None:
     folders = {path.parts[0] for path in files() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
-    folders |= {f"plugins/{name}" for name in plugins()}
+    folders = folders - {"plugins"} | {f"plugins/{name}" for name in plugins()}
     missing = {folder for folder in folders if PurePosixPath(folder, "README.md") not in files()}
     assert missing == set()
+
+
+def test_plugins_holds_only_distributions() -> None:
+    # `pip install . ./plugins/*` hands every entry to pip, which refuses whatever is no project.
+    entries = {path.parts[1] for path in files() if path.parts[0] == "plugins" and not path.parts[1].startswith(".")}
+    assert {name for name in entries if PurePosixPath("plugins", name, "pyproject.toml") not in files()} == set()
 
 
 def test_no_lock_file_is_kept() -> None:

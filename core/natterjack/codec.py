@@ -1,0 +1,134 @@
+"""The only codec: payloads to and from bytes, and the `Natterjack` header.
+
+A payload is JSON; UTF-8 that is no JSON is text. Everything here takes hostile input.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel
+
+from natterjack.errors import PayloadError
+from natterjack.messages import Envelope
+
+HEADER: Final = "Natterjack"
+MSG_ID: Final = "Nats-Msg-Id"
+ERROR: Final = "Nats-Service-Error"
+ERROR_CODE: Final = "Nats-Service-Error-Code"
+
+MAX_DEPTH: Final = 64
+"""Nesting a payload may have; deeper is hostile or a mistake, and breaks many JSON readers."""
+
+_MAX_INT64: Final = 2**63
+
+
+def encode(value: object) -> bytes:
+    """Return a value as JSON.
+
+    Raises:
+        PayloadError: It holds something JSON has no form for, or nests deeper than 64.
+    """
+    try:
+        data = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, RecursionError) as error:  # orjson.JSONEncodeError is a TypeError
+        msg = f"{type(value).__name__} cannot be sent as JSON ({error}); send dicts, lists, text, numbers or pydantic models"
+        raise PayloadError(msg) from error
+    _check_depth(data)
+    return data
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")  # noqa: EM102 - orjson's own wording
+
+
+def decode(data: bytes) -> Any:
+    """Return the JSON value of a payload, or its text where it is not JSON; `None` for an empty one.
+
+    Raises:
+        PayloadError: Not UTF-8, or nested deeper than 64.
+    """
+    if not data:
+        return None
+    _check_depth(data)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return decode_text(data)
+
+
+def decode_text(data: bytes) -> str:
+    """Return a payload as text.
+
+    Raises:
+        PayloadError: Not UTF-8.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        msg = f"the payload is not UTF-8 text (byte {error.start} is {data[error.start]:#04x}); send JSON or UTF-8"
+        raise PayloadError(msg) from error
+
+
+def _check_depth(data: bytes) -> None:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for bracket in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', data):
+        if bracket in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                msg = f"the payload nests deeper than {MAX_DEPTH} levels; send it flatter"
+                raise PayloadError(msg)
+        elif bracket in b"]}":
+            depth -= 1
+
+
+_KEYS: Final = {"s": "source", "c": "cause", "d": "depth", "t": "timeout", "r": "revision", "q": "request", "u": "run"}
+_DEFAULTS: Final = {f.name: f.default for f in fields(Envelope) if f.default is not MISSING}
+
+
+def pack(envelope: Envelope) -> str:
+    """Return an envelope as the text of the `Natterjack` header, e.g. `s=analyst;d=2;r=17`."""
+    parts = []
+    for key, name in _KEYS.items():
+        value = getattr(envelope, name)
+        if value != _DEFAULTS[name]:
+            parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+    return ";".join(parts)
+
+
+def unpack(text: str | None) -> Envelope:
+    """Read a `Natterjack` header; fields it does not know are left alone, so that newer senders are understood.
+
+    Raises:
+        PayloadError: It is malformed.
+    """
+    if not text:
+        return Envelope()
+    values: dict[str, Any] = {}
+    for part in text.split(";"):
+        key, _, value = part.partition("=")
+        name = _KEYS.get(key.strip())
+        if name is not None:
+            values[name] = _field(name, value, text)
+    return Envelope(**values)
+
+
+def _field(name: str, value: str, text: str) -> str | int | float:
+    kind = type(_DEFAULTS[name])
+    try:
+        read = kind(value)
+    except ValueError:
+        read = -1
+    if kind is not str and not 0 <= read < _MAX_INT64:
+        msg = f"the {HEADER} header {text[:200]!r} is malformed: {name} must be a number, not {value[:40]!r}"
+        raise PayloadError(msg)
+    return read  # type: ignore[no-any-return]

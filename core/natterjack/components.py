@@ -1,0 +1,332 @@
+"""What a plugin can bring: one abstract class per kind of component.
+
+A component has a `name`, a pydantic `Config`, and says what it `needs`. Hooks return the classes; the kernel
+makes the objects with `create`. Components are abstract classes and not protocols, because protocols with
+attributes reject ordinary plugins under the type checkers.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from natterjack.errors import ConfigError, nearest
+from natterjack.messages import Answer, Event
+from natterjack.rights import Right, Verb
+
+if TYPE_CHECKING:
+    from natterjack.runs import RunContext
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Base of every `Config`: frozen, and an unknown key is an error with the nearest right one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(ABC):  # noqa: B024 - the kinds below add the abstract methods
+    """Base of all components.
+
+    Attributes:
+        name: How a team file names it; unique per kind among all installed plugins.
+        Config: Its settings, validated from the team file.
+    """
+
+    name: ClassVar[str] = ""
+
+    class Config(Settings):
+        """No settings."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+    @classmethod
+    def create(cls, settings: Mapping[str, Any]) -> Self:
+        """Make one from the settings of a team file.
+
+        Raises:
+            ConfigError: A setting is unknown, missing or of the wrong type.
+        """
+        return cls(read_settings(cls.Config, settings, f"{cls.name or cls.__name__}"))
+
+    def needs(self, agent: str) -> list[Right]:
+        """Return the rights the component needs when it works for this agent. Provisioning grants exactly these."""
+        del agent
+        return []
+
+
+def read_settings(config: type[C], settings: Mapping[str, Any], owner: str) -> C:
+    """Validate settings, with one clear line for the first thing that is wrong.
+
+    Raises:
+        ConfigError: It says where, what, and what was meant.
+    """
+    try:
+        return config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"{owner}: {explain(error, config)}") from error
+
+
+def explain(error: ValidationError, config: type[BaseModel]) -> str:
+    """Return the first problem of a validation error as a sentence."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the settings"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where!r}.{nearest(where, config.model_fields)}"
+    if first["type"] == "missing":
+        return f"{where!r} is missing"
+    return f"{where!r} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+# Agents
+
+
+class Agent(Component):
+    """Works on events and answers questions. Override one of the two, or both.
+
+    Example::
+
+        class Counter(Agent):
+            async def handle(self, event: Event, ctx: RunContext) -> str:
+                count = await ctx.shared.update("count", lambda value: (value or 0) + event.data["by"])
+                return f"now {count}"
+    """
+
+    async def start(self) -> None:
+        """Prepare, once, before the first event or question; an error here stops the start."""
+
+    async def stop(self) -> None:
+        """Let go of what `start` took, once, after the last."""
+
+    async def handle(self, event: Event, ctx: RunContext) -> Any:
+        """Work on one event; what it returns is journaled. Called for each trigger."""
+        del ctx
+        raise ConfigError(
+            f"{type(self).__name__} got an event ({event.type}) but has no `async def handle(self, event, ctx)`"
+        )
+
+    def answer(self, question: str, ctx: RunContext) -> Awaitable[Any] | AsyncIterator[Any]:
+        """Answer one question. Called for each ask; an `async def`."""
+        del question, ctx
+        raise ConfigError(f"{type(self).__name__} was asked but has no `async def answer(self, question, ctx)`")
+
+
+# Triggers
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A durable consumer that provisioning creates for a trigger.
+
+    Attributes:
+        stream: Stream it reads.
+        name: Its durable name, unique in the stream.
+        filter: Subject pattern of stored messages.
+    """
+
+    stream: str
+    name: str
+    filter: str
+
+    @property
+    def right(self) -> Right:
+        """The right to pull from it."""
+        return Right("consume", f"{self.stream}/{self.name}")
+
+
+class TriggerContext(Protocol):
+    """What a running trigger may do."""
+
+    agent: str
+    log: logging.LoggerAdapter[logging.Logger] | logging.Logger
+
+    async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
+        """Store an event for this agent; it is then handled with attempts and dead letters like any other.
+
+        Args:
+            data: JSON data of the event.
+            type: Event type; the trigger's name by default.
+            id: Deduplication id, for what may fire twice.
+
+        Returns:
+            The sequence in the inbox, once stored.
+        """
+
+    async def consume(self, spec: ConsumerSpec) -> None:
+        """Handle what a durable consumer delivers, until cancelled."""
+
+
+class Trigger(Component):
+    """Wakes an agent.
+
+    Example::
+
+        class Tick(Trigger):
+            name: ClassVar = "tick"
+
+            class Config(BaseModel):
+                every: float  # seconds
+
+            async def run(self, ctx: TriggerContext) -> None:
+                while True:
+                    await asyncio.sleep(self.config.every)
+                    await ctx.fire({"every": self.config.every})
+    """
+
+    @property
+    def label(self) -> str:
+        """Name of this trigger within its agent: a part of durable names and dead letters' subjects."""
+        return self.name
+
+    def consumers(self, agent: str) -> list[ConsumerSpec]:
+        """Return the durable consumers that provisioning must create."""
+        del agent
+        return []
+
+    def needs(self, agent: str) -> list[Right]:
+        """Return the rights to its consumers; override to add others."""
+        return [spec.right for spec in self.consumers(agent)]
+
+    @abstractmethod
+    async def run(self, ctx: TriggerContext) -> None:
+        """Fire until cancelled. Returning or raising ends the agent's process with an error."""
+
+
+# Guards
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """One allowance of a team: this principal may do this.
+
+    Attributes:
+        principal: Agent, or `operator`.
+        verb: See `Right.verb`.
+        pattern: Pattern of what.
+        origin: Where it is written, e.g. `team.toml:12`; for messages.
+    """
+
+    principal: str
+    verb: Verb
+    pattern: str
+    origin: str = ""
+
+
+class Guard(Component):
+    """Decides, locally and at once, whether a principal may do something. A refusal of any guard wins.
+
+    Example::
+
+        class OfficeHours(Guard):
+            name: ClassVar = "office-hours"
+
+            def refuse(self, principal: str, verb: Verb, what: str) -> str | None:
+                return None if 9 <= datetime.now().hour < 17 else "come back between 9 and 17 h"
+    """
+
+    def load(self, rules: Sequence[Rule], governed: frozenset[tuple[str, Verb]]) -> None:
+        """Take the team's rules, before anything runs.
+
+        Args:
+            rules: What is allowed.
+            governed: Pairs of principal (`*`: everyone) and verb that are refused unless a rule allows; all else
+                is open.
+        """
+        del rules, governed
+
+    @abstractmethod
+    def refuse(self, principal: str, verb: Verb, what: str) -> str | None:
+        """Return why not, with who may, or None when it may be done."""
+
+
+# Journals
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One journal entry.
+
+    Attributes:
+        agent: Whose.
+        run: Its run.
+        index: Place in its run, 1 first.
+        kind: `started`, `failed`, `done`, `dead`, or the agent's own word.
+        data: JSON data.
+        time: Unix seconds.
+    """
+
+    agent: str
+    run: str
+    index: int
+    kind: str
+    data: Any
+    time: float
+
+
+class Journal(Component):
+    """A further place to which an agent's journal entries go. The stream is always the first.
+
+    Example::
+
+        class LogJournal(Journal):
+            name: ClassVar = "log"
+
+            async def write(self, entry: Entry) -> None:
+                logging.getLogger("journal").info("%s", entry)
+    """
+
+    @abstractmethod
+    async def write(self, entry: Entry) -> None:
+        """Keep one entry that the stream already has."""
+
+    async def close(self) -> None:
+        """Let go of files and connections."""
+
+
+# Peers, tool servers, middleware
+
+
+class PeerScheme(Component):
+    """Asks agents that live behind another kind of address, `<name>://…`."""
+
+    @abstractmethod
+    async def ask(self, address: str, question: str, timeout: float) -> Answer:
+        """Ask the agent at an address. Raise `PeerError` and its kinds; `timeout` is in seconds."""
+
+
+class ToolServer(Component):
+    """Serves tools to the team's agents."""
+
+    @abstractmethod
+    async def serve(self) -> None:
+        """Serve until cancelled."""
+
+
+class Middleware(Component):
+    """Stands around an agent's work. Override what it cares for, and await `call` to go on."""
+
+    async def handle(self, event: Event, ctx: RunContext, call: Callable[[Event, RunContext], Awaitable[Any]]) -> Any:
+        """Stand around one handling of an event."""
+        return await call(event, ctx)
+
+    async def answer(self, question: str, ctx: RunContext, call: Callable[[str, RunContext], Awaitable[Any]]) -> Any:
+        """Stand around one answer."""
+        return await call(question, ctx)
+
+    async def emit(
+        self, event_type: str, data: Any, ctx: RunContext, call: Callable[[str, Any], Awaitable[int]]
+    ) -> int:
+        """Stand around one emit of a run."""
+        del ctx
+        return await call(event_type, data)
+
+
+Kind = Literal["agent", "trigger", "tool server", "guard", "journal", "peer", "middleware", "command"]

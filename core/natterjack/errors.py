@@ -1,0 +1,260 @@
+"""Every error that Natterjack raises, in one tree.
+
+::
+
+    NatterjackError
+    ├── UsageError                      your call or your team file is wrong
+    │   ├── InvalidNameError (ValueError)
+    │   ├── PatternError (ValueError)
+    │   ├── PayloadError (ValueError)
+    │   ├── ConfigError (ValueError)
+    │   └── LoopError                   causation too deep, or one run emitted too much
+    ├── PluginError                     a plugin is missing, broken or ambiguous
+    ├── RefusedError (PermissionError)  a guard or the broker said no
+    ├── ConflictError                   somebody else wrote first
+    ├── FencedError                     another replica took the run over
+    ├── PeerError                       an agent that was asked did not answer well
+    │   ├── PeerTimeoutError (TimeoutError)
+    │   │   └── PeerUnavailableError    nobody serves that name
+    │   ├── PeerBusyError
+    │   └── PeerRefusedError (PermissionError)
+    ├── RunFailedError                  a run ended in a dead letter
+    ├── StartError                      a runtime or an agent could not start
+    └── BrokerError                     the wire and the server
+        ├── ConnectError (ConnectionError)
+        │   └── CredentialsError
+        ├── DisconnectedError (ConnectionError)
+        ├── NoRespondersError
+        ├── RequestTimeoutError (TimeoutError)
+        ├── StreamError                 JetStream refused; carries its code
+        ├── NotProvisionedError         a stream, bucket or consumer is missing
+        ├── BrokerNotFoundError
+        └── BrokerStartError
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest known name, or an empty string."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+class NatterjackError(Exception):
+    """Base of all. Its text may be shown to a user as it is."""
+
+    retry: ClassVar[bool] = True
+    """Whether handling the same event again could help; if not, it is dead-lettered at once."""
+
+
+# Faults of the caller
+
+
+class UsageError(NatterjackError):
+    """What was asked for cannot be done as written."""
+
+    retry = False
+
+
+class InvalidNameError(UsageError, ValueError):
+    """A name of an agent, tool, team, event type or key is malformed."""
+
+    def __init__(self, kind: str, name: object, rule: str) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"{name!r} is no valid {kind}: {rule}.")
+
+
+class PatternError(UsageError, ValueError):
+    """A subject pattern is malformed."""
+
+    def __init__(self, pattern: object, reason: str) -> None:
+        self.pattern = pattern
+        super().__init__(f"{pattern!r} is no valid pattern: {reason}.")
+
+
+class PayloadError(UsageError, ValueError):
+    """A payload or header cannot be sent, or was received and cannot be read."""
+
+
+class ConfigError(UsageError, ValueError):
+    """A team file, a component's configuration or an option is wrong."""
+
+
+class LoopError(UsageError):
+    """An event caused an event caused an event …, too many times; or one run emitted too many."""
+
+
+# Plugins
+
+
+class PluginError(NatterjackError):
+    """A plugin is missing, broken, or two of them claim one name."""
+
+    retry = False
+
+
+# Refusals and races
+
+
+class RefusedError(NatterjackError, PermissionError):
+    """A guard or the broker refused: who wanted what, and who may."""
+
+    retry = False
+
+
+class ConflictError(NatterjackError):
+    """A compare-and-set lost: somebody else wrote first. Read again, then retry."""
+
+
+class FencedError(NatterjackError):
+    """Another replica took this run over; this one stops quietly."""
+
+    retry = False
+
+
+# Faults of a peer
+
+
+class PeerError(NatterjackError):
+    """A peer answered with an error.
+
+    Attributes:
+        agent: The peer's name.
+        code: The HTTP-like code of the `Nats-Service-Error-Code` header (ADR-32).
+    """
+
+    def __init__(self, agent: str, code: int, message: str) -> None:
+        self.agent, self.code, self.message = agent, code, message
+        super().__init__(f"{agent}: {message}" if message else f"{agent} failed with code {code}")
+
+
+class PeerTimeoutError(PeerError, TimeoutError):
+    """No answer came within the deadline."""
+
+
+class PeerUnavailableError(PeerTimeoutError):
+    """Nobody serves that name at the moment. Known within milliseconds."""
+
+
+class PeerBusyError(PeerError):
+    """The peer is at its limit of concurrent work. Try later or start a replica."""
+
+
+class PeerRefusedError(PeerError, PermissionError):
+    """The asker may not ask this peer."""
+
+
+def peer_error(agent: str, code: int, message: str) -> PeerError:
+    """Return the error class that stands for a service error code."""
+    kinds: dict[int, type[PeerError]] = {
+        403: PeerRefusedError,
+        408: PeerTimeoutError,
+        429: PeerBusyError,
+        503: PeerUnavailableError,
+    }
+    return kinds.get(code, PeerError)(agent, code, message)
+
+
+# Runs and start
+
+
+class RunFailedError(NatterjackError):
+    """A run ended in a dead letter.
+
+    Attributes:
+        run_id: The run.
+        cause: What the last attempt failed with.
+    """
+
+    def __init__(self, run_id: str, cause: str) -> None:
+        self.run_id, self.cause = run_id, cause
+        super().__init__(f"run {run_id} failed: {cause}. See `natterjack dead list`.")
+
+
+class StartError(NatterjackError):
+    """A runtime or an agent could not start; nothing is left half-started."""
+
+    retry = False
+
+
+# Faults of the wire
+
+
+class BrokerError(NatterjackError):
+    """The broker, or the way to it, failed."""
+
+
+class ConnectError(BrokerError, ConnectionError):
+    """No connection could be made."""
+
+
+class CredentialsError(ConnectError):
+    """The server does not accept these credentials."""
+
+    retry = False
+
+
+class DisconnectedError(BrokerError, ConnectionError):
+    """The connection went while a reply was outstanding, or is closed for good."""
+
+
+class NoRespondersError(BrokerError):
+    """Nobody listens on the subject of a request."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"nobody answers on {subject!r}")
+
+
+class RequestTimeoutError(BrokerError, TimeoutError):
+    """No reply came in time.
+
+    Attributes:
+        subject: What was asked.
+        timeout: Seconds that were waited.
+    """
+
+    def __init__(self, subject: str, timeout: float) -> None:
+        self.subject, self.timeout = subject, timeout
+        super().__init__(f"no reply on {subject!r} within {timeout:g} s")
+
+
+class StreamError(BrokerError):
+    """JetStream refused a request.
+
+    Attributes:
+        code: JetStream's `err_code`, e.g. 10071 for a wrong last sequence.
+    """
+
+    def __init__(self, code: int, description: str, what: str = "") -> None:
+        self.code, self.description = code, description
+        super().__init__(f"{what}: {description} (JetStream error {code})" if what else f"{description} ({code})")
+
+
+class NotProvisionedError(BrokerError):
+    """A stream, bucket or consumer that running needs does not exist."""
+
+    retry = False
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} does not exist on this server. Run `natterjack provision team.toml` first.")
+
+
+class BrokerNotFoundError(BrokerError):
+    """No nats-server can be found on this machine."""
+
+    retry = False
+
+
+class BrokerStartError(BrokerError):
+    """The embedded nats-server did not start."""
+
+    retry = False

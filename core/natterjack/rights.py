@@ -1,0 +1,100 @@
+"""Rights: what a principal may do, and the NATS permissions that say the same.
+
+Components declare the rights they need; provisioning and the permissions plugin grant exactly these. The
+translation to subjects is the table of least privilege inside one account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from natterjack import subjects
+
+Verb = Literal["emit", "publish", "inject", "ask", "write", "read", "hear", "consume", "serve", "journal", "bury"]
+
+
+class Right(NamedTuple):
+    """One thing that may be done.
+
+    Attributes:
+        verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
+            `read` (context keys), `hear` (live events), `consume` (`<stream>/<durable>`), `serve`, `journal` and
+            `bury` (an agent's own asks, journal and dead letters).
+        what: A pattern of it.
+    """
+
+    verb: Verb
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """NATS subject permissions of one user: allow-lists."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+_API: Final = "$JS.API"
+
+
+def _consume(what: str) -> tuple[list[str], list[str]]:
+    stream, _, durable = what.partition("/")
+    return [
+        f"{_API}.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        f"{_API}.CONSUMER.INFO.{stream}.{durable}",
+        f"$JS.ACK.{stream}.{durable}.>",
+    ], []
+
+
+def _read(what: str) -> tuple[list[str], list[str]]:
+    stream = subjects.bucket_stream(subjects.CONTEXT_BUCKET)
+    direct = f"{_API}.DIRECT.GET.{stream}"
+    wanted = subjects.key(subjects.CONTEXT_BUCKET, what)
+    return [f"{_API}.STREAM.INFO.{stream}", direct, f"{direct}.{wanted}"], [subjects.feed_context(what)]
+
+
+def _serve(agent: str) -> tuple[list[str], list[str]]:
+    discovery = [
+        subjects.service(verb, *rest)
+        for verb in ("PING", "INFO", "STATS")
+        for rest in ((), ("agents",), ("agents", "*"))
+    ]
+    return ["_INBOX.>"], [subjects.ask(agent), subjects.cancel(agent, "*"), *discovery]
+
+
+def _journal(agent: str) -> tuple[list[str], list[str]]:
+    own = subjects.journal(agent, "*", "*")
+    return [own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}"], [subjects.feed_journal(agent)]
+
+
+_SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
+    "emit": lambda what: ([subjects.event(what)], []),
+    "publish": lambda what: ([subjects.message(what)], []),
+    "inject": lambda what: ([f"inbox.{what}"], []),
+    "ask": lambda what: ([subjects.ask(what), subjects.cancel(what, "*")], []),
+    "write": lambda what: ([subjects.key(subjects.CONTEXT_BUCKET, what)], []),
+    "read": _read,
+    "hear": lambda what: ([], [subjects.feed_events(what), subjects.feed_messages(what)]),
+    "consume": _consume,
+    "serve": _serve,
+    "journal": _journal,
+    "bury": lambda agent: ([subjects.dead(agent, "*")], []),
+}
+
+
+def permissions(principal: str, rights: Iterable[Right]) -> Permissions:
+    """Return the subject permissions that grant a principal exactly these rights in one account.
+
+    Every principal also reads the team's definition and receives replies in its own inbox.
+    """
+    team = subjects.bucket_stream(subjects.TEAM_BUCKET)
+    publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
+    subscribe = {f"_INBOX.{principal}.>"}
+    for right in rights:
+        publishes, subscribes = _SUBJECTS[right.verb](right.what)
+        publish.update(publishes)
+        subscribe.update(subscribes)
+    return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)))

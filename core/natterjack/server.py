@@ -1,0 +1,116 @@
+"""Which server to connect to, and with which credentials."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import orjson
+
+from natterjack.errors import ConfigError, nearest
+
+API_PREFIX: Final = "$JS.API"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, or several of a cluster, and how to log in. Secrets stay out of its `repr`.
+
+    Attributes:
+        url: `nats://host:port`, or several joined by commas.
+        token: Bearer token.
+        user: User name, with `password`.
+        password: Password.
+        nkey: Path of a file with an nkey seed, or the seed itself (`SU…`).
+        creds: Path of a `.creds` file: user JWT and seed.
+        ca: Path of the authorities that sign the server's certificate.
+        cert: Path of this client's certificate, with `key`.
+        key: Path of its private key.
+        prefix: Prefix of the JetStream API, e.g. `CORE.API`.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    nkey: str | None = field(default=None, repr=False)
+    creds: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    prefix: str = API_PREFIX
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            if urlsplit(url).scheme not in ("nats", "tls", "ws", "wss"):
+                msg = f"{hidden(url)!r} is no server URL; write it like nats://127.0.0.1:4222"
+                raise ConfigError(msg)
+
+    @property
+    def urls(self) -> list[str]:
+        """Each URL on its own; a bare `host:port` means `nats://`."""
+        parts = [part.strip() for part in self.url.split(",") if part.strip()]
+        return [part if "://" in part else f"nats://{part}" for part in parts] or [self.url]
+
+    def __str__(self) -> str:
+        return ",".join(hidden(url) for url in self.urls)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the TLS context, or None where nothing asks for TLS."""
+        if not (self.ca or self.cert):
+            return None
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.cert:
+            context.load_cert_chain(self.cert, self.key)
+        return context
+
+
+def hidden(url: str) -> str:
+    """Return a URL with its user, password or token replaced by `***`."""
+    scheme, sep, rest = url.rpartition("://")
+    _, at, host = rest.rpartition("@")
+    return f"{scheme}{sep}{'***@' if at else ''}{host}"
+
+
+def named_server(url: str | None = None, context: str | None = None, default: str | None = None) -> Server | None:
+    """Return the server that the user named, or None: then an embedded one is started.
+
+    Looked for in this order: `url` (`--server`), `context` (`--nats-context`), the environment's `NATS_URL`
+    (with `NATS_TOKEN`, `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`), `default` (the team file).
+
+    Raises:
+        ConfigError: The context does not exist, or the URL is none.
+    """
+    if context and not url:
+        return nats_context(context)
+    found = url or os.environ.get("NATS_URL") or default
+    if not found:
+        return None
+    secrets = {name: os.environ.get(f"NATS_{name.upper()}") for name in ("token", "creds", "nkey", "ca", "cert", "key")}
+    return replace(Server(found), **{name: value for name, value in secrets.items() if value})
+
+
+def nats_context(name: str) -> Server:
+    """Return the server of a context of the `nats` command line tool.
+
+    Raises:
+        ConfigError: There is no such context; it names the nearest one.
+    """
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats" / "context"
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = [file.stem for file in folder.glob("*.json")]
+        msg = f"there is no nats context {name!r}.{nearest(name, known)} `nats context ls` shows them."
+        raise ConfigError(msg)
+    try:
+        found = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        msg = f"{path} is not valid JSON: {error}"
+        raise ConfigError(msg) from error
+    names = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key")
+    given = {key: found[key] for key in names if found.get(key)}
+    return Server(found.get("url") or "nats://127.0.0.1:4222", prefix=found.get("jetstream_api_prefix") or API_PREFIX, **given)

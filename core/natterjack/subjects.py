@@ -1,0 +1,221 @@
+"""The only speller of subjects: names, patterns, and every subject of the system.
+
+The left column of the table in the README is what publishers use; what a stream stores carries the
+*principal* who published. One account is one team, so no subject carries the team's name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from natterjack.errors import InvalidNameError, PatternError
+
+EVENTS: Final = "EVENTS"
+MESSAGES: Final = "MESSAGES"
+INBOX: Final = "INBOX"
+JOURNAL: Final = "JOURNAL"
+DEAD: Final = "DEAD"
+CONTEXT_BUCKET: Final = "context"
+TEAM_BUCKET: Final = "team"
+OPERATOR: Final = "operator"
+"""The principal of the runtime itself, of the command line and of outside programs."""
+ANYONE: Final = "anyone"
+"""What the broker stores as principal where it cannot attest one (open mode)."""
+
+RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
+MAX_NAME: Final = 64
+MAX_SUBJECT: Final = 255
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
+_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+
+
+def check_name(name: str, kind: str = "agent name") -> str:
+    """Return an agent's, tool's or team's name, or raise.
+
+    Raises:
+        InvalidNameError: Not `[a-z0-9][a-z0-9_-]*`, longer than 64, or reserved.
+    """
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidNameError(
+            kind, name, "use lower-case letters, digits, '-' and '_', starting with a letter or digit"
+        )
+    if len(name) > MAX_NAME:
+        raise InvalidNameError(kind, name, f"at most {MAX_NAME} characters")
+    if name in RESERVED_NAMES:
+        raise InvalidNameError(kind, name, "this name is reserved; choose another")
+    return name
+
+
+def check_type(name: str, kind: str = "event type") -> str:
+    """Return an event type, topic or context key: tokens of `[A-Za-z0-9_-]` joined by dots.
+
+    Raises:
+        InvalidNameError: Malformed or longer than 255 characters.
+    """
+    rule = "use letters, digits, '-' and '_' in tokens joined by '.', e.g. 'research.complete'"
+    if not isinstance(name, str) or not name or not all(_TOKEN.match(token) for token in name.split(".")):
+        raise InvalidNameError(kind, name, rule)
+    if len(name) > MAX_SUBJECT:
+        raise InvalidNameError(kind, name, f"at most {MAX_SUBJECT} characters")
+    return name
+
+
+def check_pattern(pattern: str) -> str:
+    """Return a pattern: like a type, but a token may be `*`, and the last one `>`.
+
+    Raises:
+        PatternError: Malformed.
+    """
+    if not isinstance(pattern, str) or not pattern:
+        raise PatternError(pattern, "it is empty; use e.g. 'research.complete', 'research.*' or '>'")
+    *head, last = pattern.split(".")
+    for part in head:
+        if part == ">":
+            raise PatternError(pattern, "'>' may only stand last")
+        _check_pattern_part(pattern, part)
+    if last != ">":
+        _check_pattern_part(pattern, last)
+    if len(pattern) > MAX_SUBJECT:
+        raise PatternError(pattern, f"at most {MAX_SUBJECT} characters")
+    return pattern
+
+
+def _check_pattern_part(pattern: str, part: str) -> None:
+    if part == "*" or _TOKEN.match(part):
+        return
+    if "*" in part or ">" in part:
+        raise PatternError(pattern, "a wildcard must be a whole token between dots")
+    raise PatternError(pattern, "use letters, digits, '-' and '_' in tokens joined by '.'")
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether a NATS pattern matches a literal subject."""
+    wanted, parts = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wanted):
+        if part == ">":
+            return len(parts) > index
+        if index >= len(parts) or part not in ("*", parts[index]):
+            return False
+    return len(parts) == len(wanted)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two patterns can match one and the same subject."""
+    left, right = one.split("."), other.split(".")
+    for a, b in zip(left, right, strict=False):
+        if ">" in (a, b):
+            return True
+        if "*" not in (a, b) and a != b:
+            return False
+    return len(left) == len(right)
+
+
+# Events, messages, inboxes: published here …
+
+
+def event(event_type: str) -> str:
+    """`events.<type>`."""
+    return f"events.{event_type}"
+
+
+def message(topic: str) -> str:
+    """`messages.<topic>`."""
+    return f"messages.{topic}"
+
+
+def inbox(agent: str, event_type: str) -> str:
+    """`inbox.<agent>.<type>`."""
+    return f"inbox.{agent}.{event_type}"
+
+
+# … stored there, and seen live
+
+
+def stored_events(pattern: str = ">", principal: str = "*") -> str:
+    """`stored.events.<principal>.<type>`: what consumers filter by."""
+    return f"stored.events.{principal}.{pattern}"
+
+
+def stored_messages(pattern: str = ">", principal: str = "*") -> str:
+    """`stored.messages.<principal>.<topic>`."""
+    return f"stored.messages.{principal}.{pattern}"
+
+
+def stored_inbox(agent: str) -> str:
+    """`stored.inbox.<agent>.<principal>.<type>`, all of one agent."""
+    return f"stored.inbox.{agent}.>"
+
+
+def feed_events(pattern: str = ">", principal: str = "*") -> str:
+    """`feed.events.<principal>.<type>`: the live copy."""
+    return f"feed.events.{principal}.{pattern}"
+
+
+def feed_messages(pattern: str = ">", principal: str = "*") -> str:
+    """`feed.messages.<principal>.<topic>`: the live copy."""
+    return f"feed.messages.{principal}.{pattern}"
+
+
+def split_stored(subject: str) -> tuple[str, str]:
+    """Return (principal, type) of a stored or fed event, message or inbox subject."""
+    tokens = subject.split(".")
+    at = 3 if tokens[1] == "inbox" else 2
+    return tokens[at], ".".join(tokens[at + 1 :])
+
+
+# Peers
+
+
+def ask(agent: str) -> str:
+    """`agents.ask.<agent>`."""
+    return f"agents.ask.{agent}"
+
+
+def cancel(agent: str, request: str) -> str:
+    """`agents.cancel.<agent>.<request>`."""
+    return f"agents.cancel.{agent}.{request}"
+
+
+def service(verb: str, name: str = "", instance: str = "") -> str:
+    """`$SRV.<PING|INFO|STATS>[.<name>[.<instance>]]` (ADR-32)."""
+    return ".".join(token for token in ("$SRV", verb, name, instance) if token)
+
+
+# State
+
+
+def key(bucket: str, name: str) -> str:
+    """`$KV.<bucket>.<key>`."""
+    return f"$KV.{bucket}.{name}"
+
+
+def bucket_stream(bucket: str) -> str:
+    """`KV_<bucket>`: the stream behind a bucket."""
+    return f"KV_{bucket}"
+
+
+def feed_context(pattern: str = ">") -> str:
+    """`feed.context.<key>`: the live copy of every context write."""
+    return f"feed.context.{pattern}"
+
+
+def journal(agent: str, run: str, index: int | str) -> str:
+    """`journal.<agent>.<run>.<n>`."""
+    return f"journal.{agent}.{run}.{index}"
+
+
+def feed_journal(agent: str = "*", run: str = "*", index: int | str = "*") -> str:
+    """`feed.journal.<agent>.<run>.<n>`: the live copy of journal entries."""
+    return f"feed.journal.{agent}.{run}.{index}"
+
+
+def dead(agent: str, trigger: str) -> str:
+    """`dead.<agent>.<trigger>`."""
+    return f"dead.{agent}.{trigger}"
+
+
+def durable(agent: str, trigger: str) -> str:
+    """Name of a trigger's durable consumer; `=` cannot occur in either part [R20]."""
+    return f"{agent}={trigger}"

@@ -1,0 +1,95 @@
+"""A private nats-server that a test may start, stop, kill and restart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+from natterjack.broker import find_server
+
+
+class NatsServer:
+    """A real nats-server with JetStream on loopback.
+
+    Args:
+        config: Text of a configuration file, beside listen address and store.
+        store: Folder for its data; a temporary one, removed at the end, by default.
+        port: A fixed port; by default a free one, kept over restarts.
+    """
+
+    def __init__(self, config: str = "", *, store: Path | None = None, port: int = -1) -> None:
+        self._temporary = store is None
+        self.store = store or Path(tempfile.mkdtemp(prefix="natterjack-test-"))
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.config = config
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self, timeout: float = 20.0) -> Self:
+        """Start it and return once it accepts clients."""
+        config = self.store / "test.conf"
+        config.write_text(self.config)
+        command = [str(find_server()), "-c", str(config), "-a", "127.0.0.1", "-p", str(self.port)]
+        command += ["-js", "-sd", str(self.store), "--ports_file_dir", str(self.store), "-l", str(self.store / "log")]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own binary
+        ports = self.store / f"nats-server_{self._process.pid}.ports"
+        deadline = time.monotonic() + timeout
+        while not (url := _client_url(ports)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                msg = f"nats-server did not start: {self.log()[-2000:]}"
+                raise RuntimeError(msg)
+            time.sleep(0.002)
+        self.port = int(url.rpartition(":")[2])
+        return self
+
+    def stop(self) -> None:
+        """Stop it as an operator would."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it, as a crash would."""
+        self._signal(signal.SIGKILL)
+
+    def reload(self, config: str) -> None:
+        """Have it read a new configuration."""
+        (self.store / "test.conf").write_text(config)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
+    def log(self) -> str:
+        """Return what it has logged."""
+        path = self.store / "log"
+        return path.read_text() if path.exists() else ""
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        self._process.wait(20)
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        if self._temporary:
+            shutil.rmtree(self.store, ignore_errors=True)
+
+
+def _client_url(ports: Path) -> str:
+    try:
+        return str(json.loads(ports.read_text())["nats"][0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return ""

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from natterjack.errors import BrokerStartError, ConfigError
-from natterjack.natsserver import NatsServer, check_version, find_server, server_version
+from natterjack.natsserver import ServerProcess, check_version, find_server, server_version
 from natterjack.storelock import Owner, StoreLock, read_owner
 
 __all__ = ["Broker", "embed", "find_server", "running_url", "server_version"]
@@ -47,7 +47,7 @@ class Broker:
     """
 
     def __init__(
-        self, owner: Owner, store: Path, server: NatsServer | None = None, lock: StoreLock | None = None
+        self, owner: Owner, store: Path, server: ServerProcess | None = None, lock: StoreLock | None = None
     ) -> None:
         self.url = owner.url
         self.owned = server is not None
@@ -100,7 +100,7 @@ class Broker:
             return read_owner(self.store) != self._owner
         return False
 
-    async def _watch_server(self, server: NatsServer) -> str:
+    async def _watch_server(self, server: ServerProcess) -> str:
         code = await server.exited(_WATCH_SERVER)
         return f"nats-server (pid {server.pid}) has ended with code {code}; its log is {str(server.log)!r}"
 
@@ -228,11 +228,13 @@ async def _own(lock: StoreLock, store: Path, listen: _Listen, log: Path) -> Brok
         raise
 
 
-async def _start(argv: list[str], listen: _Listen, *, ports: Path, log: Path, lock_fd: int) -> tuple[NatsServer, int]:
+async def _start(
+    argv: list[str], listen: _Listen, *, ports: Path, log: Path, lock_fd: int
+) -> tuple[ServerProcess, int]:
     for port in listen.ports():
         if not _free(listen.host, port):
             continue
-        server = NatsServer([*argv, "-p", str(port)], ports=ports, log=log, lock_fd=lock_fd)
+        server = ServerProcess([*argv, "-p", str(port)], ports=ports, log=log, lock_fd=lock_fd)
         try:
             return server, await server.ready()
         except BaseException as error:

@@ -108,7 +108,7 @@ def _dotted(version: tuple[int, int, int]) -> str:
     return ".".join(map(str, version))
 
 
-class NatsServer:
+class ServerProcess:
     """A running nats-server, child of this process.
 
     Args:

@@ -5,16 +5,19 @@ weight found anywhere in the hits; *focus* is the weight that one single passage
 whose words are all there, but never together, is not answered by the corpus.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from natterjack.demo.corpus import Corpus, Hit
-from natterjack.demo.words import Term, stems, terms
+from natterjack.demo.words import SOFT_WORDS, STOP_WORDS, Term, exact, stems, terms
 
 ROUNDS = 3
 ENOUGH = 3
 """The lowest quality that a report may be written from."""
+LONGEST_QUESTION = 10_000
+"""Characters; the rest is not read."""
 MOST_HITS = 16
 SOFT_WEIGHT = 0.05
 NAME_WEIGHT = 1.5
@@ -33,6 +36,7 @@ class Word(BaseModel):
         stem: As indexed; the stem of `read_as` if there is one.
         weight: How much depends on it: its rarity in the corpus.
         passages: In how many passages it occurs.
+        soft: Whether it asks rather than names, as "difference" does.
         read_as: The corpus's own word for it, where it has another.
     """
 
@@ -42,6 +46,7 @@ class Word(BaseModel):
     stem: str
     weight: float
     passages: int
+    soft: bool = False
     read_as: str | None = None
 
 
@@ -81,7 +86,7 @@ class Verdict(BaseModel):
     answerable: bool
 
 
-def research(corpus: Corpus, question: str, *, round: int = 1, missing: Sequence[str] = ()) -> Findings:  # noqa: A002 - the field's name
+def research(corpus: Corpus, question: str, *, round: int = 1, missing: Sequence[str] = ()) -> Findings:
     """Search for a question.
 
     Round 2 adds a search for each missing word and its nearest spelling in the corpus, round 3 the
@@ -93,11 +98,12 @@ def research(corpus: Corpus, question: str, *, round: int = 1, missing: Sequence
         round: 1 to 3.
         missing: The words that the verdict of the round before missed; none means all.
     """
+    question = question[:LONGEST_QUESTION].encode(errors="replace").decode()  # lone surrogates are not JSON
     words = [_word(corpus, term, respell=round > 1) for term in terms(question)]
-    queries = [" ".join(question.split())[:500]] if words else []
+    queries = [" ".join(question.split())[:500]] if any(not word.soft for word in words) else []
     wanted = [word for word in words if word.shown in missing] or words
     hits = _search(corpus, queries)
-    if round > 1:
+    if round > 1 and queries:
         queries += [_spoken(word) for word in wanted]
         queries += [" ".join(map(_spoken, words))] if any(word.read_as for word in words) else []
         hits = _search(corpus, queries)
@@ -118,15 +124,15 @@ def research(corpus: Corpus, question: str, *, round: int = 1, missing: Sequence
 def assess(findings: Findings) -> Verdict:
     """Judge findings: how much of the question they cover, and how well it stands together."""
     total = sum(word.weight for word in findings.words)
-    if not total:
-        reason = "The question holds no word that could be searched for."
+    if all(word.soft for word in findings.words):
+        reason = "The question names nothing that could be searched for."
         return Verdict(quality=1, coverage=0.0, missing=[], reasons=[reason], enough=True, answerable=False)
     held = [set(tokens) for tokens in stems(f"{hit.passage.title}. {hit.passage.text}" for hit in findings.hits)]
     everywhere = set().union(*held)
     coverage = _share(findings.words, everywhere) / total
     focus = max((_share(findings.words, tokens) for tokens in held), default=0.0) / total
     supporting = sum(_share(findings.words, tokens) / total >= focus * 0.6 for tokens in held) if focus else 0
-    missing = [word.shown for word in findings.words if word.stem not in everywhere]
+    missing = [word.shown for word in findings.words if word.stem not in everywhere and not word.soft]
     strength = 0.45 * coverage + 0.5 * focus + 0.05 * min(supporting, 3) / 3
     quality = next((quality for least, quality in _STEPS if strength >= least), 1)
     return Verdict(
@@ -145,7 +151,7 @@ def _word(corpus: Corpus, term: Term, *, respell: bool) -> Word:
     weight = round(factor * corpus.rarity(term.stem), 4)
     read_as = corpus.nearest(term.shown.lower()) if respell and not passages and not term.named else None
     stem = stems([read_as])[0][0] if read_as else term.stem
-    return Word(shown=term.shown, stem=stem, weight=weight, passages=passages, read_as=read_as)
+    return Word(shown=term.shown, stem=stem, weight=weight, passages=passages, soft=term.soft, read_as=read_as)
 
 
 def _spoken(word: Word) -> str:
@@ -166,13 +172,13 @@ def _search(corpus: Corpus, queries: Sequence[str]) -> list[Hit]:
 
 def _related(corpus: Corpus, words: Sequence[Word], hits: Sequence[Hit], most: int = 3) -> list[str]:
     """Return words that are frequent in the best hits, yet rare in the corpus, and not in the question."""
-    asked = {word.stem for word in words}
-    counts: dict[str, int] = {}
-    for tokens in stems(f"{hit.passage.title}. {hit.passage.text}" for hit in hits[:4]):
-        for stem in set(tokens):
-            counts[stem] = counts.get(stem, 0) + 1
-    shared = [stem for stem, count in counts.items() if count > 1 and len(stem) > 3 and stem not in asked]
-    return sorted(shared, key=lambda stem: (-counts[stem] * corpus.rarity(stem), stem))[:most]
+    asked = {exact(word.read_as or word.shown) for word in words}
+    counts = Counter(
+        form for hit in hits[:4] for form in set(exact(f"{hit.passage.title} {hit.passage.text}").split()) - asked
+    )
+    shared = {form[:-1]: count * corpus.rarity(form) for form, count in counts.items() if count > 1 and len(form) > 4}
+    named = [form for form in shared if form.isalpha() and form not in STOP_WORDS | SOFT_WORDS]
+    return sorted(named, key=lambda form: (-shared[form], form))[:most]
 
 
 def _share(words: Iterable[Word], tokens: set[str]) -> float:
@@ -180,6 +186,8 @@ def _share(words: Iterable[Word], tokens: set[str]) -> float:
 
 
 def _reasons(findings: Findings, coverage: float, focus: float, supporting: int, missing: Sequence[str]) -> list[str]:
+    if not coverage:
+        return [f"No passage of {findings.corpus or 'the corpus'} holds what the question asks about."]
     reasons = [
         f"{len(findings.hits)} passages hold {coverage:.0%} of what the question asks, by the rarity of its words.",
         f"The best single passage holds {focus:.0%}; {supporting} come close to it.",

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import stat
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -33,6 +34,13 @@ _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages"})
 class CorpusError(NatterjackError):
     """There is nothing to search: the folder is missing or holds no text."""
 
+    def __init__(self, folder: str, problem: str) -> None:
+        self.folder = folder
+        super().__init__(
+            f"Folder {folder!r} {problem}. Name a folder with UTF-8 text ({', '.join(SUFFIXES)}), "
+            "at least one paragraph in all."
+        )
+
 
 class Hit(BaseModel):
     """A passage found, and its BM25 score: larger is better."""
@@ -57,6 +65,7 @@ class Corpus:
         self.passages = tuple(passages)
         self.skipped = tuple(skipped)
         self._index = open_index("title, text, exact")
+        weakref.finalize(self, self._index.close)  # Python 3.13 warns of a connection that nobody closes
         self._index.executemany(
             "INSERT INTO passages(rowid, title, text, exact) VALUES (?, ?, ?, ?)",
             (
@@ -66,7 +75,7 @@ class Corpus:
         )
 
     @classmethod
-    @functools.cache  # noqa: B019 - one index for the life of the process is the point
+    @functools.cache
     def language_reference(cls) -> Self:
         """Return the Python language reference, which every CPython carries inside."""
         from pydoc_data.topics import topics  # 500 KB of text: only for who searches it
@@ -86,18 +95,15 @@ class Corpus:
             CorpusError: No folder, or no readable text in it.
         """
         if not docs.is_dir():
-            raise CorpusError(f"{str(docs)!r} is not a folder. Name a folder of {', '.join(SUFFIXES)} files.")
+            raise CorpusError(str(docs), "does not exist or is not a folder")
         skipped: list[str] = []
         documents = (
             (f"{_slug(path)}-", path, Path(path).stem, text, True) for path, text in _read_folder(docs, skipped)
         )
         corpus = cls(f"the documents in {docs.name or docs}", _passages(documents, quoted_literals=False), skipped)
         if not corpus.passages:
-            why = f" Skipped: {'; '.join(skipped[:5])}." if skipped else ""
-            raise CorpusError(
-                f"Folder {str(docs)!r} holds no text to search.{why} "
-                f"Put UTF-8 files ({', '.join(SUFFIXES)}) with at least one paragraph into it."
-            )
+            why = f" (skipped: {'; '.join(skipped[:5])})" if skipped else ""
+            raise CorpusError(str(docs), f"holds no text to search{why}")
         return corpus
 
     def search(self, query: str, limit: int = 12) -> list[Hit]:
@@ -174,44 +180,42 @@ def _passages(documents: Iterable[tuple[str, str, str, str, bool]], *, quoted_li
 def _read_folder(docs: Path, skipped: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (path within the folder, text); append what cannot be read to `skipped`, with the reason."""
     budget, others = LARGEST_FOLDER, Counter[str]()
-    for path in _files(docs):
-        name = path.relative_to(docs).as_posix()
+    for path in _files(docs, skipped):
+        name = path.relative_to(docs).as_posix().encode(errors="replace").decode()
         if path.suffix.lower() not in SUFFIXES:
             others[path.suffix.lower() or "none"] += 1
             continue
-        try:
-            text = _read_text(path, budget)
-        except (OSError, ValueError) as error:
-            skipped.append(f"{name}: {_reason(error)}")
-            continue
-        budget -= len(text)
-        yield name, text
+        text, problem = _read_text(path, budget)
+        if problem:
+            skipped.append(f"{name}: {problem}")
+        else:
+            budget -= len(text)
+            yield name, text
     skipped.extend(f"{count} of type {suffix}" for suffix, count in sorted(others.items()))
 
 
-def _files(docs: Path) -> Iterator[Path]:
+def _files(docs: Path, skipped: list[str]) -> Iterator[Path]:
     """Yield the files below a folder in a stable order, without hidden and installed folders."""
-    for folder, folders, names in os.walk(docs):
+    for folder, folders, names in os.walk(docs, onerror=lambda error: skipped.append(str(error))):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _read_text(path: Path, budget: int) -> str:
-    details = path.stat()
-    if not stat.S_ISREG(details.st_mode):
-        raise ValueError("not a regular file")
-    if details.st_size > min(LARGEST_FILE, budget):
-        raise ValueError(f"{details.st_size:,} bytes is more than the {min(LARGEST_FILE, budget):,} left to read")
-    text = path.read_text(encoding="utf-8-sig")
-    if "\0" in text:
-        raise ValueError("binary, not text")
-    return text
-
-
-def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+def _read_text(path: Path, budget: int) -> tuple[str, str]:
+    """Return the text of a file, or an empty text and why it is not read."""
+    most = min(LARGEST_FILE, budget)
+    try:
+        details = path.stat()
+        if not stat.S_ISREG(details.st_mode):
+            return "", "not a regular file"
+        if details.st_size > most:
+            return "", f"{details.st_size:,} bytes are more than the {most:,} that may be read"
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        return "", f"not UTF-8 at byte {error.start}"
+    except OSError as error:
+        return "", error.strerror or str(error)
+    return ("", "binary, not text") if "\0" in text else (text, "")
 
 
 def _slug(path: str) -> str:

@@ -35,6 +35,7 @@ _MARKUP: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"(?<![\w*])\*\*(?=\S)([^*]{1,200}?)(?<=\S)\*\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w*])\*(?=[^\s*])([^*]{1,200}?)(?<=[^\s*])\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<!\w)__?(?=[^\s_])([^_\s]{1,80} [^_]{1,200}?)(?<=[^\s_])__?(?!\w)"), r"\1"),
+    (re.compile(r"(?<!\w)(__\w{1,80}__)(?!\w)"), r"`\1`"),
     (re.compile(r"\s?\[\d{1,3}\](?=[\s.,;:)]|$)"), ""),
 ]
 _ROLE = re.compile(r":[\w:+-]{2,40}:(?=`)")
@@ -166,7 +167,8 @@ def _heading(lines: list[str]) -> str | None:
 
 def _is_definition(lines: list[str], following: str) -> bool:
     """Whether a line is a signature that heads the indented block below it: `object.__enter__(self)`."""
-    return len(lines) == 1 and _DEFINITION.fullmatch(lines[0]) is not None and _indent(following) > 0 and "." in lines[0]
+    is_signature = len(lines) == 1 and "." in lines[0] and _DEFINITION.fullmatch(lines[0]) is not None
+    return is_signature and _indent(following) > 0
 
 
 def _is_prose(lines: list[str], *, indented: bool, after_colon: bool) -> bool:
@@ -184,6 +186,9 @@ def _is_prose(lines: list[str], *, indented: bool, after_colon: bool) -> bool:
 
 def _paragraphs(lines: list[str], quoted_literals: bool) -> Iterator[str]:
     """Yield one cleaned paragraph, in pieces if it is very long."""
+    is_definition = len(lines) > 1 and _indent(lines[1]) > _indent(lines[0]) and not _BULLET.match(lines[0])
+    if is_definition and lines[0].rstrip()[-1].isalnum():
+        lines = [f"{lines[0].rstrip()}:", *lines[1:]]
     text = clean("\n".join(lines), quoted_literals=quoted_literals)
     while len(text) > LARGEST_PARAGRAPH:
         cut = max(text.rfind(". ", 0, LARGEST_PARAGRAPH) + 1, text.rfind(" ", 0, LARGEST_PARAGRAPH // 2))

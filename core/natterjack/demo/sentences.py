@@ -5,16 +5,16 @@ from collections.abc import Iterator
 
 from natterjack.demo.passages import CODE_INDENT
 
-SHORTEST, LONGEST = 25, 420
+SHORTEST, LONGEST = 20, 420
 """Characters of a sentence that can stand in a report."""
 
-_END = re.compile(r"[.!?…]+[)\]”’\"'`]*(?=\s+(?:`|[\"“‘'(\[]*[^\W_a-z]))|[。！？]")
+_END = re.compile(r"[.!?\u2026]+[)\]\u201d\u2019\"'`]*(?=\s+(?:`|[\"\u201c\u2018'(\[]*[^\W_a-z]))|[\u3002\uff01\uff1f]")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|resp|approx|ca|no|fig|sec|ch|eq|pp?|mr|mrs|ms|dr|prof|st|[A-Z]|z\.B|bzw)|^\d+)\.$",
     re.IGNORECASE,
 )
-_BULLET = re.compile(r"^(?:[*+•-]|\d{1,3}[.)])\s+")
-_FINISHED = re.compile(r"[.!?…。！？][)”’\"'`]*$")
+_BULLET = re.compile(r"^(?:[*+\u2022-]|\d{1,3}[.)])\s+")
+_FINISHED = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][)\u201d\u2019\"'`]*$")
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _is_statement(sentence: str) -> bool:
         and _FINISHED.search(sentence) is not None
         and not sentence.endswith(("e.g.", "i.e.", "?"))
         and not sentence[0].islower()
-        and sentence[0] not in "(—–,;"
+        and sentence[0] not in "(\u2014\u2013,;"
         and (" " in sentence or not sentence.isascii())
         and len(re.findall(r"[^\W\d_]+", sentence)) >= (4 if sentence.isascii() else 1)
         and sentence.count("`") % 2 == 0

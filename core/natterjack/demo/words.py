@@ -17,34 +17,40 @@ TOKENIZER = "porter unicode61 remove_diacritics 2"
 MOST_TERMS = 32
 
 STOP_WORDS = frozenset(
-    "a about after all also am an and any are as at be because been being but by can could did do does doing for from "
-    "get give had has have he her here him his how i if in into is it its just let like me more most my no not of on "
-    "one or other our out over own please she should so some such than that the their them then there these they this "
-    "those to too two under up us very was we were what when where which while who whom whose why will with would you "
-    "your s t re ve ll d m vs versus".split()
+    """
+    a about after all also am an and any are as at be because been being but by can could did do does doing for from get
+    give had has have he her here him his how i if in into is it its just let like me more most my no not of on one or
+    other our out over own please she should so some such than that the their them then there these they this those to
+    too two under up us very was we were what when where which while who whom whose why will with would you your s t re
+    ve ll d m vs versus
+    """.split()  # noqa: SIM905 - words to read, not a list of quotes
 )
 """Words that say nothing about the subject of a question."""
 
 SOFT_WORDS = frozenset(
-    "best between describe difference differences different do done example examples explain exactly good happen "
-    "happens handle know look make mean meaning means need purpose python show tell thing things understand use used "
-    "uses using want way ways work working works write".split()
+    """
+    best between describe difference differences different done example examples explain exactly good happen happens
+    handle know look make mean meaning means need purpose show tell thing things understand use used uses using
+    want way ways work working works write
+    """.split()  # noqa: SIM905 - words to read, not a list of quotes
 )
-"""Words that ask rather than name: searched for, but nearly nothing depends on finding them."""
+"""Words that ask rather than name; a question of nothing else names nothing to search for."""
 
 KEYWORDS = frozenset(keyword.kwlist)
 CODE_WORDS = KEYWORDS & STOP_WORDS
 _CODE = "|".join(sorted(CODE_WORDS))
 _OPERATOR = r"\*\*=?|//=?|==|!=|<=|>=|:=|->|<<|>>|\+=|-=|\*=|@=|[*@%^~|&]"
-_IN_QUOTES = re.compile(r"`([^`\n]{1,80})`|(?<!\w)[\"'“‘]([^\"'“”‘’\n]{1,40})[\"'”’](?!\w)")
+_IN_QUOTES = re.compile(
+    r"`([^`\n]{1,80})`|(?<!\w)[\"'\u201c\u2018]([^\"'\u201c\u201d\u2018\u2019\n]{1,40})[\"'\u201d\u2019](?!\w)"
+)
 _AS_CODE = re.compile(
-    rf"\b(?:does|between|versus|vs\.?|async|yield|keyword)\s+({_CODE})\b(?=\s*(?:$|[?.!]|and|or|vs|do|mean|work|differ|from|\W))"
+    rf"\b(?:does|between|versus|vs\.?|async|yield|keyword)\s+({_CODE})\b"
     rf"|\b({_CODE})(?=\s+(?:statements?|operators?|keywords?|clauses?|loops?|blocks?|expressions?|vs|versus)\b)"
     rf"|\b({_CODE})(?=\s+(?:and|or)\s+[`\"']?(?:{_OPERATOR})(?!\w))"
     rf"|(?<=[=<>!]\s)(?:and|or)\s+({_CODE})\b",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(rf"[^\W_]+|(?<![^\s`\"'“(])(?:{_OPERATOR})(?![^\s`\"'”),.?!])")
+_TOKEN = re.compile(rf"[^\W_]+|(?<![^\s`\"'\u201c(])(?:{_OPERATOR})(?![^\s`\"'\u201d),.?!])")
 _WORD = re.compile(r"[^\W_]+")
 _SPAN = re.compile(r"`[^`]*`")
 

@@ -62,10 +62,12 @@ def _whose(holders: Iterable[Rule]) -> str:
     return f"that is for {named}" if named else "no rule allows it to anyone"
 
 
-def _instead(own: Iterable[Rule], verb: Verb, what: str) -> str:
-    nearest = sorted(own, key=lambda rule: -SequenceMatcher(None, rule.pattern, what).ratio())
-    named = _by_origin((rule.pattern, rule.origin) for rule in nearest[:MOST_SHOWN])
-    return f"it may {verb} {named or 'nothing'}{', …' if len(nearest) > MOST_SHOWN else ''}"
+def _instead(own: Sequence[Rule], verb: Verb, what: str) -> str:
+    more = len(own) > MOST_SHOWN
+    if more:
+        own = sorted(own, key=lambda rule: -SequenceMatcher(None, rule.pattern, what).ratio())[:MOST_SHOWN]
+    named = _by_origin((rule.pattern, rule.origin) for rule in own)
+    return f"it may {verb} {named or 'nothing'}{', …' if more else ''}"
 
 
 def _by_origin(pairs: Iterable[tuple[str, str]]) -> str:

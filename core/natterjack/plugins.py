@@ -19,17 +19,7 @@ from pluggy import HookCaller, PluginManager
 from pydantic import BaseModel
 
 from natterjack import hookspecs
-from natterjack.components import (
-    Agent,
-    Component,
-    Guard,
-    Journal,
-    Kind,
-    Middleware,
-    PeerScheme,
-    ToolServer,
-    Trigger,
-)
+from natterjack.components import Agent, Component, Guard, Journal, Kind, Middleware, PeerScheme, ToolServer, Trigger
 from natterjack.errors import PluginError, nearest
 from natterjack.subjects import check_name
 

@@ -1,8 +1,106 @@
-"""Natterjack."""
+"""Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
-from natterjack.components import Guard, Rule
+from natterjack.client import Run, TeamClient, connect
+from natterjack.components import (
+    Agent,
+    Component,
+    ConsumerSpec,
+    Entry,
+    Guard,
+    Journal,
+    Middleware,
+    PeerScheme,
+    Rule,
+    Settings,
+    ToolServer,
+    Trigger,
+    TriggerContext,
+)
+from natterjack.context import AgentContext
+from natterjack.errors import (
+    BrokerError,
+    ConfigError,
+    ConflictError,
+    ConnectError,
+    CredentialsError,
+    InvalidNameError,
+    LoopError,
+    NatterjackError,
+    NotProvisionedError,
+    PatternError,
+    PayloadError,
+    PeerBusyError,
+    PeerError,
+    PeerRefusedError,
+    PeerTimeoutError,
+    PeerUnavailableError,
+    PluginError,
+    RefusedError,
+    RunFailedError,
+    StartError,
+)
 from natterjack.hookspecs import hookimpl
-from natterjack.rights import Verb
+from natterjack.journal import FileJournal, StreamJournal
+from natterjack.messages import Answer, Answers, Event
+from natterjack.process import AgentProcess
+from natterjack.rights import Right, Verb
+from natterjack.runs import RunContext
+from natterjack.runtime import AgentRuntime
+from natterjack.server import Server
 from natterjack.subjects import matches
+from natterjack.triggers import EventTrigger, MessageTrigger
 
-__all__ = ["Guard", "Rule", "Verb", "hookimpl", "matches"]
+__all__ = [
+    "Agent",
+    "AgentContext",
+    "AgentProcess",
+    "AgentRuntime",
+    "Answer",
+    "Answers",
+    "BrokerError",
+    "Component",
+    "ConfigError",
+    "ConflictError",
+    "ConnectError",
+    "ConsumerSpec",
+    "CredentialsError",
+    "Entry",
+    "Event",
+    "EventTrigger",
+    "FileJournal",
+    "Guard",
+    "InvalidNameError",
+    "Journal",
+    "LoopError",
+    "MessageTrigger",
+    "Middleware",
+    "NatterjackError",
+    "NotProvisionedError",
+    "PatternError",
+    "PayloadError",
+    "PeerBusyError",
+    "PeerError",
+    "PeerRefusedError",
+    "PeerScheme",
+    "PeerTimeoutError",
+    "PeerUnavailableError",
+    "PluginError",
+    "RefusedError",
+    "Right",
+    "Rule",
+    "Run",
+    "RunContext",
+    "RunFailedError",
+    "Server",
+    "Settings",
+    "StartError",
+    "StreamJournal",
+    "TeamClient",
+    "ToolServer",
+    "Trigger",
+    "TriggerContext",
+    "Verb",
+    "connect",
+    "hookimpl",
+    "matches",
+]

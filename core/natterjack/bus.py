@@ -9,69 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import nats
 import nats.errors
-import orjson
 from nats.aio.client import Client
-from nats.aio.msg import Msg as Message
 from nats.aio.subscription import Subscription as RawSubscription
 
 from natterjack import codec
 from natterjack.errors import (
-    BrokerError,
-    ConflictError,
     ConnectError,
     CredentialsError,
     DisconnectedError,
-    NatterjackError,
     NoRespondersError,
-    NotProvisionedError,
-    PayloadError,
     RefusedError,
     RequestTimeoutError,
-    StreamError,
 )
-from natterjack.server import API_PREFIX, Server
+from natterjack.mailbox import Mailbox, Message, status_of
+from natterjack.server import Server
+from natterjack.streams import Stored, Streams
 
-__all__ = ["Bus", "Message", "Stored", "Subscription", "error_of"]
+__all__ = ["Bus", "Message", "Stored", "Subscription", "error_of", "status_of"]
 
 log = logging.getLogger("natterjack.bus")
 
 OLDEST_SERVER: Final = (2, 12)
-STORE_BUDGET: Final = 15.0
-"""Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
-_WRONG_LAST: Final = (10071, 10164)
-_NOT_FOUND: Final = (10059, 10014, 10037)
+NO_RESPONDERS: Final = "503"
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
-
-
-class Stored(NamedTuple):
-    """The server's acknowledgement of a store.
-
-    Attributes:
-        sequence: Sequence in its stream.
-        duplicate: Whether the stream already had a message of this id.
-    """
-
-    sequence: int
-    duplicate: bool
-
-
-@dataclass(slots=True)
-class _Waiter:
-    """Somebody waiting for one reply, or for several."""
-
-    subject: str
-    done: asyncio.Future[Message]
-    collect: Callable[[Message], bool] | None = None  # returns True on the last
-    fails_on_disconnect: bool = False
 
 
 @dataclass(slots=True)
@@ -90,13 +59,12 @@ class Subscription:
     async def drain(self) -> None:
         """Stop, after what has arrived was handled."""
         try:
-            await self.raw.drain()
+            await self.raw.drain()  # type: ignore[no-untyped-call]
         except nats.errors.Error as error:
             log.debug("drained %s, which had ended: %s", self.raw.subject, error)
 
 
-@dataclass(slots=True, eq=False)
-class Bus:
+class Bus(Streams):
     """One principal's connection. Make it with `Bus.connect`.
 
     Attributes:
@@ -105,21 +73,19 @@ class Bus:
         closed: Set once the connection is gone for good; `reason` then says why.
     """
 
-    server: Server
-    principal: str
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
-    reason: str = ""
-    _nc: Client = field(default_factory=Client)
-    _waiting: dict[str, _Waiter] = field(default_factory=dict)
-    _denied: dict[str, str] = field(default_factory=dict)
-    _connected: asyncio.Event = field(default_factory=asyncio.Event)
-    _on_reconnect: list[Callable[[], None]] = field(default_factory=list)
-    _on_slow: dict[int, Callable[[], None]] = field(default_factory=dict)
-    _inbox: str = ""
-    _ids: str = field(default_factory=lambda: secrets.token_urlsafe(16))  # 128 random bits [R6]
-    _count: int = 0
-    _closing: bool = False
-    _last_error: Exception | None = None
+    def __init__(self, server: Server, principal: str) -> None:
+        super().__init__()
+        self.server, self.principal = server, principal
+        self.closed = asyncio.Event()
+        self.reason = ""
+        self._nc = Client()
+        self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self._publish)
+        self._connected = asyncio.Event()
+        self._closing = False
+        self._denied: dict[str, str] = {}
+        self._on_reconnect: list[Callable[[], None]] = []
+        self._on_slow: dict[int, Callable[[], None]] = {}
+        self._last_error: Exception | None = None
 
     # Connecting and closing
 
@@ -171,7 +137,9 @@ class Bus:
         if server.nkey:
             options["nkeys_seed_str" if server.nkey.startswith("SU") else "nkeys_seed"] = server.nkey
         options |= {"token": server.token, "user": server.user, "password": server.password}
-        return {key: value for key, value in (options | {"user_credentials": server.creds}).items() if value is not None}
+        return {
+            key: value for key, value in (options | {"user_credentials": server.creds}).items() if value is not None
+        }
 
     def _connect_error(self, error: Exception) -> ConnectError:
         text = f"{error} {self._last_error or ''}".lower()
@@ -193,9 +161,8 @@ class Bus:
             msg = f"{self.server} runs nats-server {version.major}.{version.minor}, but {wanted} or newer is needed."
             raise ConnectError(msg)
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
-        self._inbox = f"_INBOX.{self.principal}.{secrets.token_hex(8)}"
         self._connected.set()
-        await self.subscribe(f"{self._inbox}.*", self._reply)
+        await self.subscribe(f"{self._mailbox.prefix}.*", self._mailbox.receive)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""
@@ -211,7 +178,7 @@ class Bus:
         self.reason = self.reason or reason
         self._connected.clear()
         self.closed.set()
-        self._fail_waiters(lambda _: True)
+        self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
 
     async def flush(self) -> None:
         """Wait until the server has seen all that was sent.
@@ -224,7 +191,8 @@ class Bus:
             await self._nc._flush_pending(force_flush=True)
             await self._nc.flush()
         except (nats.errors.Error, OSError) as error:
-            raise DisconnectedError(f"{self.server} did not confirm: {_clean(error)}") from error
+            msg = f"{self.server} did not confirm: {_clean(error)}"
+            raise DisconnectedError(msg) from error
 
     # What the connection tells
 
@@ -269,14 +237,13 @@ class Bus:
         parts = text.split('"')
         subject = parts[1] if len(parts) > 1 else ""
         subscribing = "subscription" in text.lower()
-        message = f"the broker refuses {self.principal!r} to {'subscribe to' if subscribing else 'publish on'} {subject!r}"
+        message = (
+            f"the broker refuses {self.principal!r} to {'subscribe to' if subscribing else 'publish on'} {subject!r}"
+        )
         if subscribing:
             self._denied[subject.lower()] = message
             return
-        waiters = [waiter for waiter in self._waiting.values() if waiter.subject.lower() == subject.lower()]
-        for waiter in waiters:
-            _fail(waiter.done, RefusedError(message))
-        if not waiters:
+        if not self._mailbox.refuse(subject.lower(), RefusedError(message)):
             log.error("%s", message)
 
     def _slow(self, error: nats.errors.SlowConsumerError) -> None:
@@ -289,7 +256,8 @@ class Bus:
         self._connected.clear()
         if not self._closing:
             log.info("%s: disconnected from %s, reconnecting", self.principal, self.server)
-        self._fail_waiters(lambda waiter: waiter.fails_on_disconnect)
+        error = DisconnectedError(f"the connection to {self.server} went before a reply came")
+        self._mailbox.disconnected(error, for_good=False)
 
     async def _reconnected(self) -> None:
         log.info("%s: reconnected to %s", self.principal, self.server)
@@ -299,13 +267,25 @@ class Bus:
 
     async def _closed(self) -> None:
         if not self._closing:
-            self._end(f"{self.server} closed the connection ({_clean(self._last_error) if self._last_error else 'no reason given'})")
+            self._end(
+                f"{self.server} closed the connection ({_clean(self._last_error) if self._last_error else 'no reason given'})"
+            )
             log.error("%s: %s", self.principal, self.reason)
 
-    def _fail_waiters(self, chosen: Callable[[_Waiter], bool]) -> None:
-        for waiter in self._waiting.values():
-            if chosen(waiter):
-                _fail(waiter.done, DisconnectedError(f"the connection to {self.server} went before a reply came"))
+    async def until_connected(self, timeout: float) -> None:
+        """Return once the connection is up.
+
+        Raises:
+            DisconnectedError: It is not, after `timeout` seconds.
+        """
+        if self._connected.is_set():
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
+        except TimeoutError as error:
+            msg = f"{self.server} is away since more than {timeout:.0f} s"
+            raise DisconnectedError(msg) from error
 
     # Publishing, subscribing
 
@@ -318,20 +298,17 @@ class Bus:
             PayloadError: Larger than the server takes.
             DisconnectedError: The connection is closed, or its buffer full.
         """
+        await self._publish(subject, data, headers, reply)
+
+    async def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
+        self.check_size(data, headers)
         try:
-            await self._nc.publish(subject, data, reply, headers)
-        except nats.errors.MaxPayloadError as error:
-            raise PayloadError(self._too_large(data)) from error
+            await self._nc.publish(subject, data, reply, headers)  # type: ignore[arg-type]  # it only reads them
         except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
             raise DisconnectedError(self.reason or "the connection is closed") from error
         except nats.errors.OutboundBufferLimitError as error:
-            raise DisconnectedError(f"{self.server} is away and the buffer for it is full") from error
-
-    def _too_large(self, data: bytes) -> str:
-        return (
-            f"the payload has {len(data):,} bytes but the server takes {self.max_payload:,}; "
-            "send a reference to the data instead"
-        )
+            msg = f"{self.server} is away and the buffer for it is full"
+            raise DisconnectedError(msg) from error
 
     async def subscribe(
         self,
@@ -390,9 +367,11 @@ class Bus:
             RefusedError: The broker does not allow it, known in a millisecond.
             DisconnectedError: The connection is closed, or went meanwhile.
         """
-        waiter = _Waiter(subject, asyncio.get_running_loop().create_future(), None, fails_on_disconnect)
-        reply = await self._wait_for(waiter, data, headers, timeout)
-        if reply.headers and reply.headers.get("Status") == "503" and not reply.data:
+        mailbox = self._mailbox
+        reply = await mailbox.request(
+            subject, data, timeout=timeout, headers=headers, fails_on_disconnect=fails_on_disconnect
+        )
+        if not reply.data and status_of(reply) == NO_RESPONDERS:
             raise NoRespondersError(subject)
         return reply
 
@@ -414,11 +393,10 @@ class Bus:
 
         def collect(message: Message) -> bool:
             replies.append(message)
-            return until(message)
+            return status_of(message) == NO_RESPONDERS or until(message)
 
-        waiter = _Waiter(subject, asyncio.get_running_loop().create_future(), collect, fails_on_disconnect=True)
-        await self._wait_for(waiter, data, None, timeout)
-        if _status(replies[0]) == "503":
+        await self._mailbox.request(subject, data, timeout=timeout, collect=collect, fails_on_disconnect=True)
+        if status_of(replies[-1]) == NO_RESPONDERS:
             raise NoRespondersError(subject)
         return replies
 
@@ -427,164 +405,16 @@ class Bus:
         replies: list[Message] = []
 
         def collect(message: Message) -> bool:
-            if _status(message) == "503":
+            if status_of(message) == NO_RESPONDERS:
                 return True
             replies.append(message)
             return False
 
-        waiter = _Waiter(subject, asyncio.get_running_loop().create_future(), collect)
         try:
-            await self._wait_for(waiter, b"", None, window)
+            await self._mailbox.request(subject, b"", timeout=window, collect=collect)
         except RequestTimeoutError:
             return replies
         return replies
-
-    async def _wait_for(
-        self, waiter: _Waiter, data: bytes, headers: Mapping[str, str] | None, timeout: float
-    ) -> Message:
-        self._count += 1
-        token = f"{self._count:x}"
-        self._waiting[token] = waiter
-        timer = asyncio.get_running_loop().call_later(timeout, _expire, waiter, timeout)
-        try:
-            await self.publish(waiter.subject, data, headers=headers, reply=f"{self._inbox}.{token}")
-            return await waiter.done
-        finally:
-            timer.cancel()
-            del self._waiting[token]
-            waiter.done.cancel()
-
-    async def _reply(self, message: Message) -> None:
-        waiter = self._waiting.get(message.subject[len(self._inbox) + 1 :])
-        if waiter is None or waiter.done.done():
-            return
-        if waiter.collect is None or waiter.collect(message) or _status(message) == "503":
-            waiter.done.set_result(message)
-
-    # JetStream
-
-    async def api(self, name: str, body: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> dict[str, Any]:
-        """Call the JetStream API, e.g. `STREAM.INFO.EVENTS`, and return its answer.
-
-        Raises:
-            NotProvisionedError: The stream, consumer or message it names does not exist.
-            StreamError: JetStream refuses; it carries the code.
-            BrokerError: JetStream is not enabled.
-        """
-        data = orjson.dumps(body) if body else b""
-        try:
-            reply = await self.request(f"{self.server.prefix}.{name}", data, timeout=timeout, fails_on_disconnect=True)
-        except NoRespondersError as error:
-            msg = f"{self.server} has no JetStream for {self.principal!r}. Start nats-server with -js."
-            raise BrokerError(msg) from error
-        answer: dict[str, Any] = orjson.loads(reply.data)
-        error = answer.get("error")
-        if error and error.get("err_code") in _NOT_FOUND:
-            raise NotProvisionedError(".".join(name.split(".")[-2 if "CONSUMER" in name else -1 :]))
-        if error:
-            raise StreamError(error.get("err_code", 0), error.get("description", ""), name)
-        return answer
-
-    async def store(
-        self,
-        subject: str,
-        data: bytes,
-        *,
-        headers: Mapping[str, str] | None = None,
-        id: str | None = None,  # noqa: A002 - the field's word
-        expect: int | None = None,
-        stream: str = "",
-        budget: float = STORE_BUDGET,
-    ) -> Stored:
-        """Publish into a stream and return once it is stored, trying again while the server is away.
-
-        Args:
-            subject: A subject that a stream captures.
-            data: Payload.
-            headers: Headers beside the deduplication id.
-            id: Deduplication id; by default an unguessable one [R6].
-            expect: Last sequence that the subject must have (0: none), for compare-and-set.
-            stream: The stream's name, needed with `expect` to tell a lost ack from a lost race [R5].
-            budget: Seconds to go on trying.
-
-        Raises:
-            ConflictError: `expect` did not hold.
-            NotProvisionedError: No stream captures the subject.
-            StreamError: The stream refuses, e.g. because it is full.
-        """
-        if len(data) > self.max_payload > 0:
-            raise PayloadError(self._too_large(data))
-        message_id = id or self.new_id()
-        sent = {**(headers or {}), codec.MSG_ID: message_id}
-        if expect is not None:
-            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
-        deadline = time.monotonic() + budget
-        pause, tried = 0.02, 0
-        while True:
-            tried += 1
-            try:
-                return await self._store_once(subject, data, sent, min(5.0, max(0.05, deadline - time.monotonic())))
-            except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
-                if isinstance(error, NoRespondersError) and tried == 1:
-                    await self._check_stream(subject)
-                if self.closed.is_set() or time.monotonic() + pause > deadline:
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
-            except ConflictError:
-                ours = await self._stored_already(stream, subject, message_id) if tried > 1 and stream else None
-                if ours is None:
-                    raise
-                return ours
-
-    async def _store_once(self, subject: str, data: bytes, headers: Mapping[str, str], timeout: float) -> Stored:
-        if not self._connected.is_set():
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._connected.wait()
-            except TimeoutError as error:
-                raise DisconnectedError(f"{self.server} is away since more than {timeout:.0f} s") from error
-        reply = await self.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
-        try:
-            ack = orjson.loads(reply.data)
-        except orjson.JSONDecodeError as error:
-            raise BrokerError(f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}") from error
-        problem = ack.get("error")
-        if problem is None:
-            return Stored(ack["seq"], ack.get("duplicate", False))
-        if problem.get("err_code") in _WRONG_LAST:
-            raise ConflictError(f"{subject!r} was written by somebody else meanwhile ({problem['description']})")
-        raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)
-
-    async def _check_stream(self, subject: str) -> None:
-        """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
-        try:
-            found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
-        except (NatterjackError, TimeoutError) as error:
-            log.debug("cannot tell whether a stream captures %s: %s", subject, error)
-            return
-        if not found.get("streams"):
-            raise NotProvisionedError(f"a stream for {subject!r}")
-
-    async def _stored_already(self, stream: str, subject: str, message_id: str) -> Stored | None:
-        """A conflict after a retry may be our own first try, whose ack was lost: look at the id [R5]."""
-        last = await self.last(stream, subject)
-        if last is None or (last.headers or {}).get(codec.MSG_ID) != message_id:
-            return None
-        return Stored(int(last.headers["Nats-Sequence"]), duplicate=True)
-
-    async def last(self, stream: str, subject: str, *, timeout: float = 5.0) -> Message | None:
-        """Return the newest message on a subject of a stream with direct access, or None."""
-        name = f"{self.server.prefix}.DIRECT.GET.{stream}.{subject}"
-        reply = await self.request(name, timeout=timeout, fails_on_disconnect=True)
-        if _status(reply) == "404":
-            return None
-        return reply
-
-    def new_id(self) -> str:
-        """Return a fresh deduplication id that nobody else can guess [R6]."""
-        self._count += 1
-        return f"{self._ids}{self._count:x}"
 
 
 def error_of(message: Message) -> tuple[int, str] | None:
@@ -593,20 +423,7 @@ def error_of(message: Message) -> tuple[int, str] | None:
     if not headers or (codec.ERROR not in headers and codec.ERROR_CODE not in headers):
         return None
     code = headers.get(codec.ERROR_CODE, "500")
-    return (int(code) if code.isdigit() else 500), headers.get(codec.ERROR, "")
-
-
-def _status(message: Message) -> str:
-    return (message.headers or {}).get("Status", "")
-
-
-def _fail(future: asyncio.Future[Message], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _expire(waiter: _Waiter, timeout: float) -> None:
-    _fail(waiter.done, RequestTimeoutError(waiter.subject, timeout))
+    return (int(code) if re.fullmatch("[0-9]{3}", code) else 500), headers.get(codec.ERROR, "")
 
 
 def _clean(error: Exception) -> str:

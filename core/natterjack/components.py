@@ -72,7 +72,8 @@ def read_settings(config: type[C], settings: Mapping[str, Any], owner: str) -> C
     try:
         return config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{owner}: {explain(error, config)}") from error
+        msg = f"{owner}: {explain(error, config)}"
+        raise ConfigError(msg) from error
 
 
 def explain(error: ValidationError, config: type[BaseModel]) -> str:
@@ -109,14 +110,14 @@ class Agent(Component):
     async def handle(self, event: Event, ctx: RunContext) -> Any:
         """Work on one event; what it returns is journaled. Called for each trigger."""
         del ctx
-        raise ConfigError(
-            f"{type(self).__name__} got an event ({event.type}) but has no `async def handle(self, event, ctx)`"
-        )
+        msg = f"{type(self).__name__} got an event ({event.type}) but has no `async def handle(self, event, ctx)`"
+        raise ConfigError(msg)
 
     def answer(self, question: str, ctx: RunContext) -> Awaitable[Any] | AsyncIterator[Any]:
         """Answer one question. Called for each ask; an `async def`."""
         del question, ctx
-        raise ConfigError(f"{type(self).__name__} was asked but has no `async def answer(self, question, ctx)`")
+        msg = f"{type(self).__name__} was asked but has no `async def answer(self, question, ctx)`"
+        raise ConfigError(msg)
 
 
 # Triggers

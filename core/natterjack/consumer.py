@@ -1,0 +1,210 @@
+"""A continuous pull from a durable consumer, for free slots only.
+
+nats-py offers `fetch`, which waits between batches. This keeps requests open at the server, asks again as slots
+become free, tells the server about every message it holds (`+WPI`), and comes back after restarts and lost requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import orjson
+
+from natterjack.bus import Bus, Message, Subscription
+from natterjack.components import ConsumerSpec
+from natterjack.errors import DisconnectedError, NotProvisionedError
+
+log = logging.getLogger("natterjack.consumer")
+
+HEARTBEAT: Final = 5.0
+EXPIRES: Final = 60.0
+RETRY_PAUSE: Final = 0.25
+"""Seconds before asking again where the server had no answer, e.g. while it elects a leader."""
+
+_ACK: Final = b"+ACK"
+_NAK: Final = b"-NAK"
+_PROGRESS: Final = b"+WPI"
+
+
+class Place(NamedTuple):
+    """Where a delivered message stands, read from its ack subject.
+
+    Attributes:
+        stream: Its stream.
+        delivered: How often the server has delivered it; no measure of attempts [R2].
+        sequence: Its stream sequence.
+        time: When it was stored, Unix nanoseconds.
+        pending: How many more wait.
+    """
+
+    stream: str
+    delivered: int
+    sequence: int
+    time: int
+    pending: int
+
+
+def place_of(message: Message) -> Place:
+    """Read `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>.<pending>[.<…>]`."""
+    parts = message.reply.split(".")
+    if len(parts) > 9:
+        del parts[2:4]
+    return Place(parts[2], int(parts[4]), int(parts[5]), int(parts[7]), int(parts[8]))
+
+
+class Consumer:
+    """Pulls from one durable consumer, at most `slots` messages at a time.
+
+    Args:
+        bus: Connection of the agent.
+        spec: Which consumer.
+        deliver: Called with each message; must not block. The message counts as held until `ack` or `nak`.
+        slots: How many messages may be held at once.
+        ack_wait: Seconds after which the server gives up on a message it hears nothing about.
+        heartbeat: Seconds between the server's signs of life while it has nothing to deliver.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        spec: ConsumerSpec,
+        deliver: Callable[[Message], None],
+        *,
+        slots: int,
+        ack_wait: float = 30.0,
+        heartbeat: float = HEARTBEAT,
+    ) -> None:
+        self._bus, self.spec, self._deliver, self._slots = bus, spec, deliver, slots
+        self._progress_every, self._heartbeat = ack_wait / 3, heartbeat
+        self._held: dict[str, Message] = {}
+        self._busy: set[str] = set()
+        self._asked = 0
+        self._heard = self._told = time.monotonic()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._gone: NotProvisionedError | None = None
+        self._inbox = f"_INBOX.{bus.principal}.{bus.new_id()}"
+        self._next = f"{bus.server.prefix}.CONSUMER.MSG.NEXT.{spec.stream}.{spec.name}"
+
+    async def run(self) -> None:
+        """Pull until cancelled; then no message is taken any more, and those held may still be finished.
+
+        Raises:
+            NotProvisionedError: The consumer does not exist, or was removed.
+        """
+        await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+        subscription = await self._bus.subscribe(self._inbox, self._receive)
+        try:
+            async with self._bus.reconnects(self._start_over):
+                while self._gone is None:
+                    await self._step()
+                raise self._gone
+        finally:
+            self._stopping = True
+            await asyncio.shield(self._leave(subscription))
+
+    async def _step(self) -> None:
+        if time.monotonic() - self._told > self._progress_every:
+            await self._tell_progress()
+        if self._asked and time.monotonic() - self._heard > 2 * self._heartbeat + 1:
+            log.info("%s: the server is silent about %s, asking again", self._bus.principal, self.spec.name)
+            self._start_over()
+        await self._pull()
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(min(self._heartbeat, self._progress_every)):
+                await self._wake.wait()
+        except TimeoutError:
+            return  # time to look around
+
+    async def _pull(self) -> None:
+        free = self._slots - len(self._busy) - self._asked
+        if free <= 0 or self._asked > self._slots // 2 or not self._bus.connected:
+            return
+        body = {"batch": free, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
+        self._asked += free
+        self._heard = time.monotonic()
+        await self._publish(self._next, orjson.dumps(body), reply=self._inbox)
+
+    async def _receive(self, message: Message) -> None:
+        self._heard = time.monotonic()
+        status = (message.headers or {}).get("Status") if not message.reply else None
+        if status is not None:
+            self._on_status(status, message)
+            return
+        self._asked = max(0, self._asked - 1)
+        if self._stopping:
+            await self._publish(message.reply, _NAK)
+            return
+        self._held[message.reply] = message
+        self._busy.add(message.reply)
+        self._deliver(message)
+        if self._asked <= self._slots // 2:
+            await self._pull()
+
+    def _on_status(self, status: str, message: Message) -> None:
+        if status == "100":  # idle heartbeat
+            return
+        headers = message.headers or {}
+        description = headers.get("Description", "").lower()
+        if "consumer deleted" in description:
+            self._gone = NotProvisionedError(f"consumer {self.spec.name!r} of stream {self.spec.stream!r}")
+            self._wake.set()
+            return
+        # What this request will no longer deliver: 408 it expired, 409 a leader changed or the server stops.
+        self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+        if status == "408":
+            self._wake.set()
+        else:
+            asyncio.get_running_loop().call_later(RETRY_PAUSE, self._wake.set)
+
+    def _start_over(self) -> None:
+        """Forget requests that a restart or a lost connection has ended."""
+        self._asked = 0
+        self._wake.set()
+
+    async def _tell_progress(self) -> None:
+        self._told = time.monotonic()
+        for reply in list(self._held):
+            await self._publish(reply, _PROGRESS)
+
+    def release(self, message: Message) -> None:
+        """Free the slot of a message whose verdict follows; the server still hears that it is held."""
+        self._busy.discard(message.reply)
+        if self._asked <= self._slots // 2 and not self._stopping:
+            self._wake.set()
+
+    async def ack(self, message: Message) -> None:
+        """Tell the server that the message is done with."""
+        await self._finish(message, _ACK)
+
+    async def nak(self, message: Message, delay: float = 0.0) -> None:
+        """Give the message back, to be delivered again after `delay` seconds."""
+        await self._finish(message, _NAK + (b' {"delay": %d}' % int(delay * 1e9) if delay else b""))
+
+    def drop(self, message: Message) -> None:
+        """Let go of a message that another replica took over."""
+        self._held.pop(message.reply, None)
+        self.release(message)
+
+    async def _finish(self, message: Message, verdict: bytes) -> None:
+        if self._held.pop(message.reply, None) is not None:
+            await self._publish(message.reply, verdict)
+        self.release(message)
+
+    async def _publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        try:
+            await self._bus.publish(subject, data, reply=reply)
+        except DisconnectedError as error:  # the server will deliver again; nothing is lost
+            log.debug("%s: %s", self._bus.principal, error)
+
+    async def _leave(self, subscription: Subscription) -> None:
+        """Take no more; what still arrives goes back at once, for another replica."""
+        if self._bus.connected:
+            await subscription.drain()
+        else:
+            await subscription.unsubscribe()

@@ -57,12 +57,7 @@ def _read(what: str) -> tuple[list[str], list[str]]:
 
 
 def _serve(agent: str) -> tuple[list[str], list[str]]:
-    discovery = [
-        subjects.service(verb, *rest)
-        for verb in ("PING", "INFO", "STATS")
-        for rest in ((), ("agents",), ("agents", "*"))
-    ]
-    return ["_INBOX.>"], [subjects.ask(agent), subjects.cancel(agent, "*"), *discovery]
+    return ["_INBOX.>"], [subjects.ask(agent), subjects.cancel(agent, "*"), subjects.service(">")]
 
 
 def _journal(agent: str) -> tuple[list[str], list[str]]:
@@ -71,8 +66,8 @@ def _journal(agent: str) -> tuple[list[str], list[str]]:
 
 
 _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
-    "emit": lambda what: ([subjects.event(what)], []),
-    "publish": lambda what: ([subjects.message(what)], []),
+    "emit": lambda what: ([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
+    "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
     "inject": lambda what: ([f"inbox.{what}"], []),
     "ask": lambda what: ([subjects.ask(what), subjects.cancel(what, "*")], []),
     "write": lambda what: ([subjects.key(subjects.CONTEXT_BUCKET, what)], []),

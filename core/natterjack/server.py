@@ -113,4 +113,6 @@ def nats_context(name: str) -> Server:
         raise ConfigError(msg) from error
     names = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key")
     given = {key: found[key] for key in names if found.get(key)}
-    return Server(found.get("url") or "nats://127.0.0.1:4222", prefix=found.get("jetstream_api_prefix") or API_PREFIX, **given)
+    return Server(
+        found.get("url") or "nats://127.0.0.1:4222", prefix=found.get("jetstream_api_prefix") or API_PREFIX, **given
+    )

@@ -219,3 +219,13 @@ def dead(agent: str, trigger: str) -> str:
 def durable(agent: str, trigger: str) -> str:
     """Name of a trigger's durable consumer; `=` cannot occur in either part [R20]."""
     return f"{agent}={trigger}"
+
+
+def is_durable(name: str) -> bool:
+    """Tell whether a consumer is one of ours."""
+    return "=" in name
+
+
+def label(kind: str, pattern: str) -> str:
+    """Name of a trigger within its agent, e.g. `event-research+@`: injective, and one subject token."""
+    return f"{kind}-{pattern.replace('.', '+').replace('*', '@').replace('>', '@@')}"

@@ -1,0 +1,146 @@
+"""A team as seen from outside: what scripts, web applications and the command line use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from natterjack import subjects
+from natterjack.bus import Bus, Message
+from natterjack.components import Entry
+from natterjack.context import AgentContext
+from natterjack.errors import ConfigError, PayloadError, RequestTimeoutError, RunFailedError
+from natterjack.events import EventBus
+from natterjack.guards import Guards
+from natterjack.journal import ENDINGS, StreamJournal, live_entry
+from natterjack.messages import Answer, Answers, Envelope, run_id
+from natterjack.peers import ASK_TIMEOUT, Peers
+from natterjack.server import Server, named_server
+from natterjack.service import AgentInfo, discover
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that was started by `inject_event`.
+
+    Attributes:
+        id: Its id.
+        agent: Who handles it.
+    """
+
+    id: str
+    agent: str
+    _bus: Bus
+
+    async def result(self, timeout: float = 600.0) -> Any:
+        """Return what the handler returned, as soon as it has.
+
+        Args:
+            timeout: Seconds.
+
+        Raises:
+            RunFailedError: It ended in a dead letter; with the cause.
+            RequestTimeoutError: It has not ended in time; it still may.
+        """
+        ended: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+
+        async def receive(message: Message) -> None:
+            entry = live_entry(message)
+            if entry.kind in ENDINGS and not ended.done():
+                ended.set_result(entry)
+
+        journal = StreamJournal()
+        journal.attach(self._bus)
+        subscription = await self._bus.subscribe(subjects.feed_journal(self.agent, self.id), receive)
+        try:
+            stored = [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
+            async with asyncio.timeout(timeout):
+                entry = stored[0] if stored else await ended
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"run {self.id} of {self.agent}", timeout) from error
+        finally:
+            await subscription.unsubscribe()
+        if entry.kind == "dead":
+            raise RunFailedError(self.id, str(entry.data.get("cause", "")))
+        return entry.data.get("result")
+
+
+class TeamClient:
+    """Acts in a team as its operator; serves nothing, and provisions nothing.
+
+    Attributes:
+        bus: Its connection.
+        event_bus: Emits, publishes, subscribes.
+        context: The shared context.
+    """
+
+    def __init__(self, bus: Bus, context: AgentContext, guards: Guards | None = None) -> None:
+        guards = guards or Guards()
+        self.bus, self.context = bus, context
+        self.event_bus = EventBus(bus, guards, lambda: context.revision)
+        self._peers = Peers(bus, guards)
+
+    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+        """Ask one agent; see `Peers.ask`."""
+        return await self._peers.ask(name, question, timeout=timeout)
+
+    async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
+        """Ask several agents at once; see `Peers.broadcast`."""
+        return await self._peers.broadcast(names, question, timeout=timeout)
+
+    async def agents(self) -> list[AgentInfo]:
+        """Return the agents that run now, on whatever machine."""
+        return await discover(self.bus)
+
+    async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
+        """Give an event to one agent; `event["type"]` is its type, all of it its data.
+
+        Returns:
+            The run that will handle it.
+        """
+        subjects.check_name(agent)
+        kind = event.get("type")
+        if not isinstance(kind, str):
+            msg = f"an event needs its 'type', e.g. {{'type': 'research.start', …}}; this one has {kind!r}"
+            raise PayloadError(msg)
+        identity = self.bus.new_id()
+        await self.event_bus.send("inject", f"{agent}.{kind}", dict(event), Envelope(), identity)
+        return Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, self.bus)
+
+
+@asynccontextmanager
+async def connect(server: str | Server | None = None, *, context: bool = True) -> AsyncIterator[TeamClient]:
+    """Join a running team from a program that is no agent.
+
+    Example::
+
+        async with natterjack.connect("nats://127.0.0.1:4222") as team:
+            print(await team.ask_peer("researcher", "What is new?"))
+
+    Args:
+        server: Its URL; by default `NATS_URL`.
+        context: Whether to follow the shared context.
+
+    Raises:
+        ConfigError: No server is named.
+        ConnectError: It cannot be reached, or refuses.
+        NotProvisionedError: No team has been provisioned there.
+    """
+    found = server if isinstance(server, Server) else named_server(server)
+    if found is None:
+        msg = "name a server: natterjack.connect('nats://127.0.0.1:4222'), or set NATS_URL"
+        raise ConfigError(msg)
+    bus = await Bus.connect(found, principal=subjects.OPERATOR)
+    shared = AgentContext()
+    try:
+        if context:
+            await shared.attach(bus)
+        try:
+            yield TeamClient(bus, shared)
+        finally:
+            await shared.close()
+    finally:
+        await bus.close()

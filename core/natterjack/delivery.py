@@ -1,0 +1,201 @@
+"""Delivery: from a stored message to a finished run, with attempts, backoff and dead letters.
+
+An attempt is a started handler that failed or died, never the server's delivery count: that one grows for messages
+nobody has run yet [R2]. A first delivery writes nothing before its handler; a later one reads the run's journal,
+so that a run which ended is not run again, and records its start, so that a handler which kills its process
+is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from natterjack.bus import Message
+from natterjack.components import ConsumerSpec
+from natterjack.consumer import Consumer, Place, place_of
+from natterjack.dead import DeadLetter, bury
+from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
+from natterjack.events import read_event
+from natterjack.messages import Envelope, Event, run_id
+from natterjack.peers import MAX_DEPTH, loop_message
+from natterjack.runs import Facilities, RunContext
+
+if TYPE_CHECKING:
+    from natterjack.team import AgentSpec
+
+log = logging.getLogger("natterjack.delivery")
+
+MAX_BACKOFF: Final = 60.0
+CAUSALITY_WAIT: Final = 1.0
+"""Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
+COLLISION_PAUSE: Final = 1.0
+
+Handler = Callable[[Event, RunContext], Awaitable[Any]]
+
+
+class Delivery:
+    """Handles what one durable consumer delivers, for one agent.
+
+    Args:
+        facilities: What the agent works with.
+        spec: The agent's limits.
+        consumer: Which durable consumer.
+        label: Name of the trigger.
+        handler: Does the work.
+        slots: Bounds what the agent handles at once, over all its triggers.
+    """
+
+    def __init__(
+        self,
+        facilities: Facilities,
+        spec: AgentSpec,
+        consumer: ConsumerSpec,
+        label: str,
+        handler: Handler,
+        slots: asyncio.Semaphore,
+    ) -> None:
+        self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
+        self._slots = slots
+        self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=spec.concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[str] = set()
+
+    async def run(self) -> None:
+        """Handle until cancelled; then `drain` finishes what is held."""
+        await self._consumer.run()
+
+    async def drain(self, timeout: float) -> None:
+        """Finish the runs that are going on; those that need longer than `timeout` seconds are given back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _deliver(self, message: Message) -> None:
+        task = asyncio.create_task(self._handle(message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: Message) -> None:
+        place = place_of(message)
+        try:
+            event, envelope = read_event(message, place)
+            if envelope.depth > MAX_DEPTH:
+                raise LoopError(loop_message(envelope))
+        except NatterjackError as error:
+            await self._give_up(message, place, None, str(error), 0)
+            return
+        run = run_id(place.stream, event.id, self._facilities.agent, self._label)
+        if run in self._running:  # delivered again while it still runs here, e.g. after a restart of the server
+            await self._consumer.nak(message, COLLISION_PAUSE)
+            return
+        self._running.add(run)
+        try:
+            await self._run(message, place, event, envelope, run)
+        except FencedError as error:
+            log.info("%s", error)
+            self._consumer.drop(message)
+        except asyncio.CancelledError:
+            await self._consumer.nak(message)
+            raise
+        except Exception:  # the broker was away for long: the server delivers the message again
+            log.exception("%s: run %s is left for later", self._facilities.agent, run)
+            await self._consumer.nak(message, self._spec.retry_delay)
+        finally:
+            self._running.discard(run)
+
+    async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:
+        ctx = RunContext(
+            self._facilities, run, envelope, caller=event.source, cause=event.id, timeout=self._spec.timeout
+        )
+        attempt = 1
+        if place.delivered > 1:
+            await ctx.journal.load()
+            if ctx.journal.ended:
+                await self._consumer.ack(message)
+                return
+            attempt = ctx.journal.attempts + 1
+            if attempt > self._spec.max_attempts:
+                cause = f"the process died while handling it, attempt {attempt - 1}/{self._spec.max_attempts}"
+                await self._give_up(message, place, ctx, cause, attempt - 1)
+                return
+        async with self._slots:
+            if place.delivered > 1:
+                await ctx.journal.append("started", {"attempt": attempt})
+            event = Event(
+                event.id, event.type, event.data, event.source, event.time, event.sequence, attempt, event.headers
+            )
+            try:
+                result = await self._attempt(event, envelope, ctx)
+            except (Exception, SystemExit) as error:
+                await self._failed(message, place, ctx, error, attempt)
+                return
+        self._consumer.release(message)
+        await self._complete(ctx, result, event)
+        await self._consumer.ack(message)
+
+    async def _attempt(self, event: Event, envelope: Envelope, ctx: RunContext) -> Any:
+        """Run the handler within its deadline, and everything that must be durable before the ack."""
+        if envelope.revision:
+            await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
+        limit = asyncio.timeout(self._spec.timeout)
+        try:
+            async with limit:
+                result = await self._handler(event, ctx)
+                await ctx.shared.settle()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            msg = f"it did not end within {self._spec.timeout:g} s"
+            raise TimeoutError(msg) from error
+        if self._spec.result_event:
+            await ctx.emit(self._spec.result_event, result)
+        return result
+
+    async def _complete(self, ctx: RunContext, result: Any, event: Event) -> None:
+        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt}
+        try:
+            await ctx.journal.append("done", ending)
+        except PayloadError as error:
+            log.warning("%s: the result of run %s is not journaled: %s", ctx.agent, ctx.run_id, error)
+            await ctx.journal.append("done", ending | {"result": None, "omitted": str(error)})
+
+    async def _failed(
+        self, message: Message, place: Place, ctx: RunContext, error: BaseException, attempt: int
+    ) -> None:
+        limit, retry = self._spec.max_attempts, getattr(error, "retry", True)
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** (attempt - 1))
+        if isinstance(error, FencedError):
+            raise error
+        if isinstance(error, BrokerError) and retry:  # the broker's fault is no attempt of the handler
+            log.warning("%s: %s; run %s goes on in %.3g s", ctx.agent, cause, ctx.run_id, delay)
+            await self._consumer.nak(message, delay)
+            return
+        if attempt >= limit or not retry:
+            log.error("%s: attempt %d/%d failed for good: %s", ctx.agent, attempt, limit, cause, exc_info=error)
+            await self._give_up(message, place, ctx, cause, attempt)
+            return
+        traceback = error if attempt == 1 else None
+        text = "%s: attempt %d/%d failed, next in %.3g s: %s"
+        log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=traceback)
+        await ctx.journal.append("failed", {"attempt": attempt, "cause": cause})
+        await self._consumer.nak(message, delay)
+
+    async def _give_up(self, message: Message, place: Place, ctx: RunContext | None, cause: str, attempts: int) -> None:
+        agent = self._facilities.agent
+        event = ctx.cause if ctx else str(place.sequence)
+        run = ctx.run_id if ctx else ""
+        letter = DeadLetter(
+            agent, self._label, cause, attempts, place.stream, message.subject, place.sequence, event, run
+        )
+        await bury(self._facilities.bus, letter, message)
+        if ctx is None:
+            log.error("%s: an event is dead-lettered unread: %s (%s %d)", agent, cause, place.stream, place.sequence)
+        else:
+            await ctx.journal.append("dead", {"cause": cause, "attempts": attempts})
+        await self._consumer.ack(message)

@@ -1,0 +1,188 @@
+"""The event bus: events say what happened, messages go to a topic, and both are stored before `emit` returns."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+import orjson
+
+from natterjack import codec, subjects
+from natterjack.bus import Bus, Message, Stored, Subscription
+from natterjack.consumer import Place
+from natterjack.errors import BrokerError, ConflictError, PayloadError
+from natterjack.guards import Guards
+from natterjack.messages import Envelope, Event
+from natterjack.rights import Verb
+
+MAX_LAG: Final = 10_000
+"""Live events that may wait in a subscription before it ends with an error."""
+
+_ID = re.compile(r"[!-~]{1,128}\Z")
+
+
+def read_event(message: Message, place: Place, attempt: int = 1) -> tuple[Event, Envelope]:
+    """Return the event in a stored message, and its envelope.
+
+    Raises:
+        PayloadError: Payload or header cannot be read.
+    """
+    moment = datetime.fromtimestamp(place.time / 1e9, UTC)
+    return _event(message, message.subject, place.sequence, moment, attempt)
+
+
+def read_live(message: Message) -> Event:
+    """Return the event in a live copy; one that cannot be read arrives as its bytes, decoded leniently."""
+    headers = message.headers or {}
+    moment = headers.get("Nats-Time-Stamp", "")
+    when = datetime.fromisoformat(_microseconds(moment)) if moment else datetime.now(UTC)
+    sequence = int(headers.get("Nats-Sequence", 0))
+    try:
+        return _event(message, message.subject, sequence, when, 1)[0]
+    except PayloadError:
+        principal, kind = subjects.split_stored(message.subject)
+        return Event(str(sequence), kind, message.data.decode(errors="replace"), principal, when, sequence, 1, headers)
+
+
+def _microseconds(moment: str) -> str:
+    """Cut RFC 3339 nanoseconds down to what Python reads."""
+    return re.sub(r"(\.\d{6})\d*", r"\1", moment).replace("Z", "+00:00")
+
+
+def _event(message: Message, subject: str, sequence: int, when: datetime, attempt: int) -> tuple[Event, Envelope]:
+    headers = message.headers or {}
+    envelope = codec.unpack(headers.get(codec.HEADER))
+    principal, kind = subjects.split_stored(subject)
+    source = envelope.source if principal == subjects.ANYONE else principal
+    identity = headers.get(codec.MSG_ID) or str(sequence)
+    return Event(identity, kind, codec.decode(message.data), source, when, sequence, attempt, headers), envelope
+
+
+class EventBus:
+    """Emits events and publishes messages as one principal.
+
+    Args:
+        bus: Its connection.
+        guards: Asked before anything is sent.
+        revision: Returns the context revision to carry along [R7].
+    """
+
+    def __init__(self, bus: Bus, guards: Guards, revision: Callable[[], int] = lambda: 0) -> None:
+        self._bus, self._guards, self._revision = bus, guards, revision
+
+    async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
+        """Store an event and return its stream sequence.
+
+        Args:
+            type: What happened, e.g. `research.complete`.
+            data: JSON data.
+            id: Deduplication id: an event of this id that is already stored is not stored again.
+
+        Raises:
+            InvalidNameError: The type is malformed.
+            PayloadError: The data cannot be sent.
+            RefusedError: A guard or the broker refuses.
+            ConflictError: The id belongs to another event.
+            StreamError: The stream is full; nothing was dropped.
+        """
+        return (await self.send("emit", type, data, Envelope(), id)).sequence
+
+    async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
+        """Store a message for a topic and return its stream sequence; arguments and errors as for `emit`."""
+        return (await self.send("publish", topic, data, Envelope(), id)).sequence
+
+    async def send(self, verb: Verb, kind: str, data: Any, envelope: Envelope, id: str | None) -> Stored:
+        """Store an event (`emit`), a message (`publish`) or one agent's event (`inject`, kind `<agent>.<type>`)."""
+        subjects.check_type(kind, "topic" if verb == "publish" else "event type")
+        if id is not None and not _ID.match(id):
+            msg = f"{id!r} is no valid event id: use 1 to 128 printable ASCII characters without blanks"
+            raise PayloadError(msg)
+        self._guards.check(self._bus.principal, verb, kind)
+        root, stream = _PLACES[verb]
+        subject, payload = f"{root}.{kind}", codec.encode(data)
+        envelope = replace(envelope, source=self._bus.principal, revision=self._revision())
+        headers = {codec.HEADER: codec.pack(envelope)}
+        stored = await self._bus.store(subject, payload, headers=headers, id=id)
+        if stored.duplicate and id is not None:
+            await self._check_ours(stream, stored, payload, id)
+        return stored
+
+    async def _check_ours(self, stream: str, stored: Stored, payload: bytes, event_id: str) -> None:
+        """Deduplication ids are stream-wide: make sure that the stored message is this one [R6]."""
+        name = f"{self._bus.server.prefix}.DIRECT.GET.{stream}"
+        body = orjson.dumps({"seq": stored.sequence})
+        found = await self._bus.request(name, body, timeout=5.0, fails_on_disconnect=True)
+        source = codec.unpack((found.headers or {}).get(codec.HEADER)).source
+        if found.data != payload or source != self._bus.principal:
+            msg = f"id {event_id!r} already belongs to another event (sequence {stored.sequence}, from {source!r})"
+            raise ConflictError(msg)
+
+    def subscribe(self, pattern: str = ">") -> LiveEvents:
+        """Return an async iterator of events as they happen. `async with` it to be sure when it begins."""
+        return LiveEvents(self._bus, subjects.feed_events(subjects.check_pattern(pattern)))
+
+    def subscribe_topic(self, pattern: str = ">") -> LiveEvents:
+        """Return an async iterator of messages as they are published."""
+        return LiveEvents(self._bus, subjects.feed_messages(subjects.check_pattern(pattern)))
+
+
+_PLACES: Final[dict[Verb, tuple[str, str]]] = {
+    "emit": ("events", subjects.EVENTS),
+    "publish": ("messages", subjects.MESSAGES),
+    "inject": ("inbox", subjects.INBOX),
+}
+
+
+class LiveEvents:
+    """An async iterator and context manager over a live feed."""
+
+    def __init__(self, bus: Bus, subject: str) -> None:
+        self._bus, self._subject = bus, subject
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_LAG)
+        self._subscription: Subscription | None = None
+        self._missed = False
+
+    async def __aenter__(self) -> Self:
+        if self._subscription is None:
+            self._subscription = await self._bus.subscribe(self._subject, self._receive, on_lost=self._lost)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End it."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        await self.__aenter__()
+        if self._missed and self._queue.empty():
+            await self.aclose()
+            msg = f"this subscription to {self._subject!r} fell {MAX_LAG:,} events behind and missed some; read faster"
+            raise BrokerError(msg)
+        event = await self._queue.get()
+        if event is None:
+            return await self.__anext__()
+        return event
+
+    async def _receive(self, message: Message) -> None:
+        if self._missed:
+            return
+        try:
+            self._queue.put_nowait(read_live(message))
+        except asyncio.QueueFull:
+            self._missed = True
+
+    def _lost(self) -> None:
+        self._missed = True
+        if self._queue.empty():
+            self._queue.put_nowait(None)

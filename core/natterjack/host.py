@@ -1,0 +1,198 @@
+"""The host of one agent in one process: its connection, triggers, asks, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from natterjack import subjects
+from natterjack.bus import Bus
+from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
+from natterjack.context import AgentContext
+from natterjack.delivery import Delivery, Handler
+from natterjack.errors import NatterjackError, StartError
+from natterjack.events import EventBus
+from natterjack.guards import Guards
+from natterjack.journal import StreamJournal
+from natterjack.messages import Answer, Envelope, Event
+from natterjack.peers import AskServer, Peers
+from natterjack.runs import Facilities, RunContext, answer_text
+from natterjack.service import Endpoint, Service
+from natterjack.team import AgentSpec
+
+log = logging.getLogger("natterjack.host")
+
+
+class AgentHost:
+    """Runs one agent on one connection.
+
+    Args:
+        name: The agent's name.
+        spec: Its limits and routing.
+        agent: Does the work.
+        triggers: What wakes it, the inbox among them.
+        bus: Its own connection.
+        context: The process's replica of the shared context, attached.
+        guards: Asked before it emits, publishes or asks.
+        sinks: Journals beside the stream.
+        middleware: Stands around its work.
+        schemes: Resolves addresses of `cross_agents`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        agent: Agent,
+        triggers: Sequence[Trigger],
+        *,
+        bus: Bus,
+        context: AgentContext,
+        guards: Guards,
+        sinks: Sequence[Journal] = (),
+        middleware: Sequence[Middleware] = (),
+        schemes: Mapping[str, PeerScheme] | None = None,
+    ) -> None:
+        self.name, self.spec, self.bus = name, spec, bus
+        self._agent, self._triggers = agent, triggers
+        journal = StreamJournal()
+        journal.attach(bus)
+        events = EventBus(bus, guards, lambda: context.revision)
+        peers = Peers(bus, guards, spec.cross_agents, schemes)
+        self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)
+        self._slots = asyncio.Semaphore(spec.concurrency)
+        self._deliveries: list[Delivery] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        description = (inspect.getdoc(agent) or "").partition("\n")[0]
+        endpoint = Endpoint("ask", subjects.ask(name))
+        self._service = Service(bus, name, description, {"description": description}, endpoints=[endpoint])
+        self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, endpoint=endpoint)
+        self._started = False
+
+    async def start(self) -> None:
+        """Prepare the agent, then let asks and events in. Returns once all of it is really listening.
+
+        Raises:
+            StartError: The agent or one of its triggers cannot start; nothing is left running.
+        """
+        try:
+            await self._agent.start()
+            self._started = True
+            await self._asks.start()
+            await self._service.start()
+            for trigger in self._triggers:
+                for spec in trigger.consumers(self.name):
+                    await self.bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
+            context = {trigger: _TriggerContext(self, trigger) for trigger in self._triggers}
+            self._tasks = [asyncio.create_task(self._run(trigger, ctx)) for trigger, ctx in context.items()]
+        except Exception as error:
+            await self.stop(0)
+            msg = f"agent {self.name!r} cannot start: {_described(error)}"
+            raise StartError(msg) from error
+        except BaseException:
+            await self.stop(0)
+            raise
+
+    async def _run(self, trigger: Trigger, ctx: _TriggerContext) -> None:
+        await trigger.run(ctx)
+        msg = f"trigger {trigger.label!r} of agent {self.name!r} ended by itself; `run` must go on until cancelled"
+        raise StartError(msg)
+
+    async def failed(self) -> NatterjackError:
+        """Return, once it happens, why the agent cannot go on: a trigger failed, or its connection is gone."""
+        closed = asyncio.create_task(self.bus.closed.wait())
+        try:
+            await asyncio.wait([closed, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closed.cancel()
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                log.error("agent %r: %s", self.name, error, exc_info=error)
+                return StartError(f"agent {self.name!r} cannot go on: {_described(error)}")  # type: ignore[arg-type]
+        return StartError(f"agent {self.name!r} cannot go on: {self.bus.reason}")
+
+    async def stop(self, timeout: float) -> None:
+        """Take nothing new, finish what runs within `timeout` seconds, give the rest back, and disconnect."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._service.stop()
+        await asyncio.gather(self._asks.drain(timeout), *(delivery.drain(timeout) for delivery in self._deliveries))
+        try:
+            if self._started:
+                self._started = False
+                await self._agent.stop()
+        finally:
+            for sink in self._facilities.sinks:
+                await sink.close()
+            await self.bus.close()
+
+    # The work
+
+    async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
+        """Handle what a durable delivers, until cancelled."""
+        delivery = Delivery(self._facilities, self.spec, spec, trigger.label, self._handler(), self._slots)
+        self._deliveries.append(delivery)
+        await delivery.run()
+
+    def _handler(self) -> Handler:
+        call: Handler = self._agent.handle
+        for middleware in reversed(self._facilities.middleware):
+            call = partial(_handle_through, middleware, call)
+        return call
+
+    async def fire(self, trigger: str, data: Any, kind: str | None, id: str | None) -> int:
+        """Put an event into this agent's own inbox."""
+        what = f"{self.name}.{kind or trigger}"
+        return (await self._facilities.events.send("inject", what, data, Envelope(), id)).sequence
+
+    async def _answer(self, question: str, envelope: Envelope, timeout: float) -> Answer:
+        run = secrets.token_hex(12)
+        cause = envelope.request or run
+        ctx = RunContext(self._facilities, run, envelope, caller=envelope.source, cause=cause, timeout=timeout)
+        call = self._call_answer
+        for middleware in reversed(self._facilities.middleware):
+            call = partial(_answer_through, middleware, call)  # type: ignore[assignment]
+        text = answer_text(await call(question, ctx))
+        await ctx.shared.settle()
+        return Answer(text, agent=self.name, run_id=run)
+
+    async def _call_answer(self, question: str, ctx: RunContext) -> Any:
+        result = self._agent.answer(question, ctx)
+        if inspect.isawaitable(result):
+            return await result
+        return "".join([answer_text(chunk) async for chunk in result])
+
+
+async def _handle_through(middleware: Middleware, call: Handler, event: Event, ctx: RunContext) -> Any:
+    return await middleware.handle(event, ctx, call)
+
+
+async def _answer_through(middleware: Middleware, call: Any, question: str, ctx: RunContext) -> Any:
+    return await middleware.answer(question, ctx, call)
+
+
+class _TriggerContext:
+    """What a running trigger may do; see `components.TriggerContext`."""
+
+    def __init__(self, host: AgentHost, trigger: Trigger) -> None:
+        self._host, self._trigger = host, trigger
+        self.agent = host.name
+        self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
+
+    async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
+        return await self._host.fire(self._trigger.label, data, type, id)
+
+    async def consume(self, spec: ConsumerSpec) -> None:
+        await self._host.consume(self._trigger, spec)
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, NatterjackError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

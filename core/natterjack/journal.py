@@ -1,0 +1,169 @@
+"""Journals: what each run did, append-only, in JetStream; and further places for it.
+
+Entries of one run stand on `journal.<agent>.<run>.1`, `.2`, … Each is a compare-and-set on an empty subject, so
+two replicas that work on one run cannot both go on [R4], and reading them back needs only a right by subject [R3].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import orjson
+
+from natterjack import codec, subjects
+from natterjack.bus import Bus, Message
+from natterjack.components import Entry, Journal, Settings
+from natterjack.errors import ConfigError, ConflictError, FencedError, PayloadError
+
+ENDINGS: Final = ("done", "dead")
+"""Kinds of the entry that ends a run."""
+
+_WINDOW: Final = 16
+
+
+def read_entry(subject: str, data: bytes) -> Entry:
+    """Return the entry stored on a journal subject.
+
+    Raises:
+        PayloadError: It is corrupt.
+    """
+    *_, agent, run, index = subject.split(".")
+    body = codec.decode(data)
+    if not isinstance(body, dict) or not isinstance(body.get("kind"), str) or not index.isdecimal():
+        msg = f"the journal entry {subject!r} is corrupt: {data[:80]!r}"
+        raise PayloadError(msg)
+    return Entry(agent, run, int(index), body["kind"], body.get("data"), float(body.get("time", 0)))
+
+
+class StreamJournal(Journal):
+    """The journal in JetStream: the default, and always the first.
+
+    Example in a team file: nothing; every agent has it.
+    """
+
+    name: ClassVar[str] = "stream"
+
+    def attach(self, bus: Bus) -> None:
+        """Use the agent's connection."""
+        self._bus = bus
+
+    async def write(self, entry: Entry) -> None:
+        """Store one entry.
+
+        Raises:
+            FencedError: The run has another entry at this place already.
+            PayloadError: It is larger than the server takes.
+        """
+        body = codec.encode({"kind": entry.kind, "data": entry.data, "time": entry.time})
+        subject = subjects.journal(entry.agent, entry.run, entry.index)
+        try:
+            await self._bus.store(subject, body, expect=0, stream=subjects.JOURNAL)
+        except ConflictError as error:
+            msg = f"another replica of {entry.agent!r} works on run {entry.run}; this one stops"
+            raise FencedError(msg) from error
+
+    async def read(self, agent: str, run: str) -> list[Entry]:
+        """Return the entries of a run, in order."""
+        entries: list[Entry] = []
+        while True:
+            first = len(entries) + 1
+            wanted = [subjects.journal(agent, run, index) for index in range(first, first + _WINDOW)]
+            found = await asyncio.gather(*(self._bus.last(subjects.JOURNAL, subject) for subject in wanted))
+            for subject, message in zip(wanted, found, strict=True):
+                if message is None:
+                    return entries
+                entries.append(read_entry(subject, message.data))
+
+
+class FileJournal(Journal):
+    """A second journal: JSON lines in `<folder>/<agent>.jsonl`.
+
+    Example::
+
+        AgentProcess(name="researcher", agent=Researcher(), journal=FileJournal("./journals/researcher"))
+    """
+
+    name: ClassVar[str] = "file"
+
+    class Config(Settings):
+        """Settings of the file journal."""
+
+        folder: str
+
+    def __init__(self, config: Config | str | Path) -> None:
+        super().__init__(config if isinstance(config, self.Config) else self.Config(folder=str(config)))
+        self.folder = Path(self.config.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"the journal folder {str(self.folder)!r} cannot be made: {error}"
+            raise ConfigError(msg) from error
+
+    async def write(self, entry: Entry) -> None:
+        """Append one line."""
+        line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+        await asyncio.to_thread(self._append, self.folder / f"{entry.agent}.jsonl", line)
+
+    @staticmethod
+    def _append(path: Path, line: bytes) -> None:
+        with path.open("ab") as file:
+            file.write(line)
+
+
+class RunJournal:
+    """The journal of one run, as its handler uses it (`ctx.journal`). Nothing is written before the first `append`.
+
+    Args:
+        agent: Whose run.
+        run: Its id.
+        stream: The journal in JetStream.
+        sinks: Further journals.
+    """
+
+    def __init__(self, agent: str, run: str, stream: StreamJournal, sinks: Sequence[Journal] = ()) -> None:
+        self._agent, self._run, self._stream, self._sinks = agent, run, stream, sinks
+        self._lock = asyncio.Lock()
+        self._entries: list[Entry] = []
+
+    async def load(self) -> None:
+        """Read what earlier attempts wrote."""
+        self._entries = await self._stream.read(self._agent, self._run)
+
+    async def append(self, kind: str, data: Any = None) -> Entry:
+        """Write an entry and return it once it is stored.
+
+        Raises:
+            PayloadError: The data cannot be sent.
+            FencedError: Another replica took this run over.
+        """
+        async with self._lock:
+            entry = Entry(self._agent, self._run, len(self._entries) + 1, kind, data, time.time())
+            await self._stream.write(entry)
+            self._entries.append(entry)
+            for sink in self._sinks:
+                await sink.write(entry)
+        return entry
+
+    def entries(self, *, since: float | None = None, kind: str | None = None) -> list[Entry]:
+        """Return this run's entries, optionally only those of a kind, or since a Unix time in seconds."""
+        return [e for e in self._entries if (kind is None or e.kind == kind) and (since is None or e.time >= since)]
+
+    @property
+    def ended(self) -> bool:
+        """Whether an earlier attempt has ended the run."""
+        return any(entry.kind in ENDINGS for entry in self._entries)
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts are known to have started [R2]."""
+        counts = [entry.data.get("attempt", 0) for entry in self._entries if entry.kind in ("started", "failed")]
+        return max(counts, default=0)
+
+
+def live_entry(message: Message) -> Entry:
+    """Return the entry of a message on `feed.journal.…`."""
+    return read_entry(message.subject, message.data)

@@ -1,0 +1,128 @@
+"""`AgentProcess`: one agent as a program describes it, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from natterjack import subjects
+from natterjack.components import Agent, Journal, Trigger, explain
+from natterjack.errors import ConfigError
+from natterjack.kinds import make_agent
+from natterjack.plugins import Plugins
+from natterjack.team import AgentSpec, TriggerSpec
+
+MODEL_KIND = "llm"
+"""The kind that an `agent_config` without `kind` means."""
+
+
+class AgentProcess:
+    """One agent of a runtime.
+
+    Example::
+
+        AgentProcess(name="counter", agent=Counter(), triggers=[EventTrigger("count.add")])
+
+    Args:
+        name: Its name, unique in the team.
+        agent: An `Agent`, its class, or an `async def` that takes a question.
+        agent_config: Instead of `agent`: its kind and settings, as in a team file. Without `kind` it is a model
+            agent (`llm`).
+        triggers: What wakes it.
+        journal: Journals beside the stream.
+        emits: Patterns of events it may emit; None: any, in open mode.
+        publishes: Patterns of topics it may publish to; None: any.
+        asks: Agents it may ask; None: any.
+        result_event: Type of the event that carries what `handle` returned.
+        cross_agents: Addresses of peers by the names it calls them.
+        concurrency: Events and questions it works on at once.
+        max_attempts: Failed handlings after which an event is dead.
+        retry_delay: Seconds before the second attempt; doubles up to 60.
+        timeout: Seconds one handling may take.
+
+    Raises:
+        ConfigError: Something of it is wrong, at once.
+        InvalidNameError: The name is malformed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        agent: Agent | type[Agent] | Callable[..., Awaitable[Any]] | None = None,
+        agent_config: Mapping[str, Any] | None = None,
+        triggers: Sequence[Trigger] = (),
+        journal: Journal | Sequence[Journal] | None = None,
+        emits: Sequence[str] | None = None,
+        publishes: Sequence[str] | None = None,
+        asks: Sequence[str] | None = None,
+        result_event: str | None = None,
+        cross_agents: Mapping[str, str] | None = None,
+        concurrency: int = 16,
+        max_attempts: int = 5,
+        retry_delay: float = 1.0,
+        timeout: float = 600.0,
+    ) -> None:
+        self.name = subjects.check_name(name)
+        if (agent is None) == (agent_config is None):
+            msg = f"agent {name!r} needs either `agent` or `agent_config`"
+            raise ConfigError(msg)
+        self.agent = None if agent is None else make_agent(agent, {}, f"agent {name!r}")
+        self.triggers = list(triggers)
+        for trigger in self.triggers:
+            if not isinstance(trigger, Trigger):
+                msg = f"agent {name!r}: {trigger!r} is no trigger; write e.g. EventTrigger('research.complete')"
+                raise ConfigError(msg)
+        self.journals = [journal] if isinstance(journal, Journal) else list(journal or ())
+        self.spec = self._spec(
+            agent_config,
+            emits=emits,
+            publishes=publishes,
+            asks=asks,
+            result_event=result_event,
+            cross_agents=dict(cross_agents or {}),
+            concurrency=concurrency,
+            max_attempts=max_attempts,
+            retry_delay=retry_delay,
+            timeout=timeout,
+        )
+
+    def _spec(self, agent_config: Mapping[str, Any] | None, **own: Any) -> AgentSpec:
+        target = f"{type(self.agent).__module__}:{type(self.agent).__qualname__}"
+        described = {"kind": "python", "options": {"target": target}}
+        if agent_config is not None:
+            given = dict(agent_config)
+            described = {"kind": given.pop("kind", MODEL_KIND), "options": given}
+        on = [TriggerSpec(kind=t.name, settings=t.config.model_dump(mode="json")) for t in self.triggers]
+        try:
+            return AgentSpec.model_validate({**described, "on": on, **own})
+        except ValidationError as error:
+            msg = f"agent {self.name!r}: {explain(error, AgentSpec)}"
+            raise ConfigError(msg) from error
+
+    def make_agent(self, plugins: Plugins) -> Agent:
+        """Return the agent itself."""
+        return self.agent or create_agent(self.name, self.spec, plugins)
+
+
+def create_agent(name: str, spec: AgentSpec, plugins: Plugins) -> Agent:
+    """Make the agent that a spec describes.
+
+    Raises:
+        PluginError: No plugin brings its kind.
+        ConfigError: It cannot be imported, or a setting is wrong.
+    """
+    try:
+        if spec.imported:
+            return plugins.agent("python").create({"target": spec.kind, "options": spec.options})
+        return plugins.agent(spec.kind).create(spec.options)
+    except ConfigError as error:
+        msg = f"agent {name!r}: {error}"
+        raise ConfigError(msg) from error
+
+
+def create_journals(spec: AgentSpec, plugins: Plugins) -> list[Journal]:
+    """Make the journals that a spec names."""
+    return [plugins.journal(name).create({}) for name in spec.journal if name != "stream"]

@@ -1,0 +1,250 @@
+"""Provisioning: everything that running needs and never creates: streams, buckets, consumers, the team itself.
+
+It needs a strong credential, and can be repeated: what is there and equal is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from natterjack import codec, subjects
+from natterjack.bus import Bus
+from natterjack.components import ConsumerSpec, Trigger
+from natterjack.context import AgentContext
+from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, StreamError
+from natterjack.plugins import Plugins
+from natterjack.rights import Permissions, Right, permissions
+from natterjack.team import AgentSpec, Team
+from natterjack.teamcheck import check_team, make_trigger
+from natterjack.triggers import InboxTrigger
+
+_DAY: Final = 86_400 * 10**9
+_MINUTE: Final = 60 * 10**9
+_GIB: Final = 1024**3
+ACK_WAIT: Final = 30 * 10**9
+TEAM_KEY: Final = "team"
+
+_LOG: Final[dict[str, Any]] = {"allow_direct": True, "discard": "new", "duplicate_window": 2 * _MINUTE}
+_BUCKET: Final[dict[str, Any]] = {
+    "max_msgs_per_subject": 16,  # with less, paged snapshots lose keys under load [R8]
+    "allow_direct": True,
+    "deny_delete": True,
+    "deny_purge": True,  # a rollup or purge of one's own key could erase the whole bucket
+    "discard": "new",
+}
+
+
+def _stored(root: str) -> dict[str, Any]:
+    """A stream of what anybody publishes on `<root>.>`, stored and fed with the principal in its subject."""
+    return _LOG | {
+        "subjects": [f"{root}.>"],
+        "subject_transform": {"src": f"{root}.>", "dest": f"stored.{root}.{subjects.ANYONE}.>"},
+        "republish": {"src": f"stored.{root}.>", "dest": f"feed.{root}.>"},
+        "max_age": 30 * _DAY,
+        "max_bytes": _GIB,
+    }
+
+
+STREAMS: Final[dict[str, dict[str, Any]]] = {
+    subjects.EVENTS: _stored("events"),
+    subjects.MESSAGES: _stored("messages"),
+    subjects.INBOX: _LOG
+    | {
+        "subjects": ["inbox.*.>"],
+        "subject_transform": {"src": "inbox.*.>", "dest": f"stored.inbox.{{{{wildcard(1)}}}}.{subjects.ANYONE}.>"},
+        "retention": "workqueue",
+        "max_age": 30 * _DAY,
+        "max_msgs_per_subject": 100_000,
+        "discard_new_per_subject": True,  # one dead agent cannot block the others
+    },
+    subjects.JOURNAL: _LOG
+    | {
+        "subjects": ["journal.*.*.*"],
+        "republish": {"src": "journal.>", "dest": "feed.journal.>"},
+        "discard": "old",
+        "max_age": 30 * _DAY,
+        "max_bytes": 4 * _GIB,
+        "deny_delete": True,
+        "deny_purge": True,
+    },
+    subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
+    subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
+    subjects.bucket_stream(subjects.CONTEXT_BUCKET): _BUCKET
+    | {
+        "subjects": [subjects.key(subjects.CONTEXT_BUCKET, ">")],
+        "republish": {"src": subjects.key(subjects.CONTEXT_BUCKET, ">"), "dest": subjects.feed_context(">")},
+    },
+}
+
+
+@dataclass(slots=True)
+class Provisioned:
+    """What provisioning did, by name.
+
+    Attributes:
+        created: New.
+        updated: Changed.
+        kept: There already.
+        removed: Consumers of agents that are no longer in the team.
+        left: Such consumers, where they were not removed.
+    """
+
+    created: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
+    """Return the triggers of an agent, its inbox first."""
+    return [InboxTrigger(), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
+
+
+def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable[Trigger] | None = None) -> list[Right]:
+    """Return the rights an agent needs to run: its declared authority, and what its components need."""
+    needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
+    for verb, declared in (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes)):
+        needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
+    needs += [Right("emit", spec.result_event)] if spec.result_event else []
+    needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.asks)]
+    needs += [Right("read", pattern) for pattern in ((">",) if spec.reads is None else spec.reads)]
+    for trigger in agent_triggers(spec, plugins) if triggers is None else triggers:
+        needs += trigger.needs(name)
+    if not spec.imported:
+        needs += plugins.agent(spec.kind).create(spec.options).needs(name)
+    return sorted(set(needs))
+
+
+def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
+    """Return the narrow NATS permissions of each agent of a team, for one account."""
+    return {name: permissions(name, agent_needs(name, spec, plugins)) for name, spec in team.agents.items()}
+
+
+async def provision(
+    bus: Bus,
+    team: Team,
+    plugins: Plugins,
+    *,
+    context: AgentContext | None = None,
+    triggers: Mapping[str, Iterable[Trigger]] | None = None,
+    prune: bool = False,
+) -> Provisioned:
+    """Create what the team needs on a server, and store the team there.
+
+    Args:
+        bus: A connection that may administrate streams.
+        team: The team.
+        plugins: What is installed.
+        context: Initial state that is stored where a key was never written.
+        triggers: Triggers by agent where the team comes from Python; read from the team otherwise.
+        prune: Remove the consumers of agents that are no longer in the team.
+
+    Raises:
+        ConfigError: The team is wrong, or the server has a stream of that name for something else.
+        BrokerError: The server refuses.
+    """
+    check_team(team, plugins)
+    done = Provisioned()
+    found = await _known_team(bus)
+    for name, config in STREAMS.items():
+        await _stream(bus, name, config, done)
+    wanted: set[tuple[str, str]] = set()
+    for name, spec in team.agents.items():
+        given = triggers.get(name) if triggers else None
+        for trigger in agent_triggers(spec, plugins) if given is None else [InboxTrigger(), *given]:
+            for consumer in trigger.consumers(name):
+                wanted.add((consumer.stream, consumer.name))
+                # A team's first triggers get all there is; one that is added later begins with what comes.
+                await _consumer(bus, consumer, "all" if found is None or name not in found.agents else "new", done)
+    await _prune(bus, wanted, done, prune=prune)
+    await (context or AgentContext(team.context)).seed(bus)
+    await _store_team(bus, team)
+    return done
+
+
+async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisioned) -> None:
+    wanted = {"name": name, **config}
+    try:
+        current = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+    except NotProvisionedError:
+        await bus.api(f"STREAM.CREATE.{name}", wanted)
+        done.created.append(f"stream {name}")
+        return
+    if all(current.get(key) == value for key, value in wanted.items()):
+        done.kept.append(f"stream {name}")
+        return
+    try:
+        await bus.api(f"STREAM.UPDATE.{name}", {**current, **wanted})
+    except StreamError as error:
+        msg = f"the server already has a stream {name!r} that cannot become ours: {error.description}"
+        raise ConfigError(msg) from error
+    done.updated.append(f"stream {name}")
+
+
+async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned) -> None:
+    config = {
+        "durable_name": spec.name,
+        "filter_subject": spec.filter,
+        "ack_policy": "explicit",
+        "ack_wait": ACK_WAIT,
+        "max_deliver": -1,  # attempts are counted by the agent [R2]
+        "max_ack_pending": 10_000,
+        "deliver_policy": deliver if spec.stream != subjects.INBOX else "all",
+    }
+    label = f"consumer {spec.name} on {spec.stream}"
+    try:
+        current = (await bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}"))["config"]
+    except NotProvisionedError:
+        name = f"CONSUMER.DURABLE.CREATE.{spec.stream}.{spec.name}"
+        await bus.api(name, {"stream_name": spec.stream, "config": config})
+        done.created.append(label)
+        return
+    if current.get("filter_subject") != spec.filter:
+        msg = f"the server already has a {label} for {current.get('filter_subject')!r}; remove it, or rename the agent"
+        raise ConfigError(msg)
+    done.kept.append(label)
+
+
+async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool) -> None:
+    for stream in (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX):
+        for name in (await bus.api(f"CONSUMER.NAMES.{stream}", {"offset": 0})).get("consumers") or []:
+            if (stream, name) in wanted or not subjects.is_durable(name):
+                continue
+            label = f"consumer {name} on {stream}"
+            if prune:
+                await bus.api(f"CONSUMER.DELETE.{stream}.{name}")
+            (done.removed if prune else done.left).append(label)
+
+
+async def _store_team(bus: Bus, team: Team) -> None:
+    data = codec.encode(team)
+    subject = subjects.key(subjects.TEAM_BUCKET, TEAM_KEY)
+    last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
+    if last is None or last.data != data:
+        await bus.store(subject, data)
+
+
+async def _known_team(bus: Bus) -> Team | None:
+    try:
+        return await stored_team(bus)
+    except NotProvisionedError:
+        return None
+
+
+async def stored_team(bus: Bus) -> Team:
+    """Return the team that is provisioned on a server.
+
+    Raises:
+        NotProvisionedError: There is none.
+    """
+    stream = subjects.bucket_stream(subjects.TEAM_BUCKET)
+    try:
+        message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, TEAM_KEY))
+    except NoRespondersError as error:
+        raise NotProvisionedError("a team") from error
+    if message is None:
+        raise NotProvisionedError("a team")
+    return Team.model_validate(codec.decode(message.data))

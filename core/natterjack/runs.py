@@ -1,0 +1,121 @@
+"""Runs: one handling of one event or question, and what a handler can do meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from natterjack import codec
+from natterjack.bus import Bus
+from natterjack.components import Journal, Middleware
+from natterjack.context import AgentContext, SharedContext
+from natterjack.errors import LoopError
+from natterjack.events import EventBus
+from natterjack.journal import RunJournal, StreamJournal
+from natterjack.messages import Answer, Answers, Envelope
+from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, Peers
+from natterjack.rights import Verb
+
+MAX_FANOUT: Final = 1000
+"""Events and messages one run may send: more is a loop, or a stream that should be one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facilities:
+    """What an agent works with; one per agent and process."""
+
+    agent: str
+    bus: Bus
+    events: EventBus
+    peers: Peers
+    context: AgentContext
+    journal: StreamJournal
+    sinks: Sequence[Journal] = ()
+    middleware: Sequence[Middleware] = ()
+
+
+class RunContext:
+    """What a handler can do, and what it knows about its run.
+
+    Attributes:
+        run_id: Id of this run; the same on every replica and attempt.
+        agent: This agent's name.
+        caller: Who emitted the event or asks; in open mode its own claim.
+        deadline: When the work must be done, Unix seconds.
+        cause: Id of the event or request that is handled.
+        shared: The shared context, with this agent as writer.
+        journal: This run's journal.
+        log: A logger that names agent and run.
+    """
+
+    def __init__(
+        self, facilities: Facilities, run_id: str, envelope: Envelope, *, caller: str, cause: str, timeout: float
+    ) -> None:
+        self._facilities, self._envelope, self.cause = facilities, envelope, cause
+        self._sent = 0
+        self.run_id, self.agent, self.caller = run_id, facilities.agent, caller
+        self.deadline = time.time() + timeout
+        self.shared: SharedContext = facilities.context.acting_as(facilities.agent, facilities.bus)
+        self.journal = RunJournal(facilities.agent, run_id, facilities.journal, facilities.sinks)
+        self.log = logging.LoggerAdapter(logging.getLogger(f"natterjack.agent.{self.agent}"), {"run": run_id})
+
+    async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
+        """Store an event, caused by what this run handles; see `EventBus.emit`.
+
+        Raises:
+            LoopError: Too many events led to one another, or this run sent too many.
+        """
+        call = partial(self._emit, id=id)
+        for middleware in reversed(self._facilities.middleware):
+            call = partial(_emit_through, middleware, self, call)  # type: ignore[assignment]
+        return await call(type, data)
+
+    async def _emit(self, type: str, data: Any, *, id: str | None = None) -> int:
+        return await self._send("emit", type, data, id)
+
+    async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
+        """Store a message for a topic; see `EventBus.publish`."""
+        return await self._send("publish", topic, data, id)
+
+    async def _send(self, verb: Verb, kind: str, data: Any, id: str | None) -> int:
+        self._sent += 1
+        if self._sent > MAX_FANOUT:
+            msg = f"one run of {self.agent!r} may send {MAX_FANOUT} events; send one with a list instead"
+            raise LoopError(msg)
+        return (await self._facilities.events.send(verb, kind, data, self._next(kind), id)).sequence
+
+    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+        """Ask another agent; see `Peers.ask`. The run's own deadline bounds `timeout` (seconds)."""
+        left = min(timeout, self.deadline - time.time())
+        return await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
+
+    async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
+        """Ask several agents at once; see `Peers.broadcast`."""
+        left = min(timeout, self.deadline - time.time())
+        return await self._facilities.peers.broadcast(names, question, timeout=left, envelope=self._next("broadcast"))
+
+    def _next(self, what: str) -> Envelope:
+        """Return the envelope of something that this run causes."""
+        depth = self._envelope.depth + 1
+        if depth > MAX_DEPTH:
+            msg = (
+                f"{what!r} would be number {depth} in a chain of events and asks that led to one another, "
+                f"and {MAX_DEPTH} is the limit: this looks like a loop"
+            )
+            raise LoopError(msg)
+        return Envelope(cause=self.cause, depth=depth, run=self.run_id)
+
+
+async def _emit_through(middleware: Middleware, ctx: RunContext, call: Any, type: str, data: Any) -> int:
+    return await middleware.emit(type, data, ctx, call)
+
+
+def answer_text(result: Any) -> str:
+    """Return what a handler answered as text: text as it is, nothing as an empty text, all else as JSON."""
+    if result is None:
+        return ""
+    return result if isinstance(result, str) else codec.encode(result).decode()

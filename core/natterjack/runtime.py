@@ -1,0 +1,301 @@
+"""The runtime: agents hosted in this process, on a broker that it finds or brings along."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from natterjack import subjects
+from natterjack.broker import Broker, embed
+from natterjack.bus import Bus
+from natterjack.client import Run, TeamClient
+from natterjack.context import AgentContext
+from natterjack.errors import ConfigError, NatterjackError, StartError, nearest
+from natterjack.events import EventBus
+from natterjack.guards import Guards
+from natterjack.host import AgentHost
+from natterjack.messages import Answer, Answers
+from natterjack.peers import ASK_TIMEOUT
+from natterjack.plugins import Plugins
+from natterjack.process import AgentProcess, create_agent, create_journals
+from natterjack.provision import agent_triggers, provision, stored_team
+from natterjack.server import Server, named_server
+from natterjack.service import AgentInfo
+from natterjack.team import AgentSpec, Team
+
+log = logging.getLogger("natterjack.runtime")
+
+STOP_TIMEOUT = 10.0
+"""Seconds a runtime gives running work when it stops."""
+
+
+class AgentRuntime:
+    """Hosts agents in this process.
+
+    Example::
+
+        runtime = AgentRuntime()
+        runtime.add_process(AgentProcess(name="echo", agent=echo))
+        async with runtime:
+            print(await runtime.ask_peer("echo", "hello"))
+
+    Args:
+        server: URL of a server; by default `NATS_URL`, or else an embedded one.
+        context: The shared context; an empty one by default.
+        name: The team's name.
+        store: Folder of the embedded broker's data; `.natterjack` by default.
+    """
+
+    def __init__(
+        self,
+        server: str | Server | None = None,
+        *,
+        context: AgentContext | None = None,
+        name: str = "team",
+        store: Path | None = None,
+    ) -> None:
+        self.context = context if context is not None else AgentContext()
+        self.name = subjects.check_name(name, "team name")
+        self._server, self._store = server, store
+        self._processes: dict[str, AgentProcess] = {}
+        self._hosts: list[AgentHost] = []
+        self._broker: Broker | None = None
+        self._bus: Bus | None = None
+        self._client: TeamClient | None = None
+        self._lock = asyncio.Lock()
+
+    def add_process(self, process: AgentProcess) -> None:
+        """Add an agent, before the start.
+
+        Raises:
+            ConfigError: There is one of that name, or the runtime runs already.
+        """
+        if process.name in self._processes:
+            msg = f"this runtime already has an agent {process.name!r}; names are unique in a team"
+            raise ConfigError(msg)
+        if self._client is not None:
+            msg = f"agent {process.name!r} comes too late: add it before the start"
+            raise ConfigError(msg)
+        self._processes[process.name] = process
+
+    @property
+    def team(self) -> Team:
+        """The team that these agents make."""
+        permitted = self.context.write_permissions
+        specs = {
+            name: process.spec
+            if permitted is None
+            else process.spec.model_copy(update={"writes": tuple(permitted.get(name, ()))})
+            for name, process in self._processes.items()
+        }
+        return Team(name=self.name, agents=specs)
+
+    async def start_all(self) -> None:
+        """Find or start a broker, provision, and start every agent. Starting twice is fine.
+
+        Raises:
+            StartError: Something cannot start: it names the agent and the cause, and nothing is left running.
+        """
+        async with self._lock:
+            if self._client is not None:
+                return
+            try:
+                await self._start()
+            except BaseException as error:
+                await self._stop(0)
+                if isinstance(error, Exception) and not isinstance(error, StartError):
+                    text = str(error) if isinstance(error, NatterjackError) else f"{type(error).__name__}: {error}"
+                    raise StartError(text) from error
+                raise
+
+    async def _start(self) -> None:
+        plugins = Plugins.load()
+        for process in self._processes.values():
+            for trigger in process.triggers:
+                plugins.triggers.setdefault(trigger.name, type(trigger))
+        server = await self._find_server()
+        self._bus = await Bus.connect(server, principal=subjects.OPERATOR)
+        team = self.team
+        triggers = {name: process.triggers for name, process in self._processes.items()}
+        await provision(self._bus, team, plugins, context=self.context, triggers=triggers)
+        await self.context.attach(self._bus)
+        guards = Guards.load(team.rules(), team.governed(), plugins)
+        if self.context.write_permissions is None:
+            self.context.guards = guards
+        for name, process in self._processes.items():
+            self._hosts.append(await self._host(name, process, team.agents[name], server, guards, plugins))
+        await asyncio.gather(*(host.start() for host in self._hosts))
+        self._client = TeamClient(self._bus, self.context)
+
+    async def _find_server(self) -> Server:
+        if isinstance(self._server, Server):
+            return self._server
+        found = named_server(self._server)
+        if found is None:
+            self._broker = await embed(self._store)
+            found = Server(self._broker.url)
+        return found
+
+    async def _host(
+        self, name: str, process: AgentProcess, spec: AgentSpec, server: Server, guards: Guards, plugins: Plugins
+    ) -> AgentHost:
+        agent = process.make_agent(plugins)
+        return AgentHost(
+            name,
+            spec,
+            agent,
+            [*agent_triggers(spec.model_copy(update={"on": ()}), plugins), *process.triggers],
+            bus=await Bus.connect(server, principal=name),
+            context=self.context,
+            guards=guards,
+            sinks=process.journals,
+            middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
+            schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
+        )
+
+    async def wait(self) -> None:
+        """Return never; raise when an agent or the broker cannot go on.
+
+        Raises:
+            StartError: With the agent and the cause.
+        """
+        tasks = [asyncio.create_task(host.failed()) for host in self._hosts]
+        if self._broker is not None:
+            tasks.append(asyncio.create_task(_broker_lost(self._broker)))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            raise next(iter(done)).result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop_all(self, timeout: float = STOP_TIMEOUT) -> None:
+        """Drain every agent within `timeout` seconds, then disconnect; nothing is left running.
+
+        Raises:
+            NatterjackError: A context write that nobody awaited had failed.
+        """
+        async with self._lock:
+            await self._stop(timeout)
+
+    async def _stop(self, timeout: float) -> None:
+        hosts, self._hosts, self._client = self._hosts, [], None
+        bus, self._bus = self._bus, None
+        broker, self._broker = self._broker, None
+        try:
+            results = await asyncio.gather(*(host.stop(timeout) for host in hosts), return_exceptions=True)
+            for host, result in zip(hosts, results, strict=True):
+                if isinstance(result, BaseException):
+                    log.error("agent %r did not stop cleanly", host.name, exc_info=result)
+            if bus is not None:
+                await self.context.close()
+        finally:
+            if bus is not None:
+                await bus.close()
+            if broker is not None:
+                await broker.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop_all()
+
+    # What the operator does
+
+    @property
+    def _running(self) -> TeamClient:
+        if self._client is None:
+            msg = "the runtime does not run yet: `await runtime.start_all()`, or use `async with runtime:`"
+            raise ConfigError(msg)
+        return self._client
+
+    @property
+    def event_bus(self) -> EventBus:
+        """Emits and publishes as the operator."""
+        return self._running.event_bus
+
+    @property
+    def server(self) -> Server:
+        """Where it is connected."""
+        return self._running.bus.server
+
+    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+        """Ask one agent; see `Peers.ask`."""
+        return await self._running.ask_peer(name, question, timeout=timeout)
+
+    async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
+        """Ask several agents at once; see `Peers.broadcast`."""
+        return await self._running.broadcast(names, question, timeout=timeout)
+
+    async def agents(self) -> list[AgentInfo]:
+        """Return the agents that run now, on whatever machine."""
+        return await self._running.agents()
+
+    async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
+        """Give an event to one agent; see `TeamClient.inject_event`."""
+        return await self._running.inject_event(agent, event)
+
+
+async def _broker_lost(broker: Broker) -> NatterjackError:
+    return StartError(await broker.wait_lost())
+
+
+def team_runtime(team: Team, server: Server, plugins: Plugins) -> AgentRuntime:
+    """Return a runtime that hosts all agents of a team file in one process."""
+    runtime = AgentRuntime(server, context=AgentContext(team.context), name=team.name)
+    for name, spec in team.agents.items():
+        runtime.add_process(TeamProcess(name, spec, plugins))
+    return runtime
+
+
+class TeamProcess(AgentProcess):
+    """An agent of a team file, as a process of a runtime."""
+
+    def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
+        self.name, self.spec, self.agent = name, spec, None
+        self.triggers = agent_triggers(spec, plugins)[1:]
+        self.journals = create_journals(spec, plugins)
+
+
+async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContext]:
+    """Start one agent of the team that is provisioned on a server, with narrow rights only.
+
+    Raises:
+        NotProvisionedError: No team has been provisioned there.
+        ConfigError: The team has no such agent, or it is wrong.
+        StartError: It cannot start.
+    """
+    bus = await Bus.connect(server, principal=subjects.check_name(name))
+    context = AgentContext()
+    try:
+        team = await stored_team(bus)
+        if name not in team.agents:
+            msg = f"team {team.name!r} has no agent {name!r}.{nearest(name, team.agents)} It has: {', '.join(team.agents)}."
+            raise ConfigError(msg)
+        spec, plugins = team.agents[name], Plugins.load()
+        context.guards = Guards.load(team.rules(), team.governed(), plugins)
+        await context.attach(bus)
+        host = AgentHost(
+            name,
+            spec,
+            create_agent(name, spec, plugins),
+            agent_triggers(spec, plugins),
+            bus=bus,
+            context=context,
+            guards=context.guards,
+            sinks=create_journals(spec, plugins),
+            middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
+            schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
+        )
+        await host.start()
+    except BaseException:
+        await context.close()
+        await bus.close()
+        raise
+    return host, context

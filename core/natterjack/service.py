@@ -1,0 +1,152 @@
+"""The NATS micro service `agents`: discovery and statistics of one agent (ADR-32).
+
+Our own, because nats-py's service handles requests one by one and drops what is queued when it stops.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from natterjack import subjects
+from natterjack.bus import Bus, Message, Subscription
+from natterjack.codec import decode
+from natterjack.errors import PayloadError
+
+SERVICE: Final = "agents"
+QUEUE: Final = "agents"
+VERSION: Final = "0.1.0"
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """An endpoint and what it has done so far; durations in nanoseconds, as ADR-32 wants."""
+
+    name: str
+    subject: str
+    num_requests: int = 0
+    num_errors: int = 0
+    last_error: str = ""
+    processing_time: int = 0
+
+    def info(self) -> dict[str, Any]:
+        """What it is."""
+        return {"name": self.name, "subject": self.subject, "queue_group": QUEUE, "metadata": {}}
+
+    def stats(self) -> dict[str, Any]:
+        """What it did."""
+        average = self.processing_time // self.num_requests if self.num_requests else 0
+        return {
+            "name": self.name,
+            "subject": self.subject,
+            "queue_group": QUEUE,
+            "num_requests": self.num_requests,
+            "num_errors": self.num_errors,
+            "last_error": self.last_error,
+            "processing_time": self.processing_time,
+            "average_processing_time": average,
+        }
+
+
+@dataclass(slots=True)
+class Service:
+    """Answers `$SRV.PING`, `INFO` and `STATS` for one agent in one process."""
+
+    bus: Bus
+    agent: str
+    description: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: secrets.token_hex(11))
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    endpoints: list[Endpoint] = field(default_factory=list)
+    _subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        self._subscription = await self.bus.subscribe(subjects.service(">"), self._receive)
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
+
+    async def _receive(self, message: Message) -> None:
+        _, verb, *scope = message.subject.split(".")
+        if scope not in ([], [SERVICE], [SERVICE, self.id]) or not message.reply.startswith(("_INBOX.", "_R_.")):
+            return
+        answer = self._answer(verb)
+        if answer is not None:
+            await self.bus.publish(message.reply, orjson.dumps(answer))
+
+    def _answer(self, verb: str) -> dict[str, Any] | None:
+        identity = {
+            "name": SERVICE,
+            "id": self.id,
+            "version": VERSION,
+            "metadata": {"agent": self.agent, **self.metadata},
+            "type": f"io.nats.micro.v1.{verb.lower()}_response",
+        }
+        if verb == "PING":
+            return identity
+        if verb == "INFO":
+            endpoints = [endpoint.info() for endpoint in self.endpoints]
+            return identity | {"description": self.description, "endpoints": endpoints}
+        if verb == "STATS":
+            statistics = [endpoint.stats() for endpoint in self.endpoints]
+            return identity | {"started": self.started.isoformat(), "endpoints": statistics}
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """One running agent, as discovered.
+
+    Attributes:
+        name: Its name; replicas share it.
+        instance: Its process's own id.
+        description: First line of its class's documentation.
+        started: When, ISO 8601.
+        asked: Asks it has taken so far.
+        failed: Those it answered with an error.
+        milliseconds: Average time of an answer.
+    """
+
+    name: str
+    instance: str
+    description: str
+    started: str
+    asked: int
+    failed: int
+    milliseconds: float
+
+
+async def discover(bus: Bus, *, window: float = 0.15) -> list[AgentInfo]:
+    """Return the agents that answer within `window` seconds, by name."""
+    replies = await bus.gather(subjects.service("STATS", SERVICE), window=window)
+    found = [info for reply in replies if (info := _read_info(reply))]
+    return sorted(found, key=lambda info: (info.name, info.instance))
+
+
+def _read_info(message: Message) -> AgentInfo | None:
+    """Read one answer; a stranger's service of the same name may say anything."""
+    try:
+        body = decode(message.data)
+        endpoints = body.get("endpoints") or []
+        asked = sum(int(endpoint.get("num_requests", 0)) for endpoint in endpoints)
+        spent = sum(int(endpoint.get("processing_time", 0)) for endpoint in endpoints)
+        return AgentInfo(
+            name=str(body["metadata"]["agent"]),
+            instance=str(body["id"]),
+            description=str(body["metadata"].get("description", "")),
+            started=str(body.get("started", "")),
+            asked=asked,
+            failed=sum(int(endpoint.get("num_errors", 0)) for endpoint in endpoints),
+            milliseconds=round(spent / asked / 1e6, 3) if asked else 0.0,
+        )
+    except (PayloadError, KeyError, TypeError, ValueError, AttributeError):
+        return None

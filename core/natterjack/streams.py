@@ -1,0 +1,246 @@
+"""Streams: storing with an acknowledgement, reading back, and the JetStream API, over plain requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from natterjack import codec
+from natterjack.errors import (
+    BrokerError,
+    ConflictError,
+    DisconnectedError,
+    NatterjackError,
+    NoRespondersError,
+    NotProvisionedError,
+    PayloadError,
+    RequestTimeoutError,
+    StreamError,
+)
+from natterjack.mailbox import Message, status_of
+from natterjack.server import Server
+
+log = logging.getLogger("natterjack.bus")
+
+STORE_BUDGET: Final = 15.0
+"""Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
+HEADER_ROOM: Final = 16 * 1024
+PAGE: Final = 256
+
+_WRONG_LAST: Final = (10071, 10164)
+_NOT_FOUND: Final = (10059, 10014, 10037)
+
+
+class Stored(NamedTuple):
+    """The server's acknowledgement of a store.
+
+    Attributes:
+        sequence: Sequence in its stream.
+        duplicate: Whether the stream already had a message of this id.
+    """
+
+    sequence: int
+    duplicate: bool
+
+
+class Streams(ABC):
+    """What the bus can do with JetStream.
+
+    Attributes:
+        server: Where it is connected.
+        closed: Set once the connection is gone for good.
+    """
+
+    server: Server
+    closed: asyncio.Event
+
+    def __init__(self) -> None:
+        self._ids, self._stored = secrets.token_urlsafe(16), 0  # 128 random bits [R6]
+
+    @property
+    @abstractmethod
+    def max_payload(self) -> int:
+        """Bytes a message may have on this server."""
+
+    def check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
+        """Raise `PayloadError` for what the server would answer by closing the connection."""
+        size = len(data)
+        if size + HEADER_ROOM > self.max_payload:
+            size += 12 + sum(len(name) + len(value) + 4 for name, value in (headers or {}).items())
+        if size > self.max_payload:
+            msg = f"the payload has {size:,} bytes, but the server takes {self.max_payload:,}; send a reference instead"
+            raise PayloadError(msg)
+
+    @abstractmethod
+    async def until_connected(self, timeout: float) -> None:
+        """Return once the connection is up, or raise `DisconnectedError` after `timeout` seconds."""
+
+    @abstractmethod
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        fails_on_disconnect: bool = False,
+    ) -> Message:
+        """Send a request and return its one reply."""
+
+    @abstractmethod
+    async def request_many(
+        self, subject: str, data: bytes = b"", *, timeout: float, until: Callable[[Message], bool]
+    ) -> list[Message]:
+        """Send a request and collect replies until one is the last."""
+
+    async def api(self, name: str, body: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> dict[str, Any]:
+        """Call the JetStream API, e.g. `STREAM.INFO.EVENTS`, and return its answer.
+
+        Raises:
+            NotProvisionedError: The stream, consumer or message it names does not exist.
+            StreamError: JetStream refuses; it carries the code.
+            BrokerError: JetStream is not enabled.
+        """
+        data = orjson.dumps(body) if body else b""
+        try:
+            reply = await self.request(f"{self.server.prefix}.{name}", data, timeout=timeout, fails_on_disconnect=True)
+        except NoRespondersError as error:
+            msg = f"{self.server} has no JetStream for {self.principal!r}. Start nats-server with -js."
+            raise BrokerError(msg) from error
+        answer: dict[str, Any] = orjson.loads(reply.data)
+        error = answer.get("error")
+        if error and error.get("err_code") in _NOT_FOUND:
+            raise NotProvisionedError(".".join(name.split(".")[-2 if "CONSUMER" in name else -1 :]))
+        if error:
+            raise StreamError(error.get("err_code", 0), error.get("description", ""), name)
+        return answer
+
+    async def store(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        expect: int | None = None,
+        stream: str = "",
+        budget: float = STORE_BUDGET,
+    ) -> Stored:
+        """Publish into a stream and return once it is stored, trying again while the server is away.
+
+        Args:
+            subject: A subject that a stream captures.
+            data: Payload.
+            headers: Headers beside the deduplication id.
+            id: Deduplication id; by default an unguessable one [R6].
+            expect: Last sequence that the subject must have (0: none), for compare-and-set.
+            stream: The stream's name, needed with `expect` to tell a lost ack from a lost race [R5].
+            budget: Seconds to go on trying.
+
+        Raises:
+            ConflictError: `expect` did not hold.
+            NotProvisionedError: No stream captures the subject.
+            StreamError: The stream refuses, e.g. because it is full.
+        """
+        message_id = id or self.new_id()
+        sent = {**(headers or {}), codec.MSG_ID: message_id}
+        if expect is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+        deadline = time.monotonic() + budget
+        pause, tried = 0.02, 0
+        while True:
+            tried += 1
+            try:
+                return await self._store_once(subject, data, sent, min(5.0, max(0.05, deadline - time.monotonic())))
+            except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
+                if isinstance(error, NoRespondersError) and tried == 1:
+                    await self._check_stream(subject)
+                if self.closed.is_set() or time.monotonic() + pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(1.0, pause * 2)
+            except ConflictError:
+                ours = await self._stored_already(stream, subject, message_id) if tried > 1 and stream else None
+                if ours is None:
+                    raise
+                return ours
+
+    async def _store_once(self, subject: str, data: bytes, headers: Mapping[str, str], timeout: float) -> Stored:
+        await self.until_connected(timeout)
+        reply = await self.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
+        try:
+            ack = orjson.loads(reply.data)
+        except orjson.JSONDecodeError as error:
+            msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"
+            raise BrokerError(msg) from error
+        problem = ack.get("error")
+        if problem is None:
+            return Stored(ack["seq"], ack.get("duplicate", False))
+        if problem.get("err_code") in _WRONG_LAST:
+            msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
+            raise ConflictError(msg)
+        raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)
+
+    async def _check_stream(self, subject: str) -> None:
+        """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
+        try:
+            found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
+        except (NatterjackError, TimeoutError) as error:
+            log.debug("cannot tell whether a stream captures %s: %s", subject, error)
+            return
+        if not found.get("streams"):
+            msg = f"a stream for {subject!r}"
+            raise NotProvisionedError(msg)
+
+    async def _stored_already(self, stream: str, subject: str, message_id: str) -> Stored | None:
+        """A conflict after a retry may be our own first try, whose ack was lost: look at the id [R5]."""
+        last = await self.last(stream, subject)
+        if last is None or (last.headers or {}).get(codec.MSG_ID) != message_id:
+            return None
+        return Stored(int(last.headers["Nats-Sequence"]), duplicate=True)
+
+    async def last(self, stream: str, subject: str, *, timeout: float = 5.0) -> Message | None:
+        """Return the newest message on a subject of a stream with direct access, or None."""
+        name = f"{self.server.prefix}.DIRECT.GET.{stream}.{subject}"
+        reply = await self.request(name, timeout=timeout, fails_on_disconnect=True)
+        if status_of(reply) == "404":
+            return None
+        return reply
+
+    async def at(self, stream: str, sequence: int) -> Message | None:
+        """Return the message of a sequence of a stream with direct access, or None."""
+        name = f"{self.server.prefix}.DIRECT.GET.{stream}"
+        reply = await self.request(name, orjson.dumps({"seq": sequence}), timeout=5.0, fails_on_disconnect=True)
+        return None if status_of(reply) == "404" else reply
+
+    async def read(self, stream: str, pattern: str, *, start: int = 1) -> AsyncIterator[Message]:
+        """Yield the stored messages that match a pattern, in order, from a sequence on.
+
+        Raises:
+            NotProvisionedError: The stream does not exist.
+        """
+        name = f"{self.server.prefix}.DIRECT.GET.{stream}"
+        while True:
+            body = orjson.dumps({"seq": start, "next_by_subj": pattern, "batch": PAGE})
+            try:
+                replies = await self.request_many(name, body, timeout=10.0, until=lambda reply: bool(status_of(reply)))
+            except NoRespondersError as error:
+                msg = f"stream {stream!r}"
+                raise NotProvisionedError(msg) from error
+            for message in replies[:-1]:
+                yield message
+                start = int((message.headers or {})["Nats-Sequence"]) + 1
+            if len(replies) <= PAGE:
+                return
+
+    def new_id(self) -> str:
+        """Return a fresh deduplication id that nobody else can guess [R6]."""
+        self._stored += 1
+        return f"{self._ids}{self._stored:x}"

@@ -1,0 +1,373 @@
+"""The team as data: its agents, what wakes them, and what each may do.
+
+A team comes from `team.toml` or from Python, and is stored in the KV bucket `team` as JSON.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from difflib import get_close_matches
+from itertools import islice
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from natterjack.codec import MAX_DEPTH
+from natterjack.components import Rule, Settings
+from natterjack.errors import nearest
+from natterjack.rights import Verb
+from natterjack.subjects import OPERATOR, check_name, check_pattern, check_type, overlap
+
+_GRANTS: Final[dict[Verb, str]] = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes"}
+_PATTERN_FIELD: Final = {"event": "event_type", "message": "topic"}
+_IMPORT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+_TRIGGER_FORMS: Final = (
+    'a trigger is an event pattern such as "research.start", or a table of one key: { message = "reports.*" } or'
+    " { tick = { every = 2 } }"
+)
+
+
+# Values of a team file
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """Return a value as JSON will give it back: tuples as lists, dates and times as ISO 8601 text.
+
+    Raises:
+        ValueError: JSON has no form for it, or it nests deeper than 64 levels.
+    """
+    if depth > MAX_DEPTH:
+        msg = f"nested deeper than {MAX_DEPTH} levels; write it flatter"
+        raise ValueError(msg)
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {_text_key(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if value is None or isinstance(value, str | bool) or _is_json_number(value):
+        return value
+    msg = f"{value!r} has no form in JSON; use text, finite numbers up to 64 bits, lists and tables"
+    raise ValueError(msg)
+
+
+def _is_json_number(value: object) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _text_key(key: object) -> str:
+    if not isinstance(key, str):
+        msg = f"the key {key!r} is no text"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError with its place
+    return key
+
+
+def _listed(value: object) -> object:
+    """One item alone is a list of one."""
+    return (value,) if isinstance(value, str | Mapping | TriggerSpec) else value
+
+
+def _check_kind(kind: str) -> str:
+    if not _IMPORT.match(kind):
+        if ":" in kind or "." in kind:
+            msg = f"{kind!r} is no valid kind; write 'module:Class', e.g. 'my_package.agents:Counter'"
+            raise ValueError(msg)
+        check_name(kind, "kind of agent")
+    return kind
+
+
+Plain = Annotated[Any, BeforeValidator(plain)]
+Name = Annotated[str, AfterValidator(check_name)]
+ToolName = Annotated[str, AfterValidator(lambda name: check_name(name, "tool server name"))]
+TeamName = Annotated[str, AfterValidator(lambda name: check_name(name, "team name"))]
+JournalName = Annotated[str, AfterValidator(lambda name: check_name(name, "journal"))]
+TriggerName = Annotated[str, AfterValidator(lambda name: check_name(name, "trigger"))]
+EventType = Annotated[str, AfterValidator(check_type)]
+ContextKey = Annotated[str, AfterValidator(lambda name: check_type(name, "context key"))]
+Pattern = Annotated[str, AfterValidator(check_pattern)]
+_List = BeforeValidator(_listed, json_schema_input_type=str | list[str])
+Names = Annotated[tuple[Name, ...], _List]
+Patterns = Annotated[tuple[Pattern, ...], _List]
+
+
+# The models
+
+
+def _trigger_schema(schema: dict[str, Any]) -> None:
+    for key in ("properties", "required"):
+        del schema[key]
+    schema.update(type=["string", "object"], minProperties=1, maxProperties=1, additionalProperties=True)
+
+
+class TriggerSpec(Settings):
+    """One trigger of an agent.
+
+    A team file writes `"research.start"` for an event, `{ message = "reports.*" }` or `{ cron = "0 7 * * *" }` for
+    a trigger with one setting, and `{ tick = { every = 2 } }` for one with several.
+
+    Attributes:
+        kind: `event`, `message`, or what a plugin brings.
+        settings: Settings of the kind; under the key `""`, a value for the first field of its `Config`.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_trigger_schema)
+
+    kind: TriggerName
+    settings: dict[str, Plain] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_form(cls, value: object) -> object:
+        if isinstance(value, str):
+            return _expand("event", value)
+        if isinstance(value, TriggerSpec) or (isinstance(value, Mapping) and "kind" in value):
+            return value
+        if isinstance(value, Mapping) and len(value) == 1:
+            return _expand(*next(iter(value.items())))
+        raise ValueError(_TRIGGER_FORMS)
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> TriggerSpec:
+        key = _PATTERN_FIELD.get(self.kind)
+        if key in self.settings:
+            pattern = self.settings[key]
+            if not isinstance(pattern, str):
+                msg = f'{pattern!r} is no pattern; write text such as "research.*"'
+                raise ValueError(msg)
+            check_pattern(pattern)
+        return self
+
+    @property
+    def event(self) -> str | None:
+        """The pattern of events it waits for, if it is an event trigger."""
+        return self.settings.get("event_type") if self.kind == "event" else None
+
+
+def _expand(kind: str, value: object) -> dict[str, object]:
+    settings = value if isinstance(value, Mapping) else {_PATTERN_FIELD.get(kind, ""): value}
+    return {"kind": kind, "settings": settings}
+
+
+def _agent_schema(schema: dict[str, Any]) -> None:
+    schema["properties"].pop("options")
+    schema["additionalProperties"] = True
+
+
+class AgentSpec(Settings):
+    """One agent, as it is written, provisioned and stored.
+
+    Attributes:
+        kind: `module:Class`, or a kind that a plugin brings.
+        on: What wakes it.
+        emits: Patterns of the events it may emit; None: any, in open mode.
+        publishes: Patterns of the topics it may publish to; None: any, in open mode.
+        asks: Agents it may ask; None: any, in open mode.
+        writes: Patterns of the context keys it may write; None: any, unless some agent of the team declares writes.
+        reads: Patterns of the context keys it may read; None: all.
+        result_event: Type of the event that carries what `handle` returned.
+        cross_agents: Addresses of peers by the names it calls them.
+        journal: Journals beside the stream.
+        replicas: Processes that share its work.
+        concurrency: Events and questions that one process works on at once.
+        max_attempts: Failed handlings after which an event is dead.
+        retry_delay: Seconds before the second attempt; it doubles with each one, up to 60.
+        timeout: Seconds one handling may take.
+        options: All other keys of its table: the settings of its kind.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_agent_schema)
+
+    kind: Annotated[str, AfterValidator(_check_kind)]
+    on: Annotated[
+        tuple[TriggerSpec, ...], BeforeValidator(_listed, json_schema_input_type=TriggerSpec | list[TriggerSpec])
+    ] = ()
+    emits: Patterns | None = None
+    publishes: Patterns | None = None
+    asks: Names | None = None
+    writes: Patterns | None = None
+    reads: Patterns | None = None
+    result_event: EventType | None = None
+    cross_agents: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    journal: Annotated[tuple[JournalName, ...], _List] = ()
+    replicas: int = Field(1, strict=True, ge=1, le=1000)
+    concurrency: int = Field(16, strict=True, ge=1, le=10_000)
+    max_attempts: int = Field(5, strict=True, ge=1, le=100)
+    retry_delay: float = Field(1.0, strict=True, gt=0, le=60, allow_inf_nan=False)
+    timeout: float = Field(600.0, strict=True, gt=0, le=7 * 86_400, allow_inf_nan=False)
+    options: dict[str, Plain] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, value: object) -> object:
+        """Move unknown keys to the options; of an imported kind, what looks like a key of ours stays: refused."""
+        if not isinstance(value, Mapping):
+            return value
+        own = set(cls.model_fields)
+        if ":" in str(value.get("kind", "")):
+            own |= {key for key in value if get_close_matches(str(key), cls.model_fields, 1, cutoff=0.8)}
+        given, more = value.get("options", {}), {key: item for key, item in value.items() if key not in own}
+        known = {key: item for key, item in value.items() if key in own}
+        return {**known, "options": {**given, **more} if isinstance(given, Mapping) else given}
+
+    @property
+    def imported(self) -> bool:
+        """Whether its kind is a class to import, not one that a plugin brings."""
+        return ":" in self.kind
+
+    def allowed(self, verb: Verb) -> tuple[str, ...] | None:
+        """Return the patterns of what it may emit, publish, ask or write; None: it declares nothing."""
+        found: tuple[str, ...] | None = getattr(self, _GRANTS[verb])
+        return found
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Patterns of the events that wake it."""
+        return tuple(trigger.event for trigger in self.on if trigger.event)
+
+    @property
+    def emitted(self) -> tuple[str, ...]:
+        """Patterns of the events that it says it emits."""
+        return tuple(dict.fromkeys([*(self.emits or ()), *([self.result_event] if self.result_event else [])]))
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Where a team is written: for messages only, so that two teams compare equal wherever they come from.
+
+    Attributes:
+        file: Path of its file; empty when it comes from Python.
+        lines: Line of each table and key, by its path.
+    """
+
+    file: str = field(default="", compare=False)
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, compare=False)
+
+    def at(self, *path: object) -> str:
+        """Return `team.toml:12` for the nearest thing around a path that has a line."""
+        line = self.line(*path)
+        return f"{self.file}:{line}" if line else self.file
+
+    def line(self, *path: object) -> int:
+        """Return its line, 1 first, or 0."""
+        names = tuple(str(part) for part in path)
+        return next((self.lines[names[:n]] for n in range(len(names), 0, -1) if names[:n] in self.lines), 0)
+
+
+class TeamTable(Settings):
+    """The table `[team]`.
+
+    Attributes:
+        name: The team's name.
+        external: Patterns of events that come from outside the team.
+        server: Server to connect to, where none is named otherwise.
+    """
+
+    name: TeamName = "team"
+    external: Patterns = ()
+    server: Annotated[str, Field(min_length=1)] | None = None
+
+
+class Team(TeamTable):
+    """A team.
+
+    Attributes:
+        context: The shared context's initial state.
+        agents: Its agents by name.
+        tools: Its tool servers by name.
+    """
+
+    context: dict[ContextKey, Plain] = Field(default_factory=dict)
+    agents: dict[Name, AgentSpec] = Field(default_factory=dict)
+    tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def written_in(self, origins: Origins) -> Team:
+        """Return the same team, whose messages say where it is written."""
+        team = self.model_copy()
+        team._origins = origins
+        return team
+
+    def origin(self, *path: str, table: str = "agents") -> str:
+        """Return where an agent, or a key of its table, is written, e.g. `team.toml:12`; or an empty string."""
+        return self._origins.at(table, *path)
+
+    def place(self, name: str, *keys: str, table: str = "agents") -> str:
+        """Return how a message about it starts: `team.toml:12: [agents.analyst]`."""
+        origin = self.origin(name, *keys, table=table)
+        return f"{origin}: [{table}.{name}]" if origin else f"[{table}.{name}]"
+
+    def rules(self) -> list[Rule]:
+        """Return what each agent may do; the operator may do all."""
+        rules = [
+            Rule(agent, verb, pattern, self.origin(agent, key))
+            for agent, spec in self.agents.items()
+            for verb, key in _GRANTS.items()
+            for pattern in spec.allowed(verb) or ()
+        ]
+        return rules + [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
+
+    def governed(self) -> frozenset[tuple[str, Verb]]:
+        """Return who may do what only by a rule: an agent that declares it, and for writes then everyone."""
+        pairs = {
+            (agent, verb) for agent, spec in self.agents.items() for verb in _GRANTS if spec.allowed(verb) is not None
+        }
+        return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs)
+
+    def warnings(self) -> list[str]:
+        """Return what is probably a mistake, one line each, and at most 20 of each sort."""
+        return [line for sort in (self._unheard_of, self._unheard, self._repeated) for line in islice(sort(), 20)]
+
+    def _unheard_of(self) -> Iterator[str]:
+        """Events that somebody waits for and nobody emits."""
+        known = _Patterns([*self.external, *(pattern for spec in self.agents.values() for pattern in spec.emitted)])
+        for agent, spec in self.agents.items():
+            for pattern in (each for each in spec.awaited if not known.meet(each)):
+                yield (
+                    f"{self.place(agent, 'on')} waits for {pattern!r}, which nobody in the team emits."
+                    f"{nearest(pattern, known.all)} If it comes from outside, add it to `external` of [team]."
+                )
+
+    def _unheard(self) -> Iterator[str]:
+        """Events that somebody emits and nobody waits for."""
+        awaited = _Patterns([pattern for spec in self.agents.values() for pattern in spec.awaited])
+        for agent, spec in self.agents.items():
+            for pattern in (each for each in spec.emitted if not awaited.meet(each)):
+                key = "emits" if pattern in (spec.emits or ()) else "result_event"
+                yield f"{self.place(agent, key)} emits {pattern!r}, which no agent of the team waits for"
+
+    def _repeated(self) -> Iterator[str]:
+        """Agents that wake themselves, and triggers that fire for one and the same event.
+
+        A wildcard in `emits` is authority only and says nothing about a loop.
+        """
+        for agent, spec in self.agents.items():
+            place = self.place(agent, "on")
+            for index, pattern in enumerate(spec.awaited):
+                for own in (each for each in spec.emitted if not _is_wild(each) and overlap(each, pattern)):
+                    yield f"{place} waits for {pattern!r} and emits {own!r} itself: that may never end"
+                for other in (each for each in spec.awaited[:index] if overlap(each, pattern)):
+                    yield f"{place} waits for both {other!r} and {pattern!r}: an event that both match is handled twice"
+
+
+def _is_wild(pattern: str) -> bool:
+    return "*" in pattern or ">" in pattern
+
+
+class _Patterns:
+    """Patterns, to find quickly whether one of them meets another: a team may have thousands."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.all = dict.fromkeys(patterns)
+        self._wild = [pattern for pattern in self.all if _is_wild(pattern)]
+
+    def meet(self, pattern: str) -> bool:
+        others = self.all if _is_wild(pattern) else self._wild
+        return pattern in self.all or any(overlap(pattern, other) for other in others)

@@ -1,0 +1,247 @@
+"""The checks of a team as a whole: against itself, and against the components that are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from natterjack.components import Agent, Journal, PeerScheme, Trigger
+from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
+from natterjack.subjects import matches
+from natterjack.team import AgentSpec, Team, TriggerSpec
+
+MAX_PROBLEMS: Final = 20
+"""How many problems one error lists."""
+MAX_LINE: Final = 400
+"""Characters of one problem; what is longer is cut in the middle."""
+
+_NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+_MESSAGES: Final = {
+    "model_type": "it must be a table",
+    "dict_type": "it must be a table",
+    "tuple_type": "it must be a list",
+    "string_type": "it must be text",
+}
+
+
+class Kinds(Protocol):
+    """The components that are installed, as `Plugins` finds them; it raises `PluginError` for an unknown name."""
+
+    @property
+    def tool_servers(self) -> Mapping[str, object]:
+        """Kinds of tool server by name."""
+
+    def agent(self, name: str) -> type[Agent]:
+        """Return a kind of agent."""
+
+    def trigger(self, name: str) -> type[Trigger]:
+        """Return a kind of trigger."""
+
+    def journal(self, name: str) -> type[Journal]:
+        """Return a kind of journal."""
+
+    def peer(self, scheme: str) -> type[PeerScheme]:
+        """Return an address scheme."""
+
+
+def report(problems: Sequence[str]) -> str:
+    """Return problems as text: a line each, and 20 lines at most."""
+    if len(problems) > MAX_PROBLEMS:
+        problems = [*problems[: MAX_PROBLEMS - 1], f"… and {len(problems) - MAX_PROBLEMS + 1} more"]
+    return "\n".join(map(_one_line, problems))
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
+
+
+class _Problems:
+    """What a check has found so far."""
+
+    def __init__(self) -> None:
+        self.errors: list[NatterjackError] = []
+        self.lines: list[str] = []
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Note an error that is raised inside, and go on."""
+        try:
+            yield
+        except NatterjackError as error:
+            self.add(place, error)
+
+    def add(self, place: str, error: NatterjackError) -> None:
+        """Note an error."""
+        self.errors.append(error)
+        self.lines.append(f"{place} {error}")
+
+    def raise_all(self) -> None:
+        if self.errors:
+            kind = PluginError if all(isinstance(error, PluginError) for error in self.errors) else ConfigError
+            raise kind(report(self.lines))
+
+
+def check_team(team: Team, plugins: Kinds) -> None:
+    """Check a team against itself and against what is installed. All problems are told at once.
+
+    The options of a kind that is imported need its class; whoever imports it calls `check_options`.
+
+    Raises:
+        PluginError: All that is wrong is that plugins are missing or broken.
+        ConfigError: Something is written wrongly.
+    """
+    problems = _Problems()
+    for name, spec in team.agents.items():
+        with problems.at(team.place(name, "kind")):
+            kind = None if spec.imported else plugins.agent(spec.kind)
+            for key, text in _option_problems(spec, kind.Config) if kind else ():
+                problems.add(team.place(name, key), ConfigError(text))
+        _check_triggers(problems, team.place(name, "on"), name, spec, plugins)
+        _check_peers(problems, team, name, spec, plugins)
+        for journal in spec.journal:
+            with problems.at(team.place(name, "journal")):
+                plugins.journal(journal)
+        with problems.at(team.place(name, "result_event")):
+            _check_result_event(spec)
+    if not plugins.tool_servers:
+        for name in team.tools:
+            msg = "no installed plugin serves tools: `pip install natterjack-mcp`"
+            problems.add(team.place(name, table="tools"), PluginError(msg))
+    problems.raise_all()
+
+
+def check_options(agent: str, spec: AgentSpec, config: type[BaseModel], team: Team | None = None) -> None:
+    """Check the options of an agent against the settings of its kind.
+
+    Args:
+        agent: Its name.
+        spec: Its table.
+        config: The `Config` of its kind.
+        team: The team it is of, for the lines of messages.
+
+    Raises:
+        ConfigError: Keys are unknown, missing or wrong; it names the nearest key of the kind or of every agent.
+    """
+    team = team or Team()
+    found = [f"{team.place(agent, key)} {text}" for key, text in _option_problems(spec, config)]
+    if found:
+        raise ConfigError(report(found))
+
+
+def _option_problems(spec: AgentSpec, config: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    known = [*config.model_fields, *AgentSpec.model_fields]
+    for key in _unknown(spec.options, config):
+        yield key, f"unknown key {key!r}.{nearest(key, known)}"
+    try:
+        config.model_validate(spec.options)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] != "extra_forbidden" or len(problem["loc"]) > 1:
+                yield str(next(iter(problem["loc"]), "")), sentence(problem, path_text(problem["loc"]), known)
+
+
+def _unknown(settings: Iterable[str], config: type[BaseModel]) -> list[str]:
+    """Return the keys that a model does not know: one that ignores them would hide a mistake."""
+    if config.model_config.get("extra") == "allow":
+        return []
+    known = set(config.model_fields)
+    for field in config.model_fields.values():
+        known |= {alias for alias in (field.alias, field.validation_alias) if isinstance(alias, str)}
+    return [key for key in settings if key not in known]
+
+
+def path_text(path: Sequence[int | str]) -> str:
+    """Return a path inside a table as text: `on[0].every`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def sentence(problem: ErrorDetails, key: str, known: Iterable[str]) -> str:
+    """Return what pydantic found at a key as a sentence; `known` are the keys that may stand there."""
+    kind, message = problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}.{nearest(str(problem['loc'][-1]), known)}"
+    if kind == "missing":
+        return f"{key!r} is missing"
+    if kind == "value_error":
+        return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    message = _MESSAGES.get(kind, message.replace("Input should be", "it must be"))
+    return f"{key!r} is {problem['input']!r}: {message}"
+
+
+def trigger_settings(trigger: type[Trigger], spec: TriggerSpec) -> dict[str, Any]:
+    """Return the settings of a trigger by name: a value without one belongs to the first field.
+
+    Raises:
+        ConfigError: One is unknown, or the kind takes none.
+    """
+    config: type[BaseModel] = trigger.Config
+    if "" in spec.settings and not config.model_fields:
+        msg = f"the trigger {spec.kind!r} takes no settings; write {{ {spec.kind} = {{}} }}"
+        raise ConfigError(msg)
+    settings = {key or next(iter(config.model_fields)): value for key, value in spec.settings.items()}
+    for key in _unknown(settings, config):
+        msg = f"the trigger {spec.kind!r} has no setting {key!r}.{nearest(key, config.model_fields)}"
+        raise ConfigError(msg)
+    return settings
+
+
+def make_trigger(trigger: type[Trigger], spec: TriggerSpec) -> Trigger:
+    """Make a trigger of this kind with the settings of an agent's table.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        PluginError: The trigger's own code failed.
+    """
+    settings = trigger_settings(trigger, spec)
+    try:
+        return trigger.create(settings)
+    except NatterjackError:
+        raise
+    except Exception as error:  # a stranger's code may fail in any way
+        msg = f"the trigger {spec.kind!r} cannot be made: {type(error).__name__}: {error}"
+        raise PluginError(msg) from error
+
+
+def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec, plugins: Kinds) -> None:
+    durables: dict[tuple[str, str], TriggerSpec] = {}
+    for index, trigger in enumerate(spec.on):
+        with problems.at(place):
+            if trigger in spec.on[:index]:
+                msg = f"the trigger {trigger.kind!r} is there twice with the same settings; remove one"
+                raise ConfigError(msg)
+            for consumer in make_trigger(plugins.trigger(trigger.kind), trigger).consumers(agent):
+                if durables.setdefault((consumer.stream, consumer.name), trigger) is not trigger:
+                    msg = f"two triggers need one durable consumer, {consumer.name!r}; write them as one"
+                    raise ConfigError(msg)
+
+
+def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, plugins: Kinds) -> None:
+    for peer in spec.asks or ():
+        with problems.at(team.place(agent, "asks")):
+            if peer not in spec.cross_agents:
+                _check_peer(peer, team.agents)
+    for peer, address in spec.cross_agents.items():
+        scheme, has_scheme, _ = address.partition("://")
+        with problems.at(team.place(agent, "cross_agents", peer)):
+            if not has_scheme:
+                _check_peer(address, team.agents)
+            elif scheme not in _NATS_SCHEMES:
+                plugins.peer(scheme)
+
+
+def _check_peer(peer: str, known: Iterable[str]) -> None:
+    if peer not in known:
+        msg = f"{peer!r} is no agent of the team.{nearest(peer, known)}"
+        raise ConfigError(msg)
+
+
+def _check_result_event(spec: AgentSpec) -> None:
+    event = spec.result_event
+    if event and spec.emits is not None and not any(matches(pattern, event) for pattern in spec.emits):
+        msg = f"the result_event {event!r} is not among what it emits; add it to `emits`"
+        raise ConfigError(msg)

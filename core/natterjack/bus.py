@@ -267,9 +267,8 @@ class Bus(Streams):
 
     async def _closed(self) -> None:
         if not self._closing:
-            self._end(
-                f"{self.server} closed the connection ({_clean(self._last_error) if self._last_error else 'no reason given'})"
-            )
+            reason = _clean(self._last_error) if self._last_error else "no reason given"
+            self._end(f"{self.server} closed the connection ({reason})")
             log.error("%s: %s", self.principal, self.reason)
 
     async def until_connected(self, timeout: float) -> None:

@@ -60,7 +60,8 @@ class Run:
             async with asyncio.timeout(timeout):
                 entry = stored[0] if stored else await ended
         except TimeoutError as error:
-            raise RequestTimeoutError(f"run {self.id} of {self.agent}", timeout) from error
+            what = f"run {self.id} of {self.agent}"
+            raise RequestTimeoutError(what, timeout) from error
         finally:
             await subscription.unsubscribe()
         if entry.kind == "dead":

@@ -35,7 +35,8 @@ def encode(value: object) -> bytes:
     try:
         data = orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, RecursionError) as error:  # orjson.JSONEncodeError is a TypeError
-        msg = f"{type(value).__name__} cannot be sent as JSON ({error}); send dicts, lists, text, numbers or pydantic models"
+        kind = type(value).__name__
+        msg = f"{kind} cannot be sent as JSON ({error}); send dicts, lists, text, numbers or pydantic models"
         raise PayloadError(msg) from error
     _check_depth(data)
     return data

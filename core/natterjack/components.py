@@ -32,7 +32,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Component(ABC):  # noqa: B024 - the kinds below add the abstract methods
+class Component(ABC):
     """Base of all components.
 
     Attributes:
@@ -44,6 +44,8 @@ class Component(ABC):  # noqa: B024 - the kinds below add the abstract methods
 
     class Config(Settings):
         """No settings."""
+
+    config: Any
 
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
@@ -147,7 +149,7 @@ class TriggerContext(Protocol):
     """What a running trigger may do."""
 
     agent: str
-    log: logging.LoggerAdapter[logging.Logger] | logging.Logger
+    log: logging.Logger
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
         """Store an event for this agent; it is then handled with attempts and dead letters like any other.

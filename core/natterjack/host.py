@@ -113,7 +113,7 @@ class AgentHost:
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 log.error("agent %r: %s", self.name, error, exc_info=error)
-                return StartError(f"agent {self.name!r} cannot go on: {_described(error)}")  # type: ignore[arg-type]
+                return StartError(f"agent {self.name!r} cannot go on: {_described(error)}")
         return StartError(f"agent {self.name!r} cannot go on: {self.bus.reason}")
 
     async def stop(self, timeout: float) -> None:
@@ -157,7 +157,7 @@ class AgentHost:
         ctx = RunContext(self._facilities, run, envelope, caller=envelope.source, cause=cause, timeout=timeout)
         call = self._call_answer
         for middleware in reversed(self._facilities.middleware):
-            call = partial(_answer_through, middleware, call)  # type: ignore[assignment]
+            call = partial(_answer_through, middleware, call)
         text = answer_text(await call(question, ctx))
         await ctx.shared.settle()
         return Answer(text, agent=self.name, run_id=run)

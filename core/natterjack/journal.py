@@ -94,6 +94,8 @@ class FileJournal(Journal):
 
         folder: str
 
+    config: Config
+
     def __init__(self, config: Config | str | Path) -> None:
         super().__init__(config if isinstance(config, self.Config) else self.Config(folder=str(config)))
         self.folder = Path(self.config.folder)

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+from pydantic import Field
+
 from natterjack.codec import encode
 from natterjack.components import Agent, Settings, read_settings
 from natterjack.errors import ConfigError, nearest
@@ -33,7 +35,7 @@ class PythonAgent(Agent):
         """Settings of an imported agent; what else its table holds goes to the class's own `Config`."""
 
         target: str
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Self:
@@ -51,7 +53,7 @@ class FunctionAgent(Agent):
         self.__doc__ = function.__doc__
         self._wants_context = len(inspect.signature(function).parameters) > 1
 
-    async def answer(self, question: str, ctx: RunContext) -> Any:  # type: ignore[override]  # narrower is fine
+    async def answer(self, question: str, ctx: RunContext) -> Any:
         """Call the function with the question."""
         return await (self._function(question, ctx) if self._wants_context else self._function(question))
 

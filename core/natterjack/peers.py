@@ -96,7 +96,8 @@ class Peers:
     def _scheme(self, address: str) -> PeerScheme:
         scheme = address.partition("://")[0]
         if scheme not in self._schemes:
-            msg = f"no plugin resolves {address!r}.{nearest(scheme, self._schemes)} Try `pip install natterjack-{scheme}`."
+            hint = nearest(scheme, self._schemes)
+            msg = f"no plugin resolves {address!r}.{hint} Try `pip install natterjack-{scheme}`."
             raise ConfigError(msg)
         return self._schemes[scheme]
 

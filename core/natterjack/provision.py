@@ -25,6 +25,7 @@ _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
 ACK_WAIT: Final = 30 * 10**9
 TEAM_KEY: Final = "team"
+_A_TEAM: Final = "a team"
 
 _LOG: Final[dict[str, Any]] = {"allow_direct": True, "discard": "new", "duplicate_window": 2 * _MINUTE}
 _BUCKET: Final[dict[str, Any]] = {
@@ -244,7 +245,7 @@ async def stored_team(bus: Bus) -> Team:
     try:
         message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, TEAM_KEY))
     except NoRespondersError as error:
-        raise NotProvisionedError("a team") from error
+        raise NotProvisionedError(_A_TEAM) from error
     if message is None:
-        raise NotProvisionedError("a team")
+        raise NotProvisionedError(_A_TEAM)
     return Team.model_validate(codec.decode(message.data))

@@ -71,7 +71,7 @@ class RunContext:
         """
         call = partial(self._emit, id=id)
         for middleware in reversed(self._facilities.middleware):
-            call = partial(_emit_through, middleware, self, call)  # type: ignore[assignment]
+            call = partial(_emit_through, middleware, self, call)
         return await call(type, data)
 
     async def _emit(self, type: str, data: Any, *, id: str | None = None) -> int:

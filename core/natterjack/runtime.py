@@ -263,6 +263,14 @@ class TeamProcess(AgentProcess):
         self.journals = create_journals(spec, plugins)
 
 
+def _agent_of(team: Team, name: str) -> AgentSpec:
+    if name not in team.agents:
+        known = ", ".join(team.agents)
+        msg = f"team {team.name!r} has no agent {name!r}.{nearest(name, team.agents)} It has: {known}."
+        raise ConfigError(msg)
+    return team.agents[name]
+
+
 async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContext]:
     """Start one agent of the team that is provisioned on a server, with narrow rights only.
 
@@ -275,10 +283,7 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
     context = AgentContext()
     try:
         team = await stored_team(bus)
-        if name not in team.agents:
-            msg = f"team {team.name!r} has no agent {name!r}.{nearest(name, team.agents)} It has: {', '.join(team.agents)}."
-            raise ConfigError(msg)
-        spec, plugins = team.agents[name], Plugins.load()
+        spec, plugins = _agent_of(team, name), Plugins.load()
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
         await context.attach(bus)
         host = AgentHost(

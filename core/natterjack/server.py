@@ -14,6 +14,8 @@ import orjson
 from natterjack.errors import ConfigError, nearest
 
 API_PREFIX: Final = "$JS.API"
+SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix")
+"""Fields of `Server` that the environment may give, as `NATS_<NAME>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Server:
     def __str__(self) -> str:
         return ",".join(hidden(url) for url in self.urls)
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which a child process finds the same server; see `named_server`."""
+        given = {f"NATS_{name.upper()}": getattr(self, name) for name in SETTINGS}
+        return {"NATS_URL": self.url, **{name: value for name, value in given.items() if value}}
+
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or None where nothing asks for TLS."""
         if not (self.ca or self.cert):
@@ -80,7 +87,8 @@ def named_server(url: str | None = None, context: str | None = None, default: st
     """Return the server that the user named, or None: then an embedded one is started.
 
     Looked for in this order: `url` (`--server`), `context` (`--nats-context`), the environment's `NATS_URL`
-    (with `NATS_TOKEN`, `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`), `default` (the team file).
+    (with `NATS_TOKEN`, `NATS_USER`, `NATS_PASSWORD`, `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`,
+    `NATS_PREFIX`), `default` (the team file).
 
     Raises:
         ConfigError: The context does not exist, or the URL is none.
@@ -90,8 +98,8 @@ def named_server(url: str | None = None, context: str | None = None, default: st
     found = url or os.environ.get("NATS_URL") or default
     if not found:
         return None
-    secrets = {name: os.environ.get(f"NATS_{name.upper()}") for name in ("token", "creds", "nkey", "ca", "cert", "key")}
-    return replace(Server(found), **{name: value for name, value in secrets.items() if value})
+    given = {name: os.environ.get(f"NATS_{name.upper()}") for name in SETTINGS}
+    return replace(Server(found), **{name: value for name, value in given.items() if value})
 
 
 def nats_context(name: str) -> Server:

@@ -55,10 +55,12 @@ class Streams(ABC):
 
     Attributes:
         server: Where it is connected.
+        principal: As whom.
         closed: Set once the connection is gone for good.
     """
 
     server: Server
+    principal: str
     closed: asyncio.Event
 
     def __init__(self) -> None:
@@ -115,11 +117,11 @@ class Streams(ABC):
             msg = f"{self.server} has no JetStream for {self.principal!r}. Start nats-server with -js."
             raise BrokerError(msg) from error
         answer: dict[str, Any] = orjson.loads(reply.data)
-        error = answer.get("error")
-        if error and error.get("err_code") in _NOT_FOUND:
+        problem = answer.get("error")
+        if problem and problem.get("err_code") in _NOT_FOUND:
             raise NotProvisionedError(".".join(name.split(".")[-2 if "CONSUMER" in name else -1 :]))
-        if error:
-            raise StreamError(error.get("err_code", 0), error.get("description", ""), name)
+        if problem:
+            raise StreamError(problem.get("err_code", 0), problem.get("description", ""), name)
         return answer
 
     async def store(
@@ -202,9 +204,10 @@ class Streams(ABC):
     async def _stored_already(self, stream: str, subject: str, message_id: str) -> Stored | None:
         """A conflict after a retry may be our own first try, whose ack was lost: look at the id [R5]."""
         last = await self.last(stream, subject)
-        if last is None or (last.headers or {}).get(codec.MSG_ID) != message_id:
+        headers = (last.headers if last is not None else None) or {}
+        if headers.get(codec.MSG_ID) != message_id:
             return None
-        return Stored(int(last.headers["Nats-Sequence"]), duplicate=True)
+        return Stored(int(headers["Nats-Sequence"]), duplicate=True)
 
     async def last(self, stream: str, subject: str, *, timeout: float = 5.0) -> Message | None:
         """Return the newest message on a subject of a stream with direct access, or None."""

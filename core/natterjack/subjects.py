@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 
 
-def check_name(name: str, kind: str = "agent name") -> str:
+def check_name(name: object, kind: str = "agent name") -> str:
     """Return an agent's, tool's or team's name, or raise.
 
     Raises:
@@ -48,21 +48,21 @@ def check_name(name: str, kind: str = "agent name") -> str:
     return name
 
 
-def check_type(name: str, kind: str = "event type") -> str:
+def check_type(name: object, kind: str = "event type") -> str:
     """Return an event type, topic or context key: tokens of `[A-Za-z0-9_-]` joined by dots.
 
     Raises:
         InvalidNameError: Malformed or longer than 255 characters.
     """
     rule = "use letters, digits, '-' and '_' in tokens joined by '.', e.g. 'research.complete'"
-    if not isinstance(name, str) or not name or not all(_TOKEN.match(token) for token in name.split(".")):
+    if not isinstance(name, str) or not all(_TOKEN.match(token) for token in name.split(".")):
         raise InvalidNameError(kind, name, rule)
     if len(name) > MAX_SUBJECT:
         raise InvalidNameError(kind, name, f"at most {MAX_SUBJECT} characters")
     return name
 
 
-def check_pattern(pattern: str) -> str:
+def check_pattern(pattern: object) -> str:
     """Return a pattern: like a type, but a token may be `*`, and the last one `>`.
 
     Raises:

@@ -1,1 +1,204 @@
-"""Supervisor."""
+"""The supervisor: one operating-system process per agent, restarted with backoff, their logs prefixed.
+
+A process is a plain `natterjack agent run NAME`, which may as well be started by hand on another machine; no process
+of ours is special. Each child ends when the supervisor does, even by kill -9: its standard input is a pipe from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from natterjack.errors import StartError
+from natterjack.server import Server
+from natterjack.team import Team
+
+log = logging.getLogger("natterjack.supervisor")
+
+READY: Final = "ready"
+"""Last word of the line that an agent's process prints once it listens."""
+PARENT: Final = "NATTERJACK_PARENT_PIPE"
+"""Environment variable that tells a process to end when its standard input does."""
+
+FIRST_PAUSE: Final = 0.5
+LAST_PAUSE: Final = 30.0
+CRASHES: Final = 5
+CRASH_WINDOW: Final = 60.0
+"""A process that ends so often within so many seconds is given up, and with it the whole team."""
+START_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 15.0
+
+Print = Callable[[str, str], None]
+"""Shows one line of a process: its label, and the line."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One agent's process.
+
+    Attributes:
+        agent: Its agent.
+        label: Unique, for humans: `researcher`, or `researcher/2` for a second replica.
+        ready: Set while it listens.
+        ends: When it ended by itself, monotonic seconds.
+        last: The last lines it printed.
+    """
+
+    agent: str
+    label: str
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    ends: deque[float] = field(default_factory=lambda: deque(maxlen=CRASHES))
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=5))
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def looping(self) -> bool:
+        """Whether it ends again and again."""
+        return len(self.ends) == CRASHES and self.ends[-1] - self.ends[0] < CRASH_WINDOW
+
+
+class Supervisor:
+    """Keeps the processes of a team running.
+
+    Args:
+        team: Which agents, and how many replicas of each.
+        server: Where they connect; credentials go by the environment, never by arguments.
+        show: Shows a line that a process printed.
+        command: What starts an agent; its name is added.
+    """
+
+    def __init__(self, team: Team, server: Server, show: Print, command: Sequence[str] = ()) -> None:
+        self._server, self._show = server, show
+        self._command = list(command) or [sys.executable, "-m", "natterjack", "agent", "run"]
+        self.children = [
+            Child(name, name if spec.replicas == 1 else f"{name}/{number}")
+            for name, spec in team.agents.items()
+            for number in range(1, spec.replicas + 1)
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start all, and return once all listen.
+
+        Raises:
+            StartError: One does not come up; all are stopped then.
+        """
+        self._tasks = [asyncio.create_task(self._keep(child), name=child.label) for child in self.children]
+        ready = asyncio.gather(*(child.ready.wait() for child in self.children))
+        try:
+            done, _ = await asyncio.wait(
+                [ready, *self._tasks], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ready not in done:
+                self._raise_failure(done)
+        except BaseException:
+            ready.cancel()
+            await self.stop()
+            raise
+
+    def _raise_failure(self, done: set[asyncio.Future[object]] | set[asyncio.Task[None]]) -> None:
+        for task in done:
+            task.result()
+        late = ", ".join(child.label for child in self.children if not child.ready.is_set())
+        msg = f"not ready after {START_TIMEOUT:.0f} s: {late}"
+        raise StartError(msg)
+
+    async def wait(self) -> None:
+        """Return never; raise when a process is given up.
+
+        Raises:
+            StartError: It ends again and again; with its last lines.
+        """
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self) -> None:
+        """Have every process drain; what does not end within 15 s is killed."""
+        self._stopping = True
+        for child in self.children:
+            self._signal(child, signal.SIGTERM)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(child) for child in self.children))
+
+    async def _end(self, child: Child) -> None:
+        process = child.process
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await asyncio.gather(process.wait(), self._read(child, process))
+        except TimeoutError:
+            self._show(child.label, f"did not end within {STOP_TIMEOUT:.0f} s and is killed")
+            self._signal(child, signal.SIGKILL)
+            await process.wait()
+
+    def _signal(self, child: Child, number: signal.Signals) -> None:
+        if child.process is not None and child.process.returncode is None:
+            with suppress(ProcessLookupError):  # it ended at this very moment
+                child.process.send_signal(number)
+
+    async def _keep(self, child: Child) -> None:
+        """Run one process, again and again."""
+        while True:
+            code = await self._run(child)
+            child.ends.append(time.monotonic())
+            if child.looping:
+                last = "".join(f"\n  {line}" for line in child.last)
+                msg = f"{child.label} ended {CRASHES} times within {CRASH_WINDOW:.0f} s and is given up; its last lines:{last}"
+                raise StartError(msg)
+            pause = min(LAST_PAUSE, FIRST_PAUSE * 2 ** (len(child.ends) - 1))
+            self._show(child.label, f"ended with {_described(code)}; it starts again in {pause:g} s")
+            await asyncio.sleep(pause)
+
+    async def _run(self, child: Child) -> int:
+        process = child.process = await asyncio.create_subprocess_exec(
+            *self._command,
+            child.agent,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **self._server.environment(), PARENT: "1", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then drains in order
+        )
+        try:
+            await self._read(child, process)
+            return await process.wait()
+        finally:
+            child.ready.clear()
+
+    async def _read(self, child: Child, process: asyncio.subprocess.Process) -> None:
+        if process.stdout is None:
+            return
+        while line := await _line(process.stdout):
+            text = line.decode(errors="replace").rstrip()
+            if text == f"agent {child.agent} {READY}":
+                child.ready.set()
+            child.last.append(text)
+            self._show(child.label, text)
+
+
+async def _line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line; one beyond the reader's limit comes in parts."""
+    try:
+        return await stream.readuntil()
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stream.read(error.consumed or 1)
+
+
+def _described(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -39,9 +39,11 @@ class EventTrigger(StreamTrigger):
 
         event_type: Pattern
 
+    config: Config
+
     def __init__(self, event_type: str | Config) -> None:
         given = event_type if isinstance(event_type, self.Config) else None
-        super().__init__(given or self.Config(event_type=subjects.check_pattern(event_type)))  # type: ignore[arg-type]
+        super().__init__(given or self.Config(event_type=subjects.check_pattern(event_type)))
 
     @property
     def label(self) -> str:
@@ -71,9 +73,11 @@ class MessageTrigger(StreamTrigger):
 
         topic: Pattern
 
+    config: Config
+
     def __init__(self, topic: str | Config) -> None:
         given = topic if isinstance(topic, self.Config) else None
-        super().__init__(given or self.Config(topic=subjects.check_pattern(topic)))  # type: ignore[arg-type]
+        super().__init__(given or self.Config(topic=subjects.check_pattern(topic)))
 
     @property
     def label(self) -> str:

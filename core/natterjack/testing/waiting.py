@@ -27,7 +27,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0
         if inspect.isawaitable(value):
             value = await value
         if value:
-            return value  # type: ignore[return-value]  # awaited above
+            return value
         if time.monotonic() > deadline:
             msg = f"still {value!r} after {timeout:g} s: {inspect.getsource(condition).strip()}"
             raise AssertionError(msg)

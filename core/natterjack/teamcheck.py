@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from natterjack.components import Agent, Journal, PeerScheme, Trigger
+from natterjack.components import Agent, Journal, PeerScheme, Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
-from natterjack.subjects import matches
+from natterjack.subjects import INBOX, durable, matches
 from natterjack.team import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
@@ -105,7 +105,7 @@ def check_team(team: Team, plugins: Kinds) -> None:
         _check_peers(problems, team, name, spec, plugins)
         for journal in spec.journal:
             with problems.at(team.place(name, "journal")):
-                plugins.journal(journal)
+                read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
         with problems.at(team.place(name, "result_event")):
             _check_result_event(spec)
     if not plugins.tool_servers:
@@ -208,7 +208,7 @@ def make_trigger(trigger: type[Trigger], spec: TriggerSpec) -> Trigger:
 
 
 def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec, plugins: Kinds) -> None:
-    durables: dict[tuple[str, str], TriggerSpec] = {}
+    durables: dict[tuple[str, str], TriggerSpec | None] = {(INBOX, durable(agent, "inbox")): None}  # every agent has it
     for index, trigger in enumerate(spec.on):
         with problems.at(place):
             if trigger in spec.on[:index]:

@@ -45,7 +45,7 @@ class TeamFile(Settings):
 
     team: TeamTable = TeamTable()
     context: dict[ContextKey, Plain] = Field(default_factory=dict)
-    agents: dict[Name, AgentSpec]
+    agents: dict[Name, AgentSpec] = Field(min_length=1)
     tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
 
     def as_team(self) -> Team:
@@ -107,10 +107,11 @@ def _read(path: Path) -> str:
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
-    found = _LONG_KEY.search(text)
-    if found:
-        line = text.count("\n", 0, found.start()) + 1
-        msg = f"{path}:{line}: a key of more than {MAX_DEPTH} parts; write it flatter"
+    long = _LONG_KEY.search(text)
+    if long:
+        msg = (
+            f"{path}:{text.count(chr(10), 0, long.start()) + 1}: a key of more than {MAX_DEPTH} parts; write it flatter"
+        )
         raise ConfigError(msg)
     try:
         return tomllib.loads(text)
@@ -154,8 +155,8 @@ def _problem(problem: ErrorDetails, origins: Origins) -> str:
     size = _SECTIONS.get(str(path[0]), 0)
     table = f"[{path_text(path[:size])}] " if len(path) > size > 0 else ""
     known = [*_known(path)]
-    if path == ("agents",) and problem["type"] == "missing":
-        return f"{origins.file}: there are no agents; add a table [agents.NAME] with the `kind` of one"
+    if path == ("agents",) and problem["type"] in ("missing", "too_short"):
+        return f"{origins.at('agents')}: there are no agents; add a table [agents.NAME] with the `kind` of one"
     return f"{origins.at(*path)}: {table}{sentence(problem, path_text(path[size:] or path), known)}"
 
 

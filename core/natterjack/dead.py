@@ -69,10 +69,11 @@ async def bury(bus: Bus, letter: DeadLetter, message: Message) -> None:
         await bus.store(subject, b"", headers=headers)
 
 
-def _read(message: Message) -> DeadLetter:
+def read_letter(message: Message) -> DeadLetter:
+    """Return the letter in a message on `dead.…`."""
     headers = message.headers or {}
     known = json.loads(headers[HEADER])
-    return DeadLetter(**known, number=int(headers["Nats-Sequence"]), data=message.data)
+    return DeadLetter(**known, number=int(headers.get("Nats-Sequence", 0)), data=message.data)
 
 
 async def dead_letters(bus: Bus, *, agent: str = "*", limit: int = 1000) -> list[DeadLetter]:
@@ -83,7 +84,7 @@ async def dead_letters(bus: Bus, *, agent: str = "*", limit: int = 1000) -> list
     """
     found: list[DeadLetter] = []
     async for message in bus.read(subjects.DEAD, subjects.dead(agent, "*")):
-        found.append(_read(message))
+        found.append(read_letter(message))
         if len(found) == limit:
             break
     return found
@@ -99,7 +100,7 @@ async def dead_letter(bus: Bus, number: int) -> DeadLetter:
     if message is None:
         msg = f"dead letter {number}"
         raise NotProvisionedError(msg)
-    return _read(message)
+    return read_letter(message)
 
 
 async def retry(bus: Bus, number: int) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -73,11 +73,20 @@ class Supervisor:
         team: Which agents, and how many replicas of each.
         server: Where they connect; credentials go by the environment, never by arguments.
         show: Shows a line that a process printed.
+        servers: The same for agents that have credentials of their own.
         command: What starts an agent; its name is added.
     """
 
-    def __init__(self, team: Team, server: Server, show: Print, command: Sequence[str] = ()) -> None:
-        self._server, self._show = server, show
+    def __init__(
+        self,
+        team: Team,
+        server: Server,
+        show: Print,
+        *,
+        servers: Mapping[str, Server] | None = None,
+        command: Sequence[str] = (),
+    ) -> None:
+        self._server, self._servers, self._show = server, servers or {}, show
         self._command = list(command) or [sys.executable, "-m", "natterjack", "agent", "run"]
         self.children = [
             Child(name, name if spec.replicas == 1 else f"{name}/{number}")
@@ -94,21 +103,25 @@ class Supervisor:
             StartError: One does not come up; all are stopped then.
         """
         self._tasks = [asyncio.create_task(self._keep(child), name=child.label) for child in self.children]
-        ready = asyncio.gather(*(child.ready.wait() for child in self.children))
+        ready = asyncio.create_task(self._all_ready())
         try:
-            done, _ = await asyncio.wait(
-                [ready, *self._tasks], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
-            )
-            if ready not in done:
-                self._raise_failure(done)
+            await asyncio.wait([ready, *self._tasks], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                self._raise_failure()
         except BaseException:
-            ready.cancel()
             await self.stop()
             raise
+        finally:
+            ready.cancel()
 
-    def _raise_failure(self, done: set[asyncio.Future[object]] | set[asyncio.Task[None]]) -> None:
-        for task in done:
-            task.result()
+    async def _all_ready(self) -> None:
+        for child in self.children:
+            await child.ready.wait()
+
+    def _raise_failure(self) -> None:
+        for task in self._tasks:
+            if task.done():
+                task.result()
         late = ", ".join(child.label for child in self.children if not child.ready.is_set())
         msg = f"not ready after {START_TIMEOUT:.0f} s: {late}"
         raise StartError(msg)
@@ -157,7 +170,7 @@ class Supervisor:
             child.ends.append(time.monotonic())
             if child.looping:
                 last = "".join(f"\n  {line}" for line in child.last)
-                msg = f"{child.label} ended {CRASHES} times within {CRASH_WINDOW:.0f} s and is given up; its last lines:{last}"
+                msg = f"{child.label} ended {CRASHES} times within {CRASH_WINDOW:.0f} s and is given up:{last}"
                 raise StartError(msg)
             pause = min(LAST_PAUSE, FIRST_PAUSE * 2 ** (len(child.ends) - 1))
             self._show(child.label, f"ended with {_described(code)}; it starts again in {pause:g} s")
@@ -170,7 +183,12 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **self._server.environment(), PARENT: "1", "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                **self._servers.get(child.agent, self._server).environment(),
+                PARENT: "1",
+                "PYTHONUNBUFFERED": "1",
+            },
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then drains in order
         )
         try:

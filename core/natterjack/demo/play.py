@@ -1,0 +1,170 @@
+"""Playing the demo: a broker, three processes, one question, and the report."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from natterjack import subjects
+from natterjack.broker import embed
+from natterjack.bus import Bus, Message
+from natterjack.client import TeamClient
+from natterjack.context import AgentContext
+from natterjack.dead import read_letter
+from natterjack.demo.corpus import Corpus
+from natterjack.demo.report import Report
+from natterjack.errors import RunFailedError, StartError
+from natterjack.events import LiveEvents
+from natterjack.messages import Event
+from natterjack.plugins import Plugins
+from natterjack.provision import provision
+from natterjack.server import Server
+from natterjack.supervisor import Supervisor
+from natterjack.team import Team
+from natterjack.teamfile import read_team
+
+QUESTION: Final = "How does the with statement work?"
+TIMEOUT: Final = 60.0
+"""Seconds for the whole pipeline, from the question to the report."""
+
+Show = Callable[[str, str], None]
+"""Shows who did what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is needed to play: where, who, and how to show it.
+
+    Attributes:
+        server: A server named by the user; an embedded one of its own otherwise.
+        servers: Servers for agents with credentials of their own.
+        show: Shows progress.
+        log: Shows a line that an agent's process printed.
+    """
+
+    show: Show
+    log: Show
+    server: Server | None = None
+    servers: Mapping[str, Server] | None = None
+
+
+def demo_team(docs: Path | None, plugins: Plugins) -> Team:
+    """Return the demo's team; without an installed guard, nobody can be held to `writes` and it is left out.
+
+    Raises:
+        CorpusError: The folder holds nothing to read.
+    """
+    team = read_team(Path(str(files("natterjack.demo") / "team.toml")))
+    changes: dict[str, dict[str, Any]] = {name: {} for name in team.agents}
+    if docs is not None:
+        Corpus.from_folder(docs)  # fails here, once, and not in a process that is then restarted
+        changes["researcher"]["options"] = {"docs": str(docs.resolve())}
+    if not plugins.guards:
+        open_to_all = {"writes": None, "emits": None, "publishes": None, "asks": None}
+        changes = {name: changed | open_to_all for name, changed in changes.items()}
+    agents = {name: spec.model_copy(update=changes[name]) for name, spec in team.agents.items()}
+    return team.model_copy(update={"agents": agents})
+
+
+async def play(question: str, docs: Path | None, stage: Stage) -> Report:
+    """Run the pipeline once and return the report.
+
+    Raises:
+        CorpusError: The folder holds nothing to read.
+        StartError: An agent does not start, or the broker goes.
+        RunFailedError: An agent gave up.
+    """
+    plugins = Plugins.load()
+    team = demo_team(docs, plugins)
+    async with _server(stage) as server:
+        bus = await Bus.connect(server, principal=subjects.OPERATOR)
+        supervisor = Supervisor(team, server, stage.log, servers=stage.servers)
+        try:
+            await provision(bus, team, plugins, context=AgentContext(team.context))
+            await supervisor.start()
+            pids = ", ".join(f"{child.label} {child.process.pid}" for child in supervisor.children if child.process)
+            stage.show("team", f"three processes are ready: {pids}")
+            return await _ask(bus, question, supervisor, stage.show)
+        finally:
+            await supervisor.stop()
+            await bus.close()
+
+
+@asynccontextmanager
+async def _server(stage: Stage) -> AsyncIterator[Server]:
+    if stage.server is not None:
+        stage.show("broker", f"using {stage.server}")
+        yield stage.server
+        return
+    with tempfile.TemporaryDirectory(prefix="natterjack-demo-") as folder:
+        async with await embed(Path(folder)) as broker:
+            stage.show("broker", f"nats-server is ready on {broker.url}")
+            yield Server(broker.url)
+
+
+async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show) -> Report:
+    """Emit the question, and follow the events until the report, or until somebody gives up."""
+    client = TeamClient(bus, AgentContext())
+    given_up: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+
+    async def on_dead(message: Message) -> None:
+        letter = read_letter(message)
+        if not given_up.done():
+            given_up.set_exception(RunFailedError(letter.run, f"{letter.agent}: {letter.cause}"))
+
+    async def supervise() -> Report:
+        await supervisor.wait()
+        msg = "the agents ended before the report was written"
+        raise StartError(msg)
+
+    dead = await bus.subscribe(subjects.dead("*", "*"), on_dead)
+    async with client.event_bus.subscribe() as events:
+        await client.event_bus.emit("research.start", {"question": question})
+        endings = [asyncio.ensure_future(_report(events, show)), asyncio.create_task(supervise()), given_up]
+        try:
+            done, _ = await asyncio.wait(endings, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                msg = f"no report after {TIMEOUT:.0f} s"
+                raise StartError(msg)
+            return next(iter(done)).result()
+        finally:
+            for ending in endings:
+                ending.cancel()
+            await asyncio.gather(*endings, return_exceptions=True)
+            await dead.unsubscribe()
+
+
+async def _report(events: LiveEvents, show: Show) -> Report:
+    async for event in events:
+        show(*_told(event))
+        if event.type == "report.complete":
+            return Report.model_validate(event.data)
+    msg = "the events ended"  # they never do by themselves
+    raise StartError(msg)
+
+
+def _told(event: Event) -> tuple[str, str]:
+    """Return who emitted an event, and what it says."""
+    data = event.data
+    texts: dict[str, Callable[[], str]] = {
+        "research.start": lambda: f"asks: {data['question']}",
+        "research.complete": lambda: (
+            f"round {data['round']}: found {data['passages']} passages in {data['corpus']}"
+            f" by {len(data['queries'])} queries"
+        ),
+        "research.more": lambda: f"quality {data['quality']}/5: asks for more research on {', '.join(data['missing'])}",
+        "analysis.approved": lambda: (
+            f"quality {data['quality']}/5: {'approved' if data['answerable'] else 'the corpus cannot answer this'}"
+        ),
+        "report.complete": lambda: (
+            f"wrote the report: {data['citations']} citations of {len(data['passages'])} passages"
+        ),
+    }
+    told = texts.get(event.type)
+    return event.source, f"{told() if told else event.type}"

@@ -32,6 +32,7 @@ MAX_BACKOFF: Final = 60.0
 CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
 COLLISION_PAUSE: Final = 1.0
+CANCEL_WAIT: Final = 2.0
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
 
@@ -73,7 +74,10 @@ class Delivery:
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, deaf = await asyncio.wait(self._tasks, timeout=CANCEL_WAIT)
+            if deaf:
+                log.error("%s: %d handlers do not react to being cancelled", self._facilities.agent, len(deaf))
 
     def _deliver(self, message: Message) -> None:
         task = asyncio.create_task(self._handle(message))
@@ -81,7 +85,19 @@ class Delivery:
         task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, message: Message) -> None:
-        place = place_of(message)
+        try:
+            await self._handle_once(message, place_of(message))
+        except FencedError as error:
+            log.info("%s", error)
+            self._consumer.drop(message)
+        except asyncio.CancelledError:
+            await self._consumer.nak(message)
+            raise
+        except Exception:  # e.g. the broker was away for long: the server delivers the message again
+            log.exception("%s: a message of %s is left for later", self._facilities.agent, self._label)
+            await self._consumer.nak(message, self._spec.retry_delay)
+
+    async def _handle_once(self, message: Message, place: Place) -> None:
         try:
             event, envelope = read_event(message, place)
             if envelope.depth > MAX_DEPTH:
@@ -96,15 +112,6 @@ class Delivery:
         self._running.add(run)
         try:
             await self._run(message, place, event, envelope, run)
-        except FencedError as error:
-            log.info("%s", error)
-            self._consumer.drop(message)
-        except asyncio.CancelledError:
-            await self._consumer.nak(message)
-            raise
-        except Exception:  # the broker was away for long: the server delivers the message again
-            log.exception("%s: run %s is left for later", self._facilities.agent, run)
-            await self._consumer.nak(message, self._spec.retry_delay)
         finally:
             self._running.discard(run)
 

@@ -348,6 +348,11 @@ async def test_reach_gives_up_in_time(own_server: NatsServer, bus: Bus, stack: A
     own_server.kill()
     with pytest.raises(RequestTimeoutError, match="context revision 1"):
         await context.reach(1, timeout=0.3)
+    own_server.start()
+    await until(lambda: bus.connected)
+    await bus.store("$KV.context.a", b"1")
+    await context.reach(1)
+    assert context.get("a") == 1
 
 
 async def test_watch_sees_what_others_write(bus: Bus, stack: AsyncExitStack) -> None:
@@ -461,6 +466,24 @@ async def test_a_killed_server_neither_loses_nor_repeats_writes(
     assert seen == sorted(set(seen))
 
 
+async def test_writes_keep_their_order_while_the_server_is_away(
+    own_server: NatsServer, bus: Bus, stack: AsyncExitStack
+) -> None:
+    context = await attached(bus, stack)
+    for value in range(5):
+        context.set("a", value)
+    await asyncio.sleep(0)  # the first is sent, and its ack may be lost
+    own_server.kill()
+    for value in range(5, 10):
+        context.set("a", value)
+    assert context.get("a") == 9
+    own_server.start()
+    async with asyncio.timeout(10):
+        await context.flush()
+        await context.refresh()
+    assert [past.value for past in await context.history("a")] == list(range(10))
+
+
 def reached(context: AgentContext, value: int) -> bool:
     return context.get("n", 0) >= value  # type: ignore[no-any-return]
 
@@ -500,6 +523,8 @@ async def test_a_close_that_is_cancelled_leaves_nothing_behind(
             await context.close()
     assert {task for task in asyncio.all_tasks() - before if "natterjack" in task.get_name()} == set()
     assert context.get("a") is None
+    own_server.start()
+    await until(lambda: bus.connected)
 
 
 # An agent's view

@@ -12,7 +12,7 @@ from natterjack import subjects
 from natterjack.bus import Bus, Message
 from natterjack.components import Entry
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, PayloadError, RequestTimeoutError, RunFailedError
+from natterjack.errors import ConfigError, PayloadError, RequestTimeoutError, RunFailedError, nearest
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import ENDINGS, StreamJournal, live_entry
@@ -83,14 +83,18 @@ class TeamClient:
         self.bus, self.context = bus, context
         self.event_bus = EventBus(bus, guards, lambda: context.revision)
         self._peers = Peers(bus, guards)
+        self._inboxes: set[str] = set()
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
         """Ask one agent; see `Peers.ask`."""
-        return await self._peers.ask(name, question, timeout=timeout)
+        return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope())
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; see `Peers.broadcast`."""
-        return await self._peers.broadcast(names, question, timeout=timeout)
+        return await self._peers.broadcast(names, question, timeout=timeout, envelope=self._envelope())
+
+    def _envelope(self) -> Envelope:
+        return Envelope(revision=self.context.revision)
 
     async def agents(self) -> list[AgentInfo]:
         """Return the agents that run now, on whatever machine."""
@@ -101,15 +105,31 @@ class TeamClient:
 
         Returns:
             The run that will handle it.
+
+        Raises:
+            ConfigError: The team has no such agent.
+            PayloadError: The event has no `type`, or cannot be sent.
         """
         subjects.check_name(agent)
         kind = event.get("type")
         if not isinstance(kind, str):
             msg = f"an event needs its 'type', e.g. {{'type': 'research.start', …}}; this one has {kind!r}"
             raise PayloadError(msg)
+        await self._check_inbox(agent)
         identity = self.bus.new_id()
         await self.event_bus.send("inject", f"{agent}.{kind}", dict(event), Envelope(), identity)
         return Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, self.bus)
+
+    async def _check_inbox(self, agent: str) -> None:
+        """Make sure that somebody will ever read it: a misspelt name would store an event for nobody."""
+        if agent in self._inboxes:
+            return
+        names = (await self.bus.api(f"CONSUMER.NAMES.{subjects.INBOX}", {"offset": 0})).get("consumers") or []
+        self._inboxes = {name.partition("=")[0] for name in names}
+        if agent not in self._inboxes:
+            known = ", ".join(sorted(self._inboxes))
+            msg = f"the team has no agent {agent!r}.{nearest(agent, self._inboxes)} It has: {known}."
+            raise ConfigError(msg)
 
 
 @asynccontextmanager

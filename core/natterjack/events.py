@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Self
@@ -18,6 +19,8 @@ from natterjack.errors import BrokerError, ConflictError, PayloadError
 from natterjack.guards import Guards
 from natterjack.messages import Envelope, Event
 from natterjack.rights import Verb
+
+log = logging.getLogger("natterjack.events")
 
 MAX_LAG: Final = 10_000
 """Live events that may wait in a subscription before it ends with an error."""
@@ -69,10 +72,18 @@ class EventBus:
         bus: Its connection.
         guards: Asked before anything is sent.
         revision: Returns the context revision to carry along [R7].
+        awaited: Patterns of events that the team waits for; emitting another logs one line.
     """
 
-    def __init__(self, bus: Bus, guards: Guards, revision: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        guards: Guards,
+        revision: Callable[[], int] = lambda: 0,
+        awaited: Sequence[str] | None = None,
+    ) -> None:
         self._bus, self._guards, self._revision = bus, guards, revision
+        self._awaited, self._heard = awaited, set[str]()
 
     async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
         """Store an event and return its stream sequence.
@@ -102,6 +113,8 @@ class EventBus:
             msg = f"{id!r} is no valid event id: use 1 to 128 printable ASCII characters without blanks"
             raise PayloadError(msg)
         self._guards.check(self._bus.principal, verb, kind)
+        if verb == "emit" and self._awaited is not None and kind not in self._heard:
+            self._note_unheard(kind, self._awaited)
         root, stream = _PLACES[verb]
         subject, payload = f"{root}.{kind}", codec.encode(data)
         envelope = replace(envelope, source=self._bus.principal, revision=self._revision())
@@ -110,6 +123,11 @@ class EventBus:
         if stored.duplicate and id is not None:
             await self._check_ours(stream, stored, payload, id)
         return stored
+
+    def _note_unheard(self, kind: str, awaited: Sequence[str]) -> None:
+        self._heard.add(kind)
+        if not any(subjects.matches(pattern, kind) for pattern in awaited):
+            log.info("%s emits %r, which no agent of the team waits for", self._bus.principal, kind)
 
     async def _check_ours(self, stream: str, stored: Stored, payload: bytes, event_id: str) -> None:
         """Deduplication ids are stream-wide: make sure that the stored message is this one [R6]."""

@@ -14,7 +14,7 @@ from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.delivery import Delivery, Handler
+from natterjack.delivery import CAUSALITY_WAIT, Delivery, Handler
 from natterjack.errors import NatterjackError, StartError
 from natterjack.events import EventBus
 from natterjack.guards import Guards
@@ -42,6 +42,7 @@ class AgentHost:
         sinks: Journals beside the stream.
         middleware: Stands around its work.
         schemes: Resolves addresses of `cross_agents`.
+        awaited: Patterns of events that the team waits for; emitting another logs one line.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class AgentHost:
         sinks: Sequence[Journal] = (),
         middleware: Sequence[Middleware] = (),
         schemes: Mapping[str, PeerScheme] | None = None,
+        awaited: Sequence[str] | None = None,
     ) -> None:
         self.name, self.spec, self.bus = name, spec, bus
         self._agent, self._triggers = agent, triggers
         journal = StreamJournal()
         journal.attach(bus)
-        events = EventBus(bus, guards, lambda: context.revision)
+        events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)
         self._slots = asyncio.Semaphore(spec.concurrency)
@@ -72,7 +74,7 @@ class AgentHost:
         endpoint = Endpoint("ask", subjects.ask(name))
         self._service = Service(bus, name, description, {"description": description}, endpoints=[endpoint])
         self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, endpoint=endpoint)
-        self._started = False
+        self._started = self._stopped = False
 
     async def start(self) -> None:
         """Prepare the agent, then let asks and events in. Returns once all of it is really listening.
@@ -99,8 +101,12 @@ class AgentHost:
             raise
 
     async def _run(self, trigger: Trigger, ctx: _TriggerContext) -> None:
-        await trigger.run(ctx)
-        msg = f"trigger {trigger.label!r} of agent {self.name!r} ended by itself; `run` must go on until cancelled"
+        try:
+            await trigger.run(ctx)
+        except Exception as error:
+            msg = f"its trigger {trigger.label!r} failed: {_described(error)}"
+            raise StartError(msg) from error
+        msg = f"its trigger {trigger.label!r} ended by itself; `run` must go on until cancelled"
         raise StartError(msg)
 
     async def failed(self) -> NatterjackError:
@@ -118,6 +124,9 @@ class AgentHost:
 
     async def stop(self, timeout: float) -> None:
         """Take nothing new, finish what runs within `timeout` seconds, give the rest back, and disconnect."""
+        if self._stopped:
+            return
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -146,9 +155,9 @@ class AgentHost:
             call = partial(_handle_through, middleware, call)
         return call
 
-    async def fire(self, trigger: str, data: Any, kind: str | None, id: str | None) -> int:
+    async def fire(self, kind: str, data: Any, id: str | None) -> int:
         """Put an event into this agent's own inbox."""
-        what = f"{self.name}.{kind or trigger}"
+        what = f"{self.name}.{kind}"
         return (await self._facilities.events.send("inject", what, data, Envelope(), id)).sequence
 
     async def _answer(self, question: str, envelope: Envelope, timeout: float) -> Answer:
@@ -158,6 +167,8 @@ class AgentHost:
         call = self._call_answer
         for middleware in reversed(self._facilities.middleware):
             call = partial(_answer_through, middleware, call)
+        if envelope.revision:
+            await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         text = answer_text(await call(question, ctx))
         await ctx.shared.settle()
         return Answer(text, agent=self.name, run_id=run)
@@ -186,7 +197,7 @@ class _TriggerContext:
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
-        return await self._host.fire(self._trigger.label, data, type, id)
+        return await self._host.fire(type or self._trigger.name, data, id)
 
     async def consume(self, spec: ConsumerSpec) -> None:
         await self._host.consume(self._trigger, spec)

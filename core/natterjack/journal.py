@@ -92,7 +92,7 @@ class FileJournal(Journal):
     class Config(Settings):
         """Settings of the file journal."""
 
-        folder: str
+        folder: str = "journals"
 
     config: Config
 

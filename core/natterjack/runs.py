@@ -107,7 +107,8 @@ class RunContext:
                 f"and {MAX_DEPTH} is the limit: this looks like a loop"
             )
             raise LoopError(msg)
-        return Envelope(cause=self.cause, depth=depth, run=self.run_id)
+        revision = self._facilities.context.revision
+        return Envelope(cause=self.cause, depth=depth, revision=revision, run=self.run_id)
 
 
 async def _emit_through(middleware: Middleware, ctx: RunContext, call: Any, type: str, data: Any) -> int:

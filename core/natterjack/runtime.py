@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from natterjack import subjects
 from natterjack.broker import Broker, embed
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
+from natterjack.components import Agent, Journal, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NatterjackError, StartError, nearest
 from natterjack.events import EventBus
@@ -25,6 +26,7 @@ from natterjack.provision import agent_triggers, provision, stored_team
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo
 from natterjack.team import AgentSpec, Team
+from natterjack.triggers import InboxTrigger
 
 log = logging.getLogger("natterjack.runtime")
 
@@ -126,7 +128,12 @@ class AgentRuntime:
         if self.context.write_permissions is None:
             self.context.guards = guards
         for name, process in self._processes.items():
-            self._hosts.append(await self._host(name, process, team.agents[name], server, guards, plugins))
+            agent = process.make_agent(plugins)
+            triggers_of = [InboxTrigger(), *process.triggers]
+            bus = await Bus.connect(server, principal=name)
+            self._hosts.append(
+                _host(team, name, agent, triggers_of, process.journals, bus, self.context, guards, plugins)
+            )
         await asyncio.gather(*(host.start() for host in self._hosts))
         self._client = TeamClient(self._bus, self.context)
 
@@ -138,23 +145,6 @@ class AgentRuntime:
             self._broker = await embed(self._store)
             found = Server(self._broker.url)
         return found
-
-    async def _host(
-        self, name: str, process: AgentProcess, spec: AgentSpec, server: Server, guards: Guards, plugins: Plugins
-    ) -> AgentHost:
-        agent = process.make_agent(plugins)
-        return AgentHost(
-            name,
-            spec,
-            agent,
-            [*agent_triggers(spec.model_copy(update={"on": ()}), plugins), *process.triggers],
-            bus=await Bus.connect(server, principal=name),
-            context=self.context,
-            guards=guards,
-            sinks=process.journals,
-            middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
-            schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
-        )
 
     async def wait(self) -> None:
         """Return never; raise when an agent or the broker cannot go on.
@@ -242,6 +232,32 @@ class AgentRuntime:
         return await self._running.inject_event(agent, event)
 
 
+def _host(
+    team: Team,
+    name: str,
+    agent: Agent,
+    triggers: Sequence[Trigger],
+    journals: Sequence[Journal],
+    bus: Bus,
+    context: AgentContext,
+    guards: Guards,
+    plugins: Plugins,
+) -> AgentHost:
+    return AgentHost(
+        name,
+        team.agents[name],
+        agent,
+        triggers,
+        bus=bus,
+        context=context,
+        guards=guards,
+        sinks=journals,
+        middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
+        schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
+        awaited=[pattern for spec in team.agents.values() for pattern in spec.awaited],
+    )
+
+
 async def _broker_lost(broker: Broker) -> NatterjackError:
     return StartError(await broker.wait_lost())
 
@@ -286,18 +302,9 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
         spec, plugins = _agent_of(team, name), Plugins.load()
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
         await context.attach(bus)
-        host = AgentHost(
-            name,
-            spec,
-            create_agent(name, spec, plugins),
-            agent_triggers(spec, plugins),
-            bus=bus,
-            context=context,
-            guards=context.guards,
-            sinks=create_journals(spec, plugins),
-            middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
-            schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
-        )
+        agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
+        journals = create_journals(spec, plugins)
+        host = _host(team, name, agent, triggers, journals, bus, context, context.guards, plugins)
         await host.start()
     except BaseException:
         await context.close()

@@ -51,7 +51,8 @@ class FunctionAgent(Agent):
         super().__init__()
         self._function = function
         self.__doc__ = function.__doc__
-        self._wants_context = len(inspect.signature(function).parameters) > 1
+        self._wants_context = _required(function) > 1
+        self.target = f"{function.__module__}:{function.__qualname__}"
 
     async def answer(self, question: str, ctx: RunContext) -> Any:
         """Call the function with the question."""
@@ -61,6 +62,20 @@ class FunctionAgent(Agent):
         """Call the function with the event's data as text."""
         text = event.data if isinstance(event.data, str) else encode(event.data).decode()
         return await self.answer(text, ctx)
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """Return how many arguments must be given by position."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return sum(each.kind in positional and each.default is each.empty for each in parameters)
+
+
+def target_of(agent: Agent | None) -> str:
+    """Return `module:name` of what an agent was made from, as it stands in a stored team."""
+    if isinstance(agent, FunctionAgent):
+        return agent.target
+    return f"{type(agent).__module__}:{type(agent).__qualname__}"
 
 
 def make_agent(target: Any, options: Mapping[str, Any], name: str) -> Agent:

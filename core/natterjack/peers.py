@@ -41,8 +41,11 @@ MAX_DEPTH: Final = 16
 ASK_TIMEOUT: Final = 60.0
 DRAINING: Final = 503
 """Code of an agent that is about to stop: another replica may answer."""
+CANCELLED: Final = 499
 BACKLOG: Final = 4
 """Asks that may wait, as a multiple of those that run."""
+LONGEST: Final = 86_400.0
+"""Seconds one ask may take, whatever its header says."""
 
 
 class Peers:
@@ -83,27 +86,31 @@ class Peers:
             PeerRefusedError: A guard or the broker refuses.
             PeerError: It failed.
         """
-        address = self._addresses.get(name, name)
-        if "://" in address:
-            return await self._scheme(address).ask(address, question, timeout)
-        subjects.check_name(address)
+        address, scheme = self._resolve(name)
+        payload = _encode(question)
         try:
-            self._guards.check(self._bus.principal, "ask", address)
+            self._guards.check(self._bus.principal, "ask", name if scheme else address)
         except RefusedError as error:
             raise PeerRefusedError(name, 403, str(error)) from error
-        return await self._ask(name, address, question, timeout, envelope or Envelope())
+        if scheme:
+            return await scheme.ask(address, question, timeout)
+        return await self._ask(name, address, payload, timeout, envelope or Envelope())
 
-    def _scheme(self, address: str) -> PeerScheme:
-        scheme = address.partition("://")[0]
+    def _resolve(self, name: str) -> tuple[str, PeerScheme | None]:
+        """Return where a name lives, and what asks there if it is no agent of this team."""
+        address = self._addresses.get(name, name)
+        scheme, has_scheme, _ = address.partition("://")
+        if not has_scheme:
+            return subjects.check_name(address), None
         if scheme not in self._schemes:
             hint = nearest(scheme, self._schemes)
             msg = f"no plugin resolves {address!r}.{hint} Try `pip install natterjack-{scheme}`."
             raise ConfigError(msg)
-        return self._schemes[scheme]
+        return address, self._schemes[scheme]
 
-    async def _ask(self, name: str, agent: str, question: str, timeout: float, envelope: Envelope) -> Answer:
+    async def _ask(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Answer:
         request = secrets.token_hex(16)
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, 0.01
         try:
             while True:
                 left = deadline - time.monotonic()
@@ -114,20 +121,19 @@ class Peers:
                 if problem is None:
                     return _read_answer(name, reply)
                 code, text = problem
-                if code != 503 or time.monotonic() + 0.05 > deadline:
+                if code != DRAINING or time.monotonic() + 0.05 > deadline:
                     raise peer_error(name, code, text)
-                await asyncio.sleep(random.uniform(0.005, 0.02))  # noqa: S311 - spreads the callers of a drained replica
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who ask again
+                pause = min(0.25, pause * 2)
         except (asyncio.CancelledError, PeerTimeoutError) as error:
             if not isinstance(error, PeerUnavailableError):
                 await self._cancel(agent, request)
             raise
 
-    async def _send(self, name: str, agent: str, question: str, timeout: float, envelope: Envelope) -> Message:
+    async def _send(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Message:
         headers = {codec.HEADER: codec.pack(envelope)}
         try:
-            return await self._bus.request(
-                subjects.ask(agent), question.encode(), timeout=max(timeout, 0.001), headers=headers
-            )
+            return await self._bus.request(subjects.ask(agent), question, timeout=max(timeout, 0.001), headers=headers)
         except NoRespondersError as error:
             raise PeerUnavailableError(name, 503, "nobody serves that name; is it running?") from error
         except RequestTimeoutError as error:
@@ -150,8 +156,16 @@ class Peers:
 
         Returns:
             The answers that came, by name, with `.failures` for the others.
+
+        Raises:
+            InvalidNameError: A name is malformed; nobody was asked.
+            ConfigError: No plugin resolves an address; nobody was asked.
+            PayloadError: The question cannot be sent.
         """
-        asked = list(dict.fromkeys(names))
+        asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
+        for name in asked:
+            self._resolve(name)
+        self._bus.check_size(_encode(question), None)
         results = await asyncio.gather(*(self._try(name, question, timeout, envelope) for name in asked))
         answers = {name: result for name, result in zip(asked, results, strict=True) if isinstance(result, Answer)}
         failures = {name: result for name, result in zip(asked, results, strict=True) if isinstance(result, PeerError)}
@@ -162,6 +176,20 @@ class Peers:
             return await self.ask(name, question, timeout=timeout, envelope=envelope)
         except PeerError as error:
             return error
+        except Exception as error:  # a scheme is a stranger's code; the others' answers must not be lost for it
+            log.exception("asking %s failed", name)
+            return PeerError(name, 500, f"it could not be asked: {type(error).__name__}: {error}")
+
+
+def _encode(question: str) -> bytes:
+    if not isinstance(question, str):
+        msg = f"a question is text, not {type(question).__name__}; send JSON as text if it must be data"
+        raise PayloadError(msg)
+    try:
+        return question.encode()
+    except UnicodeEncodeError as error:
+        msg = f"the question is no valid text: {error}"
+        raise PayloadError(msg) from error
 
 
 def _read_answer(name: str, reply: Message) -> Answer:
@@ -193,28 +221,32 @@ class AskServer:
         self._limit = concurrency * (1 + BACKLOG)
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()  # those of the tasks that have no slot yet
         self._running: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: list[Subscription] = []
         self._draining = False
 
     async def start(self) -> None:
         """Begin to serve; replicas of one name share the work."""
-        self._subscriptions = [
-            await self._bus.subscribe(subjects.cancel(self._agent, "*"), self._on_cancel),
-            await self._bus.subscribe(subjects.ask(self._agent), self._on_ask, queue=QUEUE),
-        ]
+        self._subscriptions.append(await self._bus.subscribe(subjects.cancel(self._agent, "*"), self._on_cancel))
+        self._subscriptions.append(await self._bus.subscribe(subjects.ask(self._agent), self._on_ask, queue=QUEUE))
 
     async def drain(self, timeout: float) -> None:
         """Finish what runs, answer what waits with 503, and stop within `timeout` seconds."""
         self._draining = True
-        for subscription in reversed(self._subscriptions):
-            await subscription.drain()
+        cancels, asks = self._subscriptions[:1], self._subscriptions[1:]
         self._subscriptions = []
+        for subscription in asks:
+            await subscription.drain()
+        for task in list(self._waiting):
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for subscription in cancels:
+            await subscription.unsubscribe()
 
     async def _on_cancel(self, message: Message) -> None:
         task = self._running.get(message.subject.rpartition(".")[2])
@@ -233,7 +265,7 @@ class AskServer:
             await self._fail(message.reply, 400, str(error))
             return
         if self._draining:
-            await self._fail(message.reply, 503, "draining")
+            await self._fail(message.reply, DRAINING, "draining")
         elif envelope.depth > MAX_DEPTH:
             await self._fail(message.reply, 400, loop_message(envelope))
         elif len(self._tasks) >= self._limit:
@@ -245,29 +277,30 @@ class AskServer:
         task = asyncio.create_task(self._work(reply, question, envelope))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
         if envelope.request:
             self._running[envelope.request] = task
             task.add_done_callback(lambda _: self._running.pop(envelope.request, None))
 
     async def _work(self, reply: str, question: str, envelope: Envelope) -> None:
         arrived = time.monotonic()
-        limit = envelope.timeout or ASK_TIMEOUT
+        deadline = asyncio.timeout(min(envelope.timeout or ASK_TIMEOUT, LONGEST))
         try:
-            async with asyncio.timeout(limit), self._slots:
-                if self._draining:
-                    await self._fail(reply, 503, "draining")
-                    return
-                left = limit - (time.monotonic() - arrived)
-                answer = await self._answer(question, envelope, left)
-                await self._reply(reply, answer)
+            async with deadline, self._slots:
+                self._waiting.discard(asyncio.current_task())
+                left = (deadline.when() or 0.0) - asyncio.get_running_loop().time()
+                await self._reply(reply, await self._answer(question, envelope, left))
         except asyncio.CancelledError:
-            await self._fail(reply, 503 if self._draining else 499, "draining" if self._draining else "cancelled")
+            code, text = (DRAINING, "draining") if self._draining else (CANCELLED, "cancelled")
+            await self._fail(reply, code, text)
             raise
-        except TimeoutError:
-            await self._fail(reply, 408, f"no answer within {limit:g} s")
-        except Exception as error:
-            code, text = _safe(error)
-            log.exception("%s: a question failed with %d: %s", self._agent, code, text)
+        except (Exception, SystemExit) as error:
+            if deadline.expired() and isinstance(error, TimeoutError):
+                code, text = 408, "no answer within the deadline"
+            else:
+                code, text = _safe(error)
+                log.exception("%s: a question failed with %d: %s", self._agent, code, text)
             await self._fail(reply, code, text)
         finally:
             self._endpoint.processing_time += int((time.monotonic() - arrived) * 1e9)
@@ -293,7 +326,7 @@ def loop_message(envelope: Envelope) -> str:
     )
 
 
-def _safe(error: Exception) -> tuple[int, str]:
+def _safe(error: BaseException) -> tuple[int, str]:
     """Return code and text that an asker may see: our own words, never a stranger's internals."""
     if isinstance(error, RefusedError):
         return 403, str(error)

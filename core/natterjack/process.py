@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from natterjack import subjects
 from natterjack.components import Agent, Journal, Trigger, explain
-from natterjack.errors import ConfigError
-from natterjack.kinds import make_agent
+from natterjack.errors import ConfigError, PluginError
+from natterjack.kinds import make_agent, target_of
 from natterjack.plugins import Plugins
 from natterjack.team import AgentSpec, TriggerSpec
 
@@ -90,8 +90,7 @@ class AgentProcess:
         )
 
     def _spec(self, agent_config: Mapping[str, Any] | None, **own: Any) -> AgentSpec:
-        target = f"{type(self.agent).__module__}:{type(self.agent).__qualname__}"
-        described = {"kind": "python", "options": {"target": target}}
+        described = {"kind": "python", "options": {"target": target_of(self.agent)}}
         if agent_config is not None:
             given = dict(agent_config)
             described = {"kind": given.pop("kind", MODEL_KIND), "options": given}
@@ -118,8 +117,14 @@ def create_agent(name: str, spec: AgentSpec, plugins: Plugins) -> Agent:
         if spec.imported:
             return plugins.agent("python").create({"target": spec.kind, "options": spec.options})
         return plugins.agent(spec.kind).create(spec.options)
+    except PluginError as error:
+        msg = f"agent {name!r}: {error}"
+        raise PluginError(msg) from error
     except ConfigError as error:
         msg = f"agent {name!r}: {error}"
+        raise ConfigError(msg) from error
+    except Exception as error:  # a user's class may fail in any way
+        msg = f"agent {name!r} cannot be made: {type(error).__name__}: {error}"
         raise ConfigError(msg) from error
 
 

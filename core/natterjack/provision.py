@@ -110,12 +110,14 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable
     for verb, declared in (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes)):
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", spec.result_event)] if spec.result_event else []
-    needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.asks)]
+    needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
     needs += [Right("read", pattern) for pattern in ((">",) if spec.reads is None else spec.reads)]
     for trigger in agent_triggers(spec, plugins) if triggers is None else triggers:
         needs += trigger.needs(name)
     if not spec.imported:
         needs += plugins.agent(spec.kind).create(spec.options).needs(name)
+    for kind in (*plugins.middleware.values(), *plugins.peers.values()):
+        needs += kind().needs(name)
     return sorted(set(needs))
 
 
@@ -171,18 +173,30 @@ async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisio
     try:
         current = (await bus.api(f"STREAM.INFO.{name}"))["config"]
     except NotProvisionedError:
-        await bus.api(f"STREAM.CREATE.{name}", wanted)
+        await _create_stream(bus, wanted)
         done.created.append(f"stream {name}")
         return
     if all(current.get(key) == value for key, value in wanted.items()):
         done.kept.append(f"stream {name}")
         return
+    if not set(wanted["subjects"]) & set(current.get("subjects") or ()):
+        held = ", ".join(current.get("subjects") or ()) or "another stream"
+        msg = f"the server already has a stream {name!r}, for {held}: remove it, or use another account or server"
+        raise ConfigError(msg)
     try:
         await bus.api(f"STREAM.UPDATE.{name}", {**current, **wanted})
     except StreamError as error:
         msg = f"the server already has a stream {name!r} that cannot become ours: {error.description}"
         raise ConfigError(msg) from error
     done.updated.append(f"stream {name}")
+
+
+async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
+    try:
+        await bus.api(f"STREAM.CREATE.{wanted['name']}", wanted)
+    except StreamError as error:
+        msg = f"the server cannot have a stream {wanted['name']!r} for {', '.join(wanted['subjects'])}: "
+        raise ConfigError(msg + error.description) from error
 
 
 async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned) -> None:
@@ -211,13 +225,22 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
 
 async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool) -> None:
     for stream in (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX):
-        for name in (await bus.api(f"CONSUMER.NAMES.{stream}", {"offset": 0})).get("consumers") or []:
+        for name in await _consumer_names(bus, stream):
             if (stream, name) in wanted or not subjects.is_durable(name):
                 continue
             label = f"consumer {name} on {stream}"
             if prune:
                 await bus.api(f"CONSUMER.DELETE.{stream}.{name}")
             (done.removed if prune else done.left).append(label)
+
+
+async def _consumer_names(bus: Bus, stream: str) -> list[str]:
+    names: list[str] = []
+    while True:
+        page = await bus.api(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
+        names += page.get("consumers") or []
+        if len(names) >= page.get("total", 0) or not page.get("consumers"):
+            return names
 
 
 async def _store_team(bus: Bus, team: Team) -> None:

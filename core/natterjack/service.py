@@ -140,7 +140,7 @@ def _read_info(message: Message) -> AgentInfo | None:
         asked = sum(int(endpoint.get("num_requests", 0)) for endpoint in endpoints)
         spent = sum(int(endpoint.get("processing_time", 0)) for endpoint in endpoints)
         return AgentInfo(
-            name=str(body["metadata"]["agent"]),
+            name=subjects.check_name(body["metadata"]["agent"]),
             instance=str(body["id"]),
             description=str(body["metadata"].get("description", "")),
             started=str(body.get("started", "")),
@@ -148,5 +148,5 @@ def _read_info(message: Message) -> AgentInfo | None:
             failed=sum(int(endpoint.get("num_errors", 0)) for endpoint in endpoints),
             milliseconds=round(spent / asked / 1e6, 3) if asked else 0.0,
         )
-    except (PayloadError, KeyError, TypeError, ValueError, AttributeError):
+    except (PayloadError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None

@@ -225,6 +225,9 @@ class AgentSpec(Settings):
     def allowed(self, verb: Verb) -> tuple[str, ...] | None:
         """Return the patterns of what it may emit, publish, ask or write; None: it declares nothing."""
         found: tuple[str, ...] | None = getattr(self, _GRANTS[verb])
+        if verb == "ask" and found:  # who may ask a name may ask the agent that it stands for
+            named = (self.cross_agents[name] for name in found if name in self.cross_agents)
+            return tuple(dict.fromkeys([*found, *(address for address in named if "://" not in address)]))
         return found
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,14 +22,12 @@ from nats.aio.subscription import Subscription as RawSubscription
 
 from natterjack import codec
 from natterjack.errors import (
-    ConnectError,
-    CredentialsError,
     DisconnectedError,
-    NoRespondersError,
+    NatterjackError,
     RefusedError,
-    RequestTimeoutError,
 )
-from natterjack.mailbox import Mailbox, Message, status_of
+from natterjack.login import check_server_version, login_error, login_options, own_words
+from natterjack.mailbox import Mailbox, Message, error_of, status_of
 from natterjack.server import Server
 from natterjack.streams import Stored, Streams
 
@@ -38,9 +35,30 @@ __all__ = ["Bus", "Message", "Stored", "Subscription", "error_of", "status_of"]
 
 log = logging.getLogger("natterjack.bus")
 
-OLDEST_SERVER: Final = (2, 12)
-NO_RESPONDERS: Final = "503"
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
+
+
+class _Client(Client):
+    """nats-py's client, without its ways to go deaf or to talk in the clear."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        scheme = self._current_server.uri.scheme if self._current_server else ""
+        wants_tls = scheme == "tls" or (self.options.get("tls") and scheme == "nats")
+        if initial_connection and wants_tls and not info.get("tls_required"):  # before it sends credentials
+            msg = "the server offers no TLS"
+            raise nats.errors.Error(msg)
+        await super()._process_info(info, initial_connection)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):  # would end its read loop; the codec refuses this one instead
+            return {codec.HEADER: "d=unreadable"}
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # a cancelled flush; a result for it would end the read loop
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
 
 @dataclass(slots=True)
@@ -48,9 +66,11 @@ class Subscription:
     """Interest in a subject; `drain` lets what has arrived be handled first, `unsubscribe` does not."""
 
     raw: RawSubscription
+    bus: Bus
 
     async def unsubscribe(self) -> None:
         """Stop, dropping what was not handled yet."""
+        self.bus._on_slow.pop(self.raw._id, None)
         try:
             await self.raw.unsubscribe()
         except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError) as error:
@@ -58,9 +78,13 @@ class Subscription:
 
     async def drain(self) -> None:
         """Stop, after what has arrived was handled."""
+        self.bus._on_slow.pop(self.raw._id, None)
         try:
+            # nats-py's drain pings before its UNSUB is written: what the server sends in between would be lost.
+            await self.raw._conn._send_unsubscribe(self.raw._id)
+            await self.bus.flush()
             await self.raw.drain()  # type: ignore[no-untyped-call]
-        except nats.errors.Error as error:
+        except (nats.errors.Error, DisconnectedError, OSError) as error:
             log.debug("drained %s, which had ended: %s", self.raw.subject, error)
 
 
@@ -78,14 +102,16 @@ class Bus(Streams):
         self.server, self.principal = server, principal
         self.closed = asyncio.Event()
         self.reason = ""
-        self._nc = Client()
+        self._nc = _Client()
         self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self._publish)
         self._connected = asyncio.Event()
-        self._closing = False
-        self._denied: dict[str, str] = {}
+        self._began = self._closing = False
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._subscribing: dict[str, str] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_slow: dict[int, Callable[[], None]] = {}
         self._last_error: Exception | None = None
+        self._complaint = ""
 
     # Connecting and closing
 
@@ -105,64 +131,44 @@ class Bus(Streams):
         bus = cls(server, principal)
         try:
             async with asyncio.timeout(timeout):
-                await bus._nc.connect(**bus._options())
-        except TimeoutError as error:
-            await bus.close()
-            raise ConnectError(bus._failure(error)) from error
-        except (nats.errors.Error, OSError, ValueError) as error:
-            await bus.close()
-            raise bus._connect_error(error) from error
-        try:
+                await bus._nc.connect(**login_options(server, principal) | bus._callbacks())
             await bus._begin()
+        except NatterjackError:
+            await bus.close()
+            raise
+        except Exception as error:  # nkeys has its own errors
+            await bus.close()
+            raise login_error(server, error, bus._last_error) from error
         except BaseException:
             await bus.close()
             raise
         return bus
 
-    def _options(self) -> dict[str, Any]:
-        server = self.server
-        options: dict[str, Any] = {
-            "servers": server.urls,
-            "name": f"natterjack {self.principal}",
-            "inbox_prefix": f"_INBOX.{self.principal}",
-            "allow_reconnect": False,  # the first time: fail at once instead of retrying for two minutes
-            "max_reconnect_attempts": 1,
-            "reconnect_time_wait": 0.05,
+    def _callbacks(self) -> dict[str, Any]:
+        return {
             "error_cb": self._error,
             "disconnected_cb": self._disconnected,
             "reconnected_cb": self._reconnected,
             "closed_cb": self._closed,
-            "tls": server.tls(),
         }
-        if server.nkey:
-            options["nkeys_seed_str" if server.nkey.startswith("SU") else "nkeys_seed"] = server.nkey
-        options |= {"token": server.token, "user": server.user, "password": server.password}
-        return {
-            key: value for key, value in (options | {"user_credentials": server.creds}).items() if value is not None
-        }
-
-    def _connect_error(self, error: Exception) -> ConnectError:
-        text = f"{error} {self._last_error or ''}".lower()
-        if isinstance(error, FileNotFoundError | PermissionError):
-            return CredentialsError(f"the credentials for {self.server} cannot be read: {error}")
-        if "authorization" in text or "authentication" in text or "nkey" in text or "jwt" in text:
-            msg = f"{self.server} refuses these credentials ({_clean(error)}). Check the token, nkey or creds file."
-            return CredentialsError(msg)
-        return ConnectError(self._failure(error))
-
-    def _failure(self, error: Exception) -> str:
-        cause = _clean(self._last_error or error)
-        return f"no NATS server answers at {self.server} ({cause}). Start one with `natterjack broker run`."
 
     async def _begin(self) -> None:
         version = self._nc.connected_server_version
-        if (version.major, version.minor) < OLDEST_SERVER:
-            wanted = ".".join(str(part) for part in OLDEST_SERVER)
-            msg = f"{self.server} runs nats-server {version.major}.{version.minor}, but {wanted} or newer is needed."
-            raise ConnectError(msg)
+        check_server_version(self.server, version.major, version.minor)
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
-        self._connected.set()
+        self._began = True
+        self._up()
         await self.subscribe(f"{self._mailbox.prefix}.*", self._mailbox.receive)
+
+    def _up(self) -> None:
+        self._gone = asyncio.get_running_loop().create_future()
+        self._complaint = ""
+        self._connected.set()
+
+    def _down(self) -> None:
+        self._connected.clear()
+        if not self._gone.done():
+            self._gone.set_result(None)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""
@@ -176,23 +182,30 @@ class Bus(Streams):
 
     def _end(self, reason: str) -> None:
         self.reason = self.reason or reason
-        self._connected.clear()
+        self._down()
         self.closed.set()
         self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
 
-    async def flush(self) -> None:
+    async def flush(self, timeout: float = 10.0) -> None:
         """Wait until the server has seen all that was sent.
 
+        Args:
+            timeout: Seconds, for a reconnect, too.
+
         Raises:
-            DisconnectedError: The connection went meanwhile.
+            DisconnectedError: The connection went meanwhile, or is away.
         """
-        try:
-            # nats-py writes its PING ahead of what is still buffered, so that alone would prove nothing.
-            await self._nc._flush_pending(force_flush=True)
-            await self._nc.flush()
-        except (nats.errors.Error, OSError) as error:
-            msg = f"{self.server} did not confirm: {_clean(error)}"
-            raise DisconnectedError(msg) from error
+        await self.until_connected(timeout)
+        pong, gone = asyncio.get_running_loop().create_future(), self._gone
+        # nats-py's own flush writes its PING ahead of what is still buffered, and waits on after a disconnect.
+        self._nc._pongs.append(pong)
+        await self._nc._send_command(b"PING\r\n")
+        await self._nc._flush_pending()
+        await asyncio.wait({pong, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not pong.done():
+            why = "the connection went" if gone.done() else f"nothing came within {timeout:g} s"
+            msg = f"{self.server} did not confirm: {why}"
+            raise DisconnectedError(msg)
 
     # What the connection tells
 
@@ -227,10 +240,13 @@ class Bus(Streams):
             self._refused(text)
         elif isinstance(error, nats.errors.SlowConsumerError):
             self._slow(error)
-        elif isinstance(error, _QUIET_ERRORS) or not self._connected.is_set():
-            log.debug("%s: %s", self.server, _clean(error))
-        else:
-            log.error("%s: %s", self.server, _clean(error), exc_info=error if error.__traceback__ else None)
+        elif isinstance(error, _QUIET_ERRORS) or self._closing or not self._began:
+            log.debug("%s: %s", self.server, own_words(error))
+        elif self.connected:
+            log.error("%s: %s", self.server, own_words(error), exc_info=error if error.__traceback__ else None)
+        elif text != self._complaint:  # it goes on trying, and says so once
+            self._complaint = text
+            log.warning("%s cannot reconnect to %s: %s", self.principal, self.server, own_words(error))
 
     def _refused(self, text: str) -> None:
         """Fail whoever waits on the subject; nats-py has lower-cased it."""
@@ -240,10 +256,9 @@ class Bus(Streams):
         message = (
             f"the broker refuses {self.principal!r} to {'subscribe to' if subscribing else 'publish on'} {subject!r}"
         )
-        if subscribing:
-            self._denied[subject.lower()] = message
-            return
-        if not self._mailbox.refuse(subject.lower(), RefusedError(message)):
+        if subscribing and subject.lower() in self._subscribing:
+            self._subscribing[subject.lower()] = message
+        elif subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message)):
             log.error("%s", message)
 
     def _slow(self, error: nats.errors.SlowConsumerError) -> None:
@@ -253,7 +268,7 @@ class Bus(Streams):
             callback()
 
     async def _disconnected(self) -> None:
-        self._connected.clear()
+        self._down()
         if not self._closing:
             log.info("%s: disconnected from %s, reconnecting", self.principal, self.server)
         error = DisconnectedError(f"the connection to {self.server} went before a reply came")
@@ -261,13 +276,13 @@ class Bus(Streams):
 
     async def _reconnected(self) -> None:
         log.info("%s: reconnected to %s", self.principal, self.server)
-        self._connected.set()
+        self._up()
         for callback in list(self._on_reconnect):
             callback()
 
     async def _closed(self) -> None:
         if not self._closing:
-            reason = _clean(self._last_error) if self._last_error else "no reason given"
+            reason = own_words(self._last_error) if self._last_error else "no reason given"
             self._end(f"{self.server} closed the connection ({reason})")
             log.error("%s: %s", self.principal, self.reason)
 
@@ -279,6 +294,8 @@ class Bus(Streams):
         """
         if self._connected.is_set():
             return
+        if self.closed.is_set():
+            raise DisconnectedError(self.reason)
         try:
             async with asyncio.timeout(timeout):
                 await self._connected.wait()
@@ -309,6 +326,10 @@ class Bus(Streams):
             msg = f"{self.server} is away and the buffer for it is full"
             raise DisconnectedError(msg) from error
 
+    def _raise_refused(self, key: str) -> None:
+        if message := self._subscribing[key]:
+            raise RefusedError(message)
+
     async def subscribe(
         self,
         subject: str,
@@ -328,103 +349,21 @@ class Bus(Streams):
         Raises:
             RefusedError: The broker does not allow it.
         """
+        key = subject.lower()  # as nats-py spells it in errors
+        self._subscribing[key] = ""
+        raw = None
         try:
             raw = await self._nc.subscribe(subject, queue=queue, cb=callback)
-        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
-            raise DisconnectedError(self.reason or "the connection is closed") from error
-        if on_lost is not None:
-            self._on_slow[raw._id] = on_lost
-        await self.flush()
-        denied = self._denied.pop(subject.lower(), None)
-        if denied is not None:
-            raise RefusedError(denied)
-        return Subscription(raw)
-
-    # Requests
-
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        timeout: float,
-        headers: Mapping[str, str] | None = None,
-        fails_on_disconnect: bool = False,
-    ) -> Message:
-        """Send a request and return its one reply.
-
-        Args:
-            subject: Where to.
-            data: Payload.
-            timeout: Seconds.
-            headers: Headers.
-            fails_on_disconnect: Raise as soon as the connection goes, for what may be sent again.
-
-        Raises:
-            NoRespondersError: Nobody listens there, known in a millisecond.
-            RequestTimeoutError: No reply in time.
-            RefusedError: The broker does not allow it, known in a millisecond.
-            DisconnectedError: The connection is closed, or went meanwhile.
-        """
-        mailbox = self._mailbox
-        reply = await mailbox.request(
-            subject, data, timeout=timeout, headers=headers, fails_on_disconnect=fails_on_disconnect
-        )
-        if not reply.data and status_of(reply) == NO_RESPONDERS:
-            raise NoRespondersError(subject)
-        return reply
-
-    async def request_many(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        timeout: float,
-        until: Callable[[Message], bool],
-    ) -> list[Message]:
-        """Send a request and collect replies, until `until` says that one was the last.
-
-        Raises:
-            RequestTimeoutError: The last did not come in time.
-            NoRespondersError: Nobody listens there.
-        """
-        replies: list[Message] = []
-
-        def collect(message: Message) -> bool:
-            replies.append(message)
-            return status_of(message) == NO_RESPONDERS or until(message)
-
-        await self._mailbox.request(subject, data, timeout=timeout, collect=collect, fails_on_disconnect=True)
-        if status_of(replies[-1]) == NO_RESPONDERS:
-            raise NoRespondersError(subject)
-        return replies
-
-    async def gather(self, subject: str, *, window: float) -> list[Message]:
-        """Send a request to everybody who listens and return what comes within `window` seconds."""
-        replies: list[Message] = []
-
-        def collect(message: Message) -> bool:
-            if status_of(message) == NO_RESPONDERS:
-                return True
-            replies.append(message)
-            return False
-
-        try:
-            await self._mailbox.request(subject, b"", timeout=window, collect=collect)
-        except RequestTimeoutError:
-            return replies
-        return replies
-
-
-def error_of(message: Message) -> tuple[int, str] | None:
-    """Return code and text of a service error (ADR-32), or None for an ordinary reply."""
-    headers = message.headers
-    if not headers or (codec.ERROR not in headers and codec.ERROR_CODE not in headers):
-        return None
-    code = headers.get(codec.ERROR_CODE, "500")
-    return (int(code) if re.fullmatch("[0-9]{3}", code) else 500), headers.get(codec.ERROR, "")
-
-
-def _clean(error: Exception) -> str:
-    """Return an error's own words: without nats-py's prefix, never empty."""
-    return str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+            if on_lost is not None:
+                self._on_slow[raw._id] = on_lost
+            await self.flush()
+            self._raise_refused(key)
+        except BaseException as error:
+            if raw is not None:
+                await Subscription(raw, self).unsubscribe()
+            if isinstance(error, nats.errors.ConnectionClosedError | nats.errors.ConnectionDrainingError):
+                raise DisconnectedError(self.reason or "the connection is closed") from error
+            raise
+        finally:
+            self._subscribing.pop(key, None)
+        return Subscription(raw, self)

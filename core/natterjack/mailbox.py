@@ -7,11 +7,15 @@ once when the server refuses its subject, and can collect several replies.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-from natterjack.errors import NatterjackError, RequestTimeoutError
+from natterjack import codec
+from natterjack.errors import NatterjackError, NoRespondersError, RequestTimeoutError
+
+NO_RESPONDERS: Final = "503"
 
 
 class Message(Protocol):
@@ -122,6 +126,97 @@ def _fail(waiter: _Waiter, error: NatterjackError) -> None:
         waiter.done.set_exception(error)
 
 
+class Requests:
+    """Requests and their replies, as the bus offers them."""
+
+    _mailbox: Mailbox
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        fails_on_disconnect: bool = False,
+    ) -> Message:
+        """Send a request and return its one reply.
+
+        Args:
+            subject: Where to.
+            data: Payload.
+            timeout: Seconds.
+            headers: Headers.
+            fails_on_disconnect: Raise as soon as the connection goes, for what may be sent again.
+
+        Raises:
+            NoRespondersError: Nobody listens there, known in a millisecond.
+            RequestTimeoutError: No reply in time.
+            RefusedError: The broker does not allow it, known in a millisecond.
+            DisconnectedError: The connection is closed, or went meanwhile.
+        """
+        reply = await self._mailbox.request(
+            subject, data, timeout=timeout, headers=headers, fails_on_disconnect=fails_on_disconnect
+        )
+        if not reply.data and status_of(reply) == NO_RESPONDERS:
+            raise NoRespondersError(subject)
+        return reply
+
+    async def request_many(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        timeout: float,
+        until: Callable[[Message], bool],
+    ) -> list[Message]:
+        """Send a request and collect replies, until `until` says that one was the last.
+
+        Raises:
+            RequestTimeoutError: The last did not come in time.
+            NoRespondersError: Nobody listens there.
+        """
+        replies: list[Message] = []
+
+        def collect(message: Message) -> bool:
+            replies.append(message)
+            return status_of(message) == NO_RESPONDERS or until(message)
+
+        await self._mailbox.request(subject, data, timeout=timeout, collect=collect, fails_on_disconnect=True)
+        if status_of(replies[-1]) == NO_RESPONDERS:
+            raise NoRespondersError(subject)
+        return replies
+
+    async def gather(self, subject: str, *, window: float) -> list[Message]:
+        """Send a request to everybody who listens and return what comes within `window` seconds."""
+        replies: list[Message] = []
+
+        def collect(message: Message) -> bool:
+            if status_of(message) == NO_RESPONDERS:
+                return True
+            replies.append(message)
+            return False
+
+        try:
+            await self._mailbox.request(subject, b"", timeout=window, collect=collect)
+        except RequestTimeoutError:
+            return replies
+        return replies
+
+
 def status_of(message: Message) -> str:
-    """Return the status that the server put in place of a payload: `503`, `404`, `408`, …; usually empty."""
-    return (message.headers or {}).get("Status", "")
+    """Return the status that the server put in place of a payload: `503`, `404`, `408`, …; usually empty.
+
+    A stored message never is one, whatever its own headers pretend.
+    """
+    headers = message.headers
+    return "" if headers is None or "Nats-Stream" in headers else headers.get("Status", "")
+
+
+def error_of(message: Message) -> tuple[int, str] | None:
+    """Return code and text of a service error (ADR-32), or None for an ordinary reply."""
+    headers = message.headers
+    if not headers or (codec.ERROR not in headers and codec.ERROR_CODE not in headers):
+        return None
+    code = headers.get(codec.ERROR_CODE, "500")
+    return (int(code) if re.fullmatch("[0-9]{3}", code) else 500), headers.get(codec.ERROR, "")

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -24,7 +24,7 @@ from natterjack.errors import (
     RequestTimeoutError,
     StreamError,
 )
-from natterjack.mailbox import Message, status_of
+from natterjack.mailbox import Message, Requests, status_of
 from natterjack.server import Server
 
 log = logging.getLogger("natterjack.bus")
@@ -50,7 +50,7 @@ class Stored(NamedTuple):
     duplicate: bool
 
 
-class Streams(ABC):
+class Streams(Requests, ABC):
     """What the bus can do with JetStream.
 
     Attributes:
@@ -83,24 +83,6 @@ class Streams(ABC):
     @abstractmethod
     async def until_connected(self, timeout: float) -> None:
         """Return once the connection is up, or raise `DisconnectedError` after `timeout` seconds."""
-
-    @abstractmethod
-    async def request(
-        self,
-        subject: str,
-        data: bytes = b"",
-        *,
-        timeout: float,
-        headers: Mapping[str, str] | None = None,
-        fails_on_disconnect: bool = False,
-    ) -> Message:
-        """Send a request and return its one reply."""
-
-    @abstractmethod
-    async def request_many(
-        self, subject: str, data: bytes = b"", *, timeout: float, until: Callable[[Message], bool]
-    ) -> list[Message]:
-        """Send a request and collect replies until one is the last."""
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> dict[str, Any]:
         """Call the JetStream API, e.g. `STREAM.INFO.EVENTS`, and return its answer.

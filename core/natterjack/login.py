@@ -1,0 +1,79 @@
+"""How a connection begins: what nats-py must be told, and what a failure means."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Final
+
+from natterjack.errors import ConnectError, CredentialsError
+from natterjack.server import Server
+
+OLDEST_SERVER: Final = (2, 12)
+PING_INTERVAL: Final = 15
+"""Seconds between signs of life; two without an answer, and the connection counts as lost."""
+
+_REFUSALS: Final = ("authorization", "authentication", "nkey", "jwt", "seed", "signature", "credentials")
+
+
+def login_options(server: Server, principal: str) -> dict[str, Any]:
+    """Return nats-py's options for a first connection, credentials included.
+
+    Raises:
+        OSError: A file of certificates cannot be read.
+    """
+    options: dict[str, Any] = {
+        "servers": server.urls,
+        "name": f"natterjack {principal}",
+        "inbox_prefix": f"_INBOX.{principal}",
+        "allow_reconnect": False,  # the first time: fail at once instead of retrying for two minutes
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0.05,
+        "ping_interval": PING_INTERVAL,
+        "tls": server.tls(),
+        "token": server.token,
+        "user": server.user,
+        "password": server.password,
+        "user_credentials": server.creds,
+    }
+    if server.nkey:
+        options["nkeys_seed_str" if server.nkey.startswith("SU") else "nkeys_seed"] = server.nkey
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def login_error(server: Server, error: BaseException, told: BaseException | None = None) -> ConnectError:
+    """Return what a failed first connection means.
+
+    Args:
+        server: Where.
+        error: What ended it.
+        told: What the server or the socket had said before.
+    """
+    text = f"{type(error).__module__} {error} {told or ''}".lower()
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return CredentialsError(f"the credentials for {server} cannot be read: {error}")
+    cause = own_words(told or error)
+    for problem in (told, error):
+        if isinstance(problem, ssl.SSLError):
+            return ConnectError(f"no TLS connection to {server} ({own_words(problem)}). Check the CA, cert and key.")
+    if any(word in text for word in _REFUSALS):
+        return CredentialsError(
+            f"{server} refuses these credentials ({own_words(error)}). Check the token, nkey or creds file."
+        )
+    return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.")
+
+
+def check_server_version(server: Server, major: int, minor: int) -> None:
+    """Refuse a server that lacks what the kernel needs.
+
+    Raises:
+        ConnectError: It is too old.
+    """
+    if (major, minor) < OLDEST_SERVER:
+        wanted = ".".join(str(part) for part in OLDEST_SERVER)
+        msg = f"{server} runs nats-server {major}.{minor}, but {wanted} or newer is needed."
+        raise ConnectError(msg)
+
+
+def own_words(error: BaseException) -> str:
+    """Return an error's own words: without nats-py's prefix, never empty."""
+    return str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__

@@ -313,6 +313,16 @@ async def test_increments_of_four_processes_all_land(own_server: NatsServer, bus
     assert await last_sequence(bus) == 100
 
 
+async def test_an_update_reads_what_the_feed_has_not_brought(bus: Bus, stack: AsyncExitStack) -> None:
+    context = await attached(bus, stack)
+    assert context._replica is not None
+    assert context._replica._subscription is not None
+    await context._replica._subscription.unsubscribe()
+    await bus.store("$KV.context.n", b"41")
+    async with asyncio.timeout(2.0):
+        assert await context.update("n", increment) == 42
+
+
 async def test_an_update_whose_function_fails_changes_nothing(bus: Bus, stack: AsyncExitStack) -> None:
     context = await attached(bus, stack)
     with pytest.raises(ZeroDivisionError):
@@ -554,6 +564,7 @@ async def test_settle_concerns_the_views_own_unheard_failures(
     context = await attached(bus, stack)
     failing, heard, fine = (context.acting_as("agent", bus) for _ in range(3))
     failing.set("a", 1, expected=5)
+    failing.set("d", 1, expected=5)
     fine.set("b", 1)
     with pytest.raises(ConflictError):
         await heard.set("c", 1, expected=5)

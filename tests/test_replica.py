@@ -165,6 +165,15 @@ async def test_a_lost_tail_is_found_by_the_regular_look(
     await until(lambda: values(state) == {"a": 1}, timeout=2.0)
 
 
+async def test_a_reconnect_is_followed_by_a_look(bus: Bus, stack: AsyncExitStack) -> None:
+    state, replica = await start(bus, stack)
+    await lose_feed(replica)
+    await put(await second(bus, stack), "a", b"1")
+    assert values(state) == {}
+    await bus._nc.force_reconnect()
+    await until(lambda: values(state) == {"a": 1}, timeout=2.0)  # sooner than the regular look
+
+
 async def test_a_revision_that_does_not_exist_holds_nobody_up(bus: Bus, stack: AsyncExitStack) -> None:
     _, replica = await start(bus, stack)
     await put(bus, "a", b"1")

@@ -1,0 +1,12 @@
+"""What the kernel costs beside raw nats-py; run it with `natterjack bench`."""
+
+from .ask import ROWS as ASK
+from .context import ROWS as CONTEXT
+from .emit import ROWS as EMIT
+from .journal import ROWS as JOURNAL
+from .measure import Figure, Row, Stage, measure, rounds
+from .trigger import ROWS as TRIGGER
+
+__all__ = ["ROWS", "Figure", "Row", "Stage", "measure", "rounds"]
+
+ROWS = [*EMIT, *TRIGGER, *ASK, *CONTEXT, *JOURNAL]

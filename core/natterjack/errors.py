@@ -8,6 +8,7 @@
     │   ├── PatternError (ValueError)
     │   ├── PayloadError (ValueError)
     │   ├── ConfigError (ValueError)
+    │   │   └── UnknownAgentError       the team has no agent of that name
     │   └── LoopError                   causation too deep, or one run emitted too much
     ├── PluginError                     a plugin is missing, broken or ambiguous
     ├── RefusedError (PermissionError)  a guard or the broker said no
@@ -85,6 +86,15 @@ class PayloadError(UsageError, ValueError):
 
 class ConfigError(UsageError, ValueError):
     """A team file, a component's configuration or an option is wrong."""
+
+
+class UnknownAgentError(ConfigError):
+    """A team has no agent of that name."""
+
+    def __init__(self, team: str, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        agents = ", ".join(self.known[:20]) + (", …" if len(self.known) > 20 else "")
+        super().__init__(f"team {team!r} has no agent {name!r}.{nearest(name, self.known)} It has: {agents}.")
 
 
 class LoopError(UsageError):

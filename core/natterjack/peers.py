@@ -121,7 +121,7 @@ class Peers:
                 if problem is None:
                     return _read_answer(name, reply)
                 code, text = problem
-                if code != DRAINING or time.monotonic() + 0.05 > deadline:
+                if code != DRAINING or time.monotonic() + pause > deadline:
                     raise peer_error(name, code, text)
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who ask again
                 pause = min(0.25, pause * 2)

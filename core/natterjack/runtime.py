@@ -12,9 +12,9 @@ from natterjack import subjects
 from natterjack.broker import Broker, embed
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
-from natterjack.components import Agent, Journal, Trigger
+from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, NatterjackError, StartError, nearest
+from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
@@ -83,6 +83,11 @@ class AgentRuntime:
             raise ConfigError(msg)
         self._processes[process.name] = process
 
+    def choose_server(self, server: Server | None) -> Server | None:
+        """Use this server instead of its own, from before the start; return the choice, None for an embedded one."""
+        self._server = server or self._server
+        return self._server if isinstance(self._server, Server) else named_server(self._server)
+
     @property
     def team(self) -> Team:
         """The team that these agents make."""
@@ -107,7 +112,10 @@ class AgentRuntime:
             try:
                 await self._start()
             except BaseException as error:
-                await self._stop(0)
+                try:
+                    await self._stop(0)
+                except NatterjackError:
+                    log.exception("what had been started did not stop cleanly")
                 if isinstance(error, Exception) and not isinstance(error, StartError):
                     text = str(error) if isinstance(error, NatterjackError) else f"{type(error).__name__}: {error}"
                     raise StartError(text) from error
@@ -129,12 +137,12 @@ class AgentRuntime:
             self.context.guards = guards
         for name, process in self._processes.items():
             agent = process.make_agent(plugins)
-            triggers_of = [InboxTrigger(), *process.triggers]
-            bus = await Bus.connect(server, principal=name)
+            triggers_of, around = [InboxTrigger(), *process.triggers], _around(plugins)
+            bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
             self._hosts.append(
-                _host(team, name, agent, triggers_of, process.journals, bus, self.context, guards, plugins)
+                _host(team, name, agent, triggers_of, process.journals, bus, self.context, guards, around)
             )
-        await asyncio.gather(*(host.start() for host in self._hosts))
+        await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context)
 
     async def _find_server(self) -> Server:
@@ -147,17 +155,21 @@ class AgentRuntime:
         return found
 
     async def wait(self) -> None:
-        """Return never; raise when an agent or the broker cannot go on.
+        """Return once the runtime is stopped; raise when an agent or the broker cannot go on.
 
         Raises:
             StartError: With the agent and the cause.
+            ConfigError: It does not run.
         """
+        bus = self._running.bus
         tasks = [asyncio.create_task(host.failed()) for host in self._hosts]
         if self._broker is not None:
             tasks.append(asyncio.create_task(_broker_lost(self._broker)))
+        tasks.append(asyncio.create_task(_connection_lost(bus)))
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            raise next(iter(done)).result()
+            if self._bus is bus:
+                raise next(task for task in tasks if task in done).result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -241,8 +253,9 @@ def _host(
     bus: Bus,
     context: AgentContext,
     guards: Guards,
-    plugins: Plugins,
+    around: tuple[list[Middleware], dict[str, PeerScheme]],
 ) -> AgentHost:
+    middleware, schemes = around
     return AgentHost(
         name,
         team.agents[name],
@@ -252,10 +265,31 @@ def _host(
         context=context,
         guards=guards,
         sinks=journals,
-        middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
-        schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
+        middleware=middleware,
+        schemes=schemes,
         awaited=[pattern for spec in team.agents.values() for pattern in spec.awaited],
     )
+
+
+def _around(plugins: Plugins) -> tuple[list[Middleware], dict[str, PeerScheme]]:
+    """Return what stands around an agent's work, and what resolves addresses."""
+    middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
+    return middleware, {scheme: kind() for scheme, kind in plugins.peers.items()}
+
+
+async def _start_together(hosts: Sequence[AgentHost]) -> None:
+    """Start all or none: when one cannot, those that are still starting are stopped."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for host in hosts:
+                group.create_task(host.start())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+
+async def _connection_lost(bus: Bus) -> NatterjackError:
+    await bus.closed.wait()
+    return StartError(f"the runtime cannot go on: {bus.reason}")
 
 
 async def _broker_lost(broker: Broker) -> NatterjackError:
@@ -281,9 +315,7 @@ class TeamProcess(AgentProcess):
 
 def _agent_of(team: Team, name: str) -> AgentSpec:
     if name not in team.agents:
-        known = ", ".join(team.agents)
-        msg = f"team {team.name!r} has no agent {name!r}.{nearest(name, team.agents)} It has: {known}."
-        raise ConfigError(msg)
+        raise UnknownAgentError(team.name, name, team.agents)
     return team.agents[name]
 
 
@@ -292,7 +324,8 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
 
     Raises:
         NotProvisionedError: No team has been provisioned there.
-        ConfigError: The team has no such agent, or it is wrong.
+        UnknownAgentError: The team has no such agent.
+        ConfigError: The agent's table is wrong.
         StartError: It cannot start.
     """
     bus = await Bus.connect(server, principal=subjects.check_name(name))
@@ -304,7 +337,7 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
         await context.attach(bus)
         agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
         journals = create_journals(spec, plugins)
-        host = _host(team, name, agent, triggers, journals, bus, context, context.guards, plugins)
+        host = _host(team, name, agent, triggers, journals, bus, context, context.guards, _around(plugins))
         await host.start()
     except BaseException:
         await context.close()

@@ -1,1 +1,5 @@
-"""x."""
+"""The command line."""
+
+from natterjack.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,211 @@
+"""The checks of `doctor`: each gives one finding, with what to do about a problem."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from natterjack import subjects
+from natterjack.broker import find_server, server_version
+from natterjack.bus import Bus
+from natterjack.errors import NatterjackError, NotProvisionedError
+from natterjack.plugins import Plugins
+from natterjack.provision import STREAMS, agent_triggers, stored_team
+from natterjack.server import Server
+from natterjack.service import discover
+from natterjack.team import Team
+from natterjack.teamfile import read_team
+
+OLDEST_PYTHON: Final = (3, 11)
+MAX_LAG: Final = 1000
+"""Events that may wait for an agent before that is a problem."""
+_FULL: Final = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: Name of the check.
+        ok: Whether all is well.
+        detail: What is there.
+        fix: What to do about a problem.
+    """
+
+    check: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def good(check: str, detail: str) -> Finding:
+    """Return a finding that all is well."""
+    return Finding(check, True, detail)
+
+
+def bad(check: str, detail: str, fix: str = "") -> Finding:
+    """Return a problem."""
+    return Finding(check, False, detail, fix)
+
+
+# This machine
+
+
+def check_machine() -> Iterator[Finding]:
+    """Check Python, packages and the server's program."""
+    version = platform.python_version()
+    if sys.version_info < OLDEST_PYTHON:
+        yield bad("python", version, "install Python 3.11 or later")
+    else:
+        yield good("python", f"{version} on {platform.system()} {platform.machine()}")
+    yield _check_packages()
+    try:
+        program = find_server()
+        yield good("nats-server", f"{'.'.join(map(str, server_version(program)))} at {program}")
+    except NatterjackError as error:
+        yield bad("nats-server", str(error), "only an embedded broker needs it; --server names another")
+
+
+def _check_packages() -> Finding:
+    required = importlib.metadata.requires("natterjack") or []
+    names = [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in required if ";" not in line]
+    missing = []
+    for name in names:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return bad("packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    return good("packages", f"natterjack {importlib.metadata.version('natterjack')}, and all that it requires")
+
+
+def check_plugins(plugins: Plugins) -> Iterator[Finding]:
+    """Check what is installed beside the kernel."""
+    for broken in plugins.broken:
+        yield bad("plugins", str(broken), f"mend or uninstall {broken.distribution}")
+    names = ", ".join(plugin.name for plugin in plugins.loaded)
+    if not plugins.broken:
+        yield good("plugins", names)
+
+
+def check_file(path: Path) -> Iterator[Finding]:
+    """Check the team file, if there is one."""
+    if not path.is_file():
+        return
+    try:
+        warnings = read_team(path).warnings()
+    except NatterjackError as error:
+        for line in str(error).splitlines():
+            yield bad("team file", line, "correct it")
+        return
+    for warning in warnings:
+        yield good("team file", f"note: {warning}")
+    if not warnings:
+        yield good("team file", f"{path} reads well")
+
+
+# The server, and the team on it
+
+
+@asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[Bus]:
+    """Connect as the operator."""
+    bus = await Bus.connect(server, principal=subjects.OPERATOR)
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def check_team(bus: Bus, team_file: Path, plugins: Plugins) -> AsyncIterator[Finding]:
+    """Check JetStream, the team's streams and consumers, and its agents."""
+    began = time.perf_counter()
+    try:
+        account = await bus.api("INFO")
+    except NatterjackError as error:
+        yield bad("jetstream", str(error), "start the server with -js, or let `natterjack broker run` start one")
+        return
+    milliseconds = (time.perf_counter() - began) * 1000
+    yield good("jetstream", f"{account.get('streams', 0)} streams, answers in {milliseconds:.1f} ms")
+    try:
+        team = await stored_team(bus)
+    except NotProvisionedError:
+        yield bad("team", "none is provisioned", f"natterjack provision {team_file}")
+        return
+    yield _check_provisioned(team, team_file)
+    async for finding in _check_streams(bus):
+        yield finding
+    async for finding in _check_consumers(bus, team, plugins):
+        yield finding
+    yield await _check_agents(bus, team)
+
+
+def _check_provisioned(team: Team, team_file: Path) -> Finding:
+    if team_file.is_file():
+        try:
+            if read_team(team_file).model_dump() != team.model_dump():
+                what = f"{team_file} differs from what is provisioned as {team.name!r}"
+                return bad("team", what, f"natterjack provision {team_file}, then start the agents again")
+        except NatterjackError:
+            return good("team", f"{team.name!r} is provisioned; {team_file} cannot be compared")
+    return good("team", f"{team.name!r} is provisioned, agents: {', '.join(team.agents)}")
+
+
+async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
+    states: dict[str, dict[str, Any]] = {}
+    well = True
+    for name, wanted in STREAMS.items():
+        try:
+            states[name] = (await bus.api(f"STREAM.INFO.{name}"))["state"]
+        except NatterjackError as error:
+            yield bad("streams", str(error), "natterjack provision team.toml")
+            well = False
+            continue
+        limit = wanted.get("max_bytes", 0)
+        if limit and states[name]["bytes"] > _FULL * limit and wanted["discard"] == "new":
+            detail = f"{name} holds {states[name]['bytes']:,} of {limit:,} bytes, and refuses more when it is full"
+            yield bad("streams", detail, f"nats stream purge {name} --keep N, or raise its limit")
+            well = False
+    if well:
+        dead = states[subjects.DEAD]["messages"]
+        look = " (natterjack dead list)" if dead else ""
+        yield good("streams", f"all {len(states)} are there; dead letters: {dead}{look}")
+
+
+async def _check_consumers(bus: Bus, team: Team, plugins: Plugins) -> AsyncIterator[Finding]:
+    count, waiting, well = 0, 0, True
+    for name, spec in team.agents.items():
+        for consumer in (one for trigger in agent_triggers(spec, plugins) for one in trigger.consumers(name)):
+            try:
+                info = await bus.api(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
+            except NatterjackError as error:
+                yield bad("consumers", str(error), "natterjack provision team.toml")
+                well = False
+                continue
+            count += 1
+            waiting += info["num_pending"] + info["num_ack_pending"]
+            if info["num_pending"] > MAX_LAG:
+                detail = f"{info['num_pending']:,} events wait for {name} ({consumer.name})"
+                yield bad("consumers", detail, "start it, or give it `replicas` or more `concurrency`")
+                well = False
+    if well:
+        yield good("consumers", f"all {count} are there; events that wait or are worked on: {waiting}")
+
+
+async def _check_agents(bus: Bus, team: Team) -> Finding:
+    running = [info.name for info in await discover(bus)]
+    missing = [name for name in team.agents if name not in running]
+    if missing:
+        fix = f"natterjack up, or natterjack agent run {missing[0]}"
+        return bad("agents", f"not running: {', '.join(missing)}", fix)
+    return good("agents", f"all run: {', '.join(running)}")

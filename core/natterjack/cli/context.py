@@ -1,0 +1,173 @@
+"""The shared context: `context get|set|delete|list|watch|history`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.options import (
+    CountOption,
+    JsonOption,
+    NatsContextOption,
+    ServerOption,
+    joined,
+    read_payload,
+)
+from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
+from natterjack.cli.run import run
+from natterjack.context import AgentContext
+from natterjack.errors import nearest
+from natterjack.subjects import check_type
+
+app = typer.Typer(no_args_is_help=True, help="Read and change the shared context.")
+
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Tokens joined by dots, e.g. findings")]
+
+
+@app.command()
+def get(
+    key: KeyArgument,
+    *,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the value of a key."""
+
+    async def read() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            _check_key(client.context, key)
+            value = client.context.get(key)
+            write_json(value) if as_json else write(text_of(value))
+
+    run(read())
+
+
+def _check_key(context: AgentContext, key: str) -> None:
+    known = context.keys()
+    if check_type(key, "context key") not in known:
+        msg = f"the context has no key {key!r}.{nearest(key, known)} `natterjack context list` shows them."
+        raise CommandError(msg, ExitCode.UNKNOWN)
+
+
+@app.command()
+def set(
+    key: KeyArgument,
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="JSON, or else text; `-` reads standard input; after `--` also -5.")
+    ],
+    *,
+    expected: Annotated[
+        int | None, typer.Option("--expected", min=0, help="Only if the key has this revision; 0: if it is new.")
+    ] = None,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a key."""
+    data = read_payload(value)
+
+    async def store() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            revision = await client.context.set(key, data, expected=expected)
+        _tell_written(key, revision, as_json=as_json)
+
+    run(store())
+
+
+@app.command()
+def delete(
+    key: KeyArgument,
+    *,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a key."""
+
+    async def store() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            _check_key(client.context, key)
+            revision = await client.context.delete(key)
+        _tell_written(key, revision, as_json=as_json)
+
+    run(store())
+
+
+def _tell_written(key: str, revision: int, *, as_json: bool) -> None:
+    write_json({"key": key, "revision": revision}) if as_json else write(f"{key} has revision {revision}")
+
+
+@app.command("list")
+def list_keys(
+    *, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False
+) -> None:
+    """List all keys with their values."""
+
+    async def read() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            keys = client.context.keys()
+            values = {key: client.context.get(key) for key in keys}
+        if as_json:
+            write_json(values)
+        else:
+            write_table(["key", "value"], [*values.items()], empty="the context is empty")
+
+    run(read())
+
+
+@app.command()
+def watch(
+    pattern: Annotated[str, typer.Argument(help="E.g. findings, draft.* or >")] = ">",
+    *,
+    count: CountOption = None,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print changes as they come, one line each."""
+
+    async def follow() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            changes = client.context.watch(pattern)
+            note(f"watching keys that match {pattern!r}; Ctrl-C ends it")
+            seen = 0
+            async for change in changes:
+                value = "(deleted)" if change.deleted else one_line(change.value)
+                line = f"{change.revision}  {change.key}  {change.writer or '-'}  {value}"
+                write_json(asdict(change)) if as_json else write(line)
+                seen += 1
+                if seen == count:
+                    return
+
+    run(follow())
+
+
+@app.command()
+def history(
+    key: KeyArgument,
+    *,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the last 16 versions of a key, oldest first."""
+
+    async def read() -> None:
+        async with joined(server, nats_context, context=True) as client:
+            revisions = await client.context.history(key)
+            if not revisions:
+                _check_key(client.context, key)
+        if as_json:
+            write_json([asdict(revision) for revision in revisions])
+            return
+        rows = [
+            (r.revision, f"{r.time.astimezone():%Y-%m-%d %H:%M:%S}", r.writer, "(deleted)" if r.deleted else r.value)
+            for r in revisions
+        ]
+        write_table(["revision", "time", "writer", "value"], rows, empty="no versions")
+
+    run(read())

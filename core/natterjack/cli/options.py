@@ -1,0 +1,99 @@
+"""Options and arguments that commands share, and what becomes of them: a server, a team, a payload."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from natterjack import codec
+from natterjack.broker import DEFAULT_STORE, running_url
+from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.client import TeamClient, connect
+from natterjack.errors import UnknownAgentError
+from natterjack.provision import stored_team
+from natterjack.server import Server, named_server
+from natterjack.team import Team
+from natterjack.teamfile import read_team
+
+TEAM_FILE: Final = Path("team.toml")
+
+ServerOption = Annotated[
+    str | None, typer.Option("--server", metavar="URL", help="The NATS server. By default see `natterjack doctor`.")
+]
+NatsContextOption = Annotated[
+    str | None, typer.Option("--nats-context", metavar="NAME", help="A context of the nats command line.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="How long to wait.")]
+CountOption = Annotated[
+    int | None, typer.Option("--count", "-n", metavar="N", min=1, help="End after so many; by default at Ctrl-C.")
+]
+DataArgument = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="JSON, or else text; `-` reads standard input.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The embedded broker's folder.")]
+
+
+def find_server(url: str | None, nats_context: str | None, *, team_file: Path = TEAM_FILE) -> Server:
+    """Return the server to use, and never start one.
+
+    Looked for in this order: `--server`, `--nats-context`, NATS_URL, the team file, the embedded broker that runs
+    in this folder.
+
+    Raises:
+        CommandError: There is none; it says what to do.
+        ConfigError: One is named wrongly.
+    """
+    found = named_server(url, nats_context)
+    if found is None and team_file.is_file():
+        found = named_server(default=read_team(team_file).server)
+    if found is None and (running := running_url()):
+        found = Server(running)
+    if found is None:
+        msg = (
+            f"no broker is named, and none runs in {str(DEFAULT_STORE)!r} of this folder; start one with "
+            "`natterjack up team.toml` or `natterjack broker run`, or name one with --server or NATS_URL"
+        )
+        raise CommandError(msg, ExitCode.UNREACHABLE)
+    return found
+
+
+@asynccontextmanager
+async def joined(url: str | None, nats_context: str | None, *, context: bool = False) -> AsyncIterator[TeamClient]:
+    """Join the team of the server that the options name; with the shared context only on demand."""
+    async with connect(find_server(url, nats_context), context=context) as client:
+        yield client
+
+
+async def check_agent(client: TeamClient, name: str) -> Team:
+    """Return the team that is provisioned, or raise `UnknownAgentError` if it has no agent of that name."""
+    team = await stored_team(client.bus)
+    if name not in team.agents:
+        raise UnknownAgentError(team.name, name, team.agents)
+    return team
+
+
+def read_payload(text: str | None) -> Any:
+    """Return the value of a DATA argument.
+
+    Raises:
+        PayloadError: It is not UTF-8, or nests too deeply.
+    """
+    if text is None:
+        return None
+    if text == "-":
+        return codec.decode(sys.stdin.buffer.read().removesuffix(b"\n"))
+    return codec.decode(os.fsencode(text))
+
+
+def read_text(text: str) -> str:
+    """Return the text of an argument; `-` reads standard input."""
+    if text == "-":
+        return codec.decode_text(sys.stdin.buffer.read().removesuffix(b"\n"))
+    return codec.decode_text(os.fsencode(text))

@@ -1,0 +1,121 @@
+"""Peers: `ask`, `broadcast`, `agents`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, NoReturn
+
+import typer
+
+from natterjack.cli.exits import ExitCode
+from natterjack.cli.options import (
+    JsonOption,
+    NatsContextOption,
+    ServerOption,
+    TimeoutOption,
+    check_agent,
+    joined,
+    read_text,
+)
+from natterjack.cli.output import note, text_of, write, write_json, write_table
+from natterjack.cli.run import run
+from natterjack.client import TeamClient
+from natterjack.errors import NotProvisionedError, PeerUnavailableError, UnknownAgentError
+from natterjack.messages import Answers
+from natterjack.peers import ASK_TIMEOUT
+from natterjack.provision import stored_team
+
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="Text; `-` reads standard input.")]
+
+
+def ask(
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Whom.")],
+    question: QuestionArgument,
+    *,
+    timeout: TimeoutOption = ASK_TIMEOUT,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask an agent, and print its answer."""
+    text = read_text(question)
+
+    async def send() -> None:
+        async with joined(server, nats_context) as client:
+            try:
+                answer = await client.ask_peer(agent, text, timeout=timeout)
+            except PeerUnavailableError as error:
+                await _explain(client, agent, error)
+        if as_json:
+            about = {"messages": list(answer.messages), "usage": dict(answer.usage)}
+            write_json({"agent": answer.agent, "answer": str(answer), "run": answer.run_id, **about})
+        else:
+            write(text_of(str(answer)))
+
+    run(send())
+
+
+async def _explain(client: TeamClient, agent: str, error: PeerUnavailableError) -> NoReturn:
+    """Tell a name that nobody has from an agent that does not run."""
+    try:
+        await check_agent(client, agent)
+    except NotProvisionedError:
+        raise error from None
+    except UnknownAgentError as unknown:
+        raise unknown from error
+    raise error
+
+
+def broadcast(
+    question: QuestionArgument,
+    *,
+    to: Annotated[list[str], typer.Option("--to", metavar="AGENT", help="Whom; once for each.")],
+    timeout: TimeoutOption = ASK_TIMEOUT,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask several agents at once; fails if none of them answers."""
+    text = read_text(question)
+
+    async def send() -> Answers:
+        async with joined(server, nats_context) as client:
+            return await client.broadcast(to, text, timeout=timeout)
+
+    answers = run(send())
+    if as_json:
+        failures = {name: {"code": error.code, "error": error.message} for name, error in answers.failures.items()}
+        write_json({"answers": answers, "failures": failures})
+    else:
+        write_table(["agent", "answer"], [*answers.items()], empty="nobody answered")
+        for error in answers.failures.values():
+            note(f"no answer from {text_of(str(error))}")
+    if not answers:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def agents(*, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False) -> None:
+    """List the agents that run now, wherever they do."""
+
+    async def look() -> None:
+        async with joined(server, nats_context) as client:
+            found = await client.agents()
+            if as_json:
+                write_json([asdict(info) for info in found])
+                return
+            columns = ["agent", "instance", "asked", "failed", "ms", "description"]
+            rows = [(i.name, i.instance, i.asked, i.failed, f"{i.milliseconds:g}", i.description) for i in found]
+            write_table(columns, rows, empty="no agent runs; start them with `natterjack up team.toml`")
+            await _note_missing(client, {info.name for info in found})
+
+    run(look())
+
+
+async def _note_missing(client: TeamClient, running: set[str]) -> None:
+    try:
+        team = await stored_team(client.bus)
+    except NotProvisionedError:
+        return  # agents may run that belong to no team of ours
+    missing = [name for name in team.agents if name not in running]
+    if missing and running:
+        note(f"not running: {', '.join(missing)}")

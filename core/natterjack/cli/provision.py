@@ -1,0 +1,53 @@
+"""`provision`: what running needs is created on a server, and the team stored there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from natterjack.bus import Bus
+from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server
+from natterjack.cli.output import note, write_json, write_table
+from natterjack.cli.run import run
+from natterjack.plugins import Plugins
+from natterjack.provision import Provisioned
+from natterjack.provision import provision as provision_team
+from natterjack.server import Server
+from natterjack.subjects import OPERATOR
+from natterjack.team import Team
+from natterjack.teamfile import read_team
+
+TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
+
+
+def provision(
+    team_file: TeamArgument = TEAM_FILE,
+    *,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what agents left that are gone.")] = False,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Create what a team needs on a server; it can be repeated."""
+    team = read_team(team_file)
+    found = find_server(server, nats_context, team_file=team_file)
+    done = run(provisioned(team, found, Plugins.load(), prune=prune))
+    if as_json:
+        write_json(asdict(done))
+        return
+    rows = [(action, what) for action, names in asdict(done).items() for what in names]
+    write_table(["done", "what"], rows, empty="nothing to do")
+    if done.left:
+        note(f"note: {len(done.left)} consumers are left of agents that are gone; --prune removes them")
+
+
+async def provisioned(team: Team, server: Server, plugins: Plugins, *, prune: bool = False) -> Provisioned:
+    """Provision a team as the operator, and return what was done."""
+    bus = await Bus.connect(server, principal=OPERATOR)
+    try:
+        return await provision_team(bus, team, plugins, prune=prune)
+    finally:
+        await bus.close()

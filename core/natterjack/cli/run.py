@@ -1,0 +1,92 @@
+"""Running a command's coroutine: the event loop, signals and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import typer
+
+from natterjack.cli.exits import ExitCode
+
+T = TypeVar("T")
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command to its end; Ctrl-C cancels it and ends quietly."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(main)
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop  # not there on Windows
+
+    return uvloop.new_event_loop
+
+
+def show_logs(*, debug: bool = False) -> None:
+    """Print log records on standard error, as processes that serve do."""
+    level = logging.DEBUG if debug else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+@contextmanager
+def stopping() -> Iterator[asyncio.Event]:
+    """Give an event that the first SIGINT or SIGTERM sets; the second one ends the process at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def receive() -> None:
+        if stop.is_set():
+            os._exit(ExitCode.INTERRUPTED)
+        stop.set()
+
+    for number in _SIGNALS:
+        if sys.platform == "win32":
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(receive))
+        else:
+            loop.add_signal_handler(number, receive)
+    try:
+        yield stop
+    finally:
+        if sys.platform != "win32":
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+def stop_with_parent(stop: asyncio.Event) -> None:
+    """Set the event once standard input ends: then whoever holds its other end has gone, even by kill -9."""
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            continue
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=watch, name="natterjack-parent", daemon=True).start()
+
+
+async def first_of(*work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what the first of several coroutines returns, or raise what it raises; the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()

@@ -1,0 +1,183 @@
+"""`up`: a whole team on this machine, with a broker if none is named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from natterjack.broker import Broker, embed
+from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption
+from natterjack.cli.output import clean, write
+from natterjack.cli.provision import provisioned
+from natterjack.cli.run import first_of, run, show_logs, stopping
+from natterjack.errors import ConfigError
+from natterjack.kinds import import_object
+from natterjack.plugins import Plugins
+from natterjack.runtime import AgentRuntime, team_runtime
+from natterjack.server import Server, named_server
+from natterjack.supervisor import Supervisor
+from natterjack.team import Team
+from natterjack.teamfile import read_team
+
+_COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+
+
+def up(
+    team: Annotated[str, typer.Argument(metavar="TEAM", help="A team file, or MODULE:NAME of an AgentRuntime.")] = str(
+        TEAM_FILE
+    ),
+    *,
+    single_process: Annotated[
+        bool, typer.Option("--single-process", help="All agents in this process, instead of one for each.")
+    ] = False,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+) -> None:
+    """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own."""
+    runtime = None if _is_file(team) else _import_runtime(team)
+    described = read_team(Path(team)) if runtime is None else runtime.team
+    if runtime is None:
+        _make_importable(Path(team).resolve().parent)
+    if single_process or runtime is not None:
+        show_logs()
+    if runtime is None:
+        named = named_server(server, nats_context, described.server)
+    else:
+        named = runtime.choose_server(named_server(server, nats_context) if server or nats_context else None)
+    run(_up(described, runtime, named, nats_context, single_process=single_process))
+
+
+def _is_file(team: str) -> bool:
+    return ":" not in team or Path(team).exists()
+
+
+def _import_runtime(target: str) -> AgentRuntime:
+    found = import_object(target)
+    if not isinstance(found, AgentRuntime):
+        msg = f"{target!r} is {type(found).__name__}; `up` takes a team file, or an AgentRuntime that does not run yet"
+        raise ConfigError(msg)
+    return found
+
+
+def _make_importable(folder: Path) -> None:
+    """Let agents be imported that lie beside the team file, here and in the processes of agents."""
+    sys.path.insert(0, str(folder))
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+async def _up(
+    team: Team, runtime: AgentRuntime | None, named: Server | None, nats_context: str | None, *, single_process: bool
+) -> None:
+    with stopping() as stop:
+        async with _broker(named) as (server, broker):
+            _announce(team, server, broker, nats_context)
+            if runtime is not None:
+                runtime.choose_server(server)
+            plugins = Plugins.load()
+            if single_process and runtime is None:
+                runtime = team_runtime(team, server, plugins)
+            serving = _serve_processes(team, server, plugins) if runtime is None else _serve_here(runtime)
+            ended = await first_of(serving, stop.wait(), *([broker.wait_lost()] if broker else []))
+            if isinstance(ended, str):
+                raise CommandError(ended, ExitCode.UNREACHABLE)
+            _say("stopped", "all agents have ended")
+
+
+@asynccontextmanager
+async def _broker(named: Server | None) -> AsyncIterator[tuple[Server, Broker | None]]:
+    """Give the named server, or else that of a broker which this process owns or joins."""
+    if named is not None:
+        yield named, None
+        return
+    async with await embed() as broker:
+        yield Server(broker.url), broker
+
+
+async def _serve_here(runtime: AgentRuntime) -> None:
+    began = time.monotonic()
+    async with runtime:
+        _say_ready(len(runtime.team.agents), began)
+        await runtime.wait()
+
+
+async def _serve_processes(team: Team, server: Server, plugins: Plugins) -> None:
+    began = time.monotonic()
+    await provisioned(team, server, plugins)
+    show = _Prefixed(team)
+    supervisor = Supervisor(team, server, show)
+    try:
+        await supervisor.start()
+        _say_ready(len(supervisor.children), began)
+        await supervisor.wait()
+    finally:
+        await asyncio.shield(supervisor.stop())
+
+
+# What it prints
+
+
+def _announce(team: Team, server: Server, broker: Broker | None, nats_context: str | None) -> None:
+    _say("broker", f"{server} ({_whose(broker)})")
+    for warning in team.warnings():
+        _say("warning", warning)
+    _say("team", f"{team.name}: {', '.join(team.agents)}")
+    if example := example_command(team, server, nats_context):
+        _say("try", example)
+
+
+def _whose(broker: Broker | None) -> str:
+    if broker is None:
+        return "joined: it was named"
+    if broker.owned:
+        return f"embedded, ends with this command; its data is in {str(broker.store)!r}"
+    return f"joined: another process owns it, and this command ends with it; its data is in {str(broker.store)!r}"
+
+
+def example_command(team: Team, server: Server, nats_context: str | None = None) -> str:
+    """Return a command of the nats tool that gives the team something to do; no secret is in it."""
+    emitted = {pattern for spec in team.agents.values() for pattern in spec.emitted}
+    awaited = [pattern for spec in team.agents.values() for pattern in spec.awaited]
+    external = [*team.external, *(pattern for pattern in awaited if pattern not in emitted), *awaited]
+    if not external:
+        return ""
+    event = external[0].replace("*", "example").replace(">", "example")
+    if nats_context:
+        where = f"--context {nats_context}"
+    else:
+        where = f"--server {server}" if str(server) == server.url else '--server "$NATS_URL"'
+    return f"nats {where} pub events.{event} '{{}}'"
+
+
+def _say(word: str, text: str) -> None:
+    style = {"warning": "yellow", "ready": "green"}.get(word)
+    label = f"{word:8}"
+    write(f"{typer.style(label, fg=style) if style and sys.stdout.isatty() else label} {clean(text)}")
+
+
+def _say_ready(count: int, began: float) -> None:
+    agents = "1 agent" if count == 1 else f"{count} agents"
+    _say("ready", f"{agents} in {time.monotonic() - began:.1f} s; Ctrl-C stops")
+
+
+class _Prefixed:
+    """Shows what the agents' processes print, each line with its agent's name."""
+
+    def __init__(self, team: Team) -> None:
+        self._width = max(map(len, team.agents), default=0)
+        self._colors = dict(zip(team.agents, _COLORS * (len(team.agents) // len(_COLORS) + 1), strict=False))
+
+    def __call__(self, label: str, line: str) -> None:
+        prefix = f"{label:{self._width}} |"
+        if sys.stdout.isatty():
+            prefix = typer.style(prefix, fg=self._colors[label.partition("/")[0]])
+        write(f"{prefix} {clean(line)}")

@@ -22,9 +22,9 @@ from natterjack.errors import (
     RequestTimeoutError,
     UsageError,
 )
-from natterjack.replica import STREAM
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
+from natterjack.state import STREAM
 from natterjack.testing import NatsServer, until
 
 BUCKET = {

@@ -10,9 +10,9 @@ import pytest
 from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.errors import NotProvisionedError
-from natterjack.replica import STREAM, Replica
+from natterjack.replica import Replica
 from natterjack.server import Server
-from natterjack.state import State, Version
+from natterjack.state import STREAM, State, Version
 from natterjack.testing import NatsServer, until
 
 BUCKET = {

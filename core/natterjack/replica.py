@@ -18,20 +18,18 @@ from typing import Any, Final
 
 import orjson
 
-from natterjack import codec, subjects
+from natterjack import subjects
 from natterjack.bus import Bus, Message, Subscription
-from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, PayloadError, RequestTimeoutError
-from natterjack.state import Revision, State, Version
+from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, RequestTimeoutError
+from natterjack.state import STREAM, Revision, State, read_message
 
 log = logging.getLogger("natterjack.context")
 
-STREAM: Final = subjects.bucket_stream(subjects.CONTEXT_BUCKET)
 CHECK_EVERY: Final = 5.0
 """Seconds between two looks at the stream's last sequence."""
 FEED_GRACE: Final = 0.1
 """Seconds to wait for the feed before a revision is read through."""
 
-_PREFIX: Final = subjects.key(subjects.CONTEXT_BUCKET, "")
 _ALL: Final = subjects.key(subjects.CONTEXT_BUCKET, ">")
 _TIMEOUT: Final = 5.0
 _PAGE: Final = 1000
@@ -40,26 +38,13 @@ _LAG_PAUSE: Final = 0.02
 _RETRY_PAUSE: Final = 0.2
 
 
-def read_message(message: Message) -> tuple[str, Version]:
-    """Return key and version of a message of the bucket's stream, as the feed or a direct get brings it."""
-    headers = message.headers or {}
-    deleted = headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
-    try:
-        writer = codec.unpack(headers.get(codec.HEADER)).source
-    except PayloadError as error:  # the value is good all the same
-        log.debug("who wrote %s cannot be told: %s", headers["Nats-Subject"], error)
-        writer = ""
-    version = Version(message.data, writer, revision=int(headers["Nats-Sequence"]), deleted=deleted)
-    return headers["Nats-Subject"].removeprefix(_PREFIX), version
-
-
 async def read_history(bus: Bus, key: str, revision: int) -> list[Revision]:
     """Return what the bucket still has of a key, oldest first, once that goes up to `revision`.
 
     Raises:
         RequestTimeoutError: No server that answers has that revision.
     """
-    wanted = {"seq": 1, "next_by_subj": _PREFIX + key, "batch": _PAGE}
+    wanted = {"seq": 1, "next_by_subj": subjects.key(subjects.CONTEXT_BUCKET, key), "batch": _PAGE}
     deadline = time.monotonic() + _TIMEOUT
     while time.monotonic() < deadline:
         messages, _ = await _direct_get(bus, wanted)
@@ -67,7 +52,7 @@ async def read_history(bus: Bus, key: str, revision: int) -> list[Revision]:
         if (found[-1].revision if found else 0) >= revision:
             return found
         await asyncio.sleep(_LAG_PAUSE)  # the server that answered lags behind
-    raise RequestTimeoutError(_PREFIX + key, _TIMEOUT)
+    raise RequestTimeoutError(subjects.key(subjects.CONTEXT_BUCKET, key), _TIMEOUT)
 
 
 def _time(message: Message) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,10 +13,16 @@ from weakref import WeakSet
 
 from natterjack import codec, subjects
 from natterjack.errors import PayloadError
+from natterjack.mailbox import Message
 
+log = logging.getLogger("natterjack.context")
+
+STREAM: Final = subjects.bucket_stream(subjects.CONTEXT_BUCKET)
+"""The stream behind the bucket."""
 MAX_WAITING: Final = 1024
 """Changes that may wait in a watch; beyond, it keeps only the newest of each key."""
 
+_PREFIX: Final = subjects.key(subjects.CONTEXT_BUCKET, "")
 _UNREAD: Final = object()
 
 
@@ -85,6 +92,19 @@ class Version:
     def past(self, time: datetime | None = None) -> Revision:
         """Return it as `history` tells it."""
         return Revision(self.value(), self.writer, self.revision, time or datetime.now(UTC), self.deleted)
+
+
+def read_message(message: Message) -> tuple[str, Version]:
+    """Return key and version of a message of the bucket's stream, as the feed or a direct get brings it."""
+    headers = message.headers or {}
+    deleted = headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
+    try:
+        writer = codec.unpack(headers.get(codec.HEADER)).source
+    except PayloadError as error:  # the value is good all the same
+        log.debug("who wrote %s cannot be told: %s", headers["Nats-Subject"], error)
+        writer = ""
+    version = Version(message.data, writer, revision=int(headers["Nats-Sequence"]), deleted=deleted)
+    return headers["Nats-Subject"].removeprefix(_PREFIX), version
 
 
 class Watch(AsyncIterator[Change]):

@@ -14,8 +14,7 @@ from natterjack import codec, subjects
 from natterjack.bus import Bus
 from natterjack.errors import ConflictError
 from natterjack.messages import Envelope
-from natterjack.replica import STREAM, read_message
-from natterjack.state import State, Version
+from natterjack.state import STREAM, State, Version, read_message
 from natterjack.streams import STORE_BUDGET
 
 log = logging.getLogger("natterjack.context")

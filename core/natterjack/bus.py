@@ -39,7 +39,12 @@ _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionErr
 
 
 class _Client(Client):
-    """nats-py's client, without its ways to go deaf or to talk in the clear."""
+    """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]  # of an attempt that failed after the connection
+        await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         scheme = self._current_server.uri.scheme if self._current_server else ""
@@ -133,15 +138,11 @@ class Bus(Streams):
             async with asyncio.timeout(timeout):
                 await bus._nc.connect(**login_options(server, principal) | bus._callbacks())
             await bus._begin()
-        except NatterjackError:
-            await bus.close()
-            raise
-        except Exception as error:  # nkeys has its own errors
-            await bus.close()
-            raise login_error(server, error, bus._last_error) from error
-        except BaseException:
-            await bus.close()
-            raise
+        except BaseException as error:
+            await bus.close(0.1)  # nothing is buffered yet, and after a failed TLS handshake it would hang
+            if isinstance(error, NatterjackError) or not isinstance(error, Exception):
+                raise
+            raise login_error(server, error, bus._last_error) from error  # nkeys has its own errors
         return bus
 
     def _callbacks(self) -> dict[str, Any]:
@@ -153,6 +154,9 @@ class Bus(Streams):
         }
 
     async def _begin(self) -> None:
+        if not self.connected:  # nats-py takes the end of the stream for an answer
+            msg = "the server hung up; it may want a client certificate"
+            raise nats.errors.Error(msg)
         version = self._nc.connected_server_version
         check_server_version(self.server, version.major, version.minor)
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
@@ -175,7 +179,10 @@ class Bus(Streams):
         self._closing = True
         try:
             async with asyncio.timeout(timeout):
-                await self._nc.close()
+                if not self.connected:  # what is buffered cannot be sent, and would break off the closing half-way
+                    self._nc._pending, self._nc._pending_data_size = [], 0
+                if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
+                    await self._nc.close()
         except (TimeoutError, nats.errors.Error, OSError) as error:
             log.debug("closing the connection to %s: %s", self.server, error)
         self._end("the connection was closed")
@@ -300,7 +307,7 @@ class Bus(Streams):
             async with asyncio.timeout(timeout):
                 await self._connected.wait()
         except TimeoutError as error:
-            msg = f"{self.server} is away since more than {timeout:.0f} s"
+            msg = f"{self.server} is away since more than {timeout:g} s"
             raise DisconnectedError(msg) from error
 
     # Publishing, subscribing

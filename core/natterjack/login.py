@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any, Final
 
 from natterjack.errors import ConnectError, CredentialsError
@@ -19,8 +20,12 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
     """Return nats-py's options for a first connection, credentials included.
 
     Raises:
-        OSError: A file of certificates cannot be read.
+        OSError: A file of credentials or certificates cannot be read.
     """
+    seed = server.nkey is not None and server.nkey.startswith("SU")
+    for path in (server.creds, None if seed else server.nkey):
+        if path:
+            Path(path).open("rb").close()  # nats-py would look only where the server asks for them
     options: dict[str, Any] = {
         "servers": server.urls,
         "name": f"natterjack {principal}",
@@ -36,7 +41,7 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
         "user_credentials": server.creds,
     }
     if server.nkey:
-        options["nkeys_seed_str" if server.nkey.startswith("SU") else "nkeys_seed"] = server.nkey
+        options["nkeys_seed_str" if seed else "nkeys_seed"] = server.nkey
     return {key: value for key, value in options.items() if value is not None}
 
 

@@ -31,7 +31,6 @@ log = logging.getLogger("natterjack.bus")
 
 STORE_BUDGET: Final = 15.0
 """Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
-HEADER_ROOM: Final = 16 * 1024
 PAGE: Final = 256
 
 _WRONG_LAST: Final = (10071, 10164)
@@ -74,10 +73,11 @@ class Streams(Requests, ABC):
     def check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
         """Raise `PayloadError` for what the server would answer by closing the connection."""
         size = len(data)
-        if size + HEADER_ROOM > self.max_payload:
-            size += 12 + sum(len(name) + len(value) + 4 for name, value in (headers or {}).items())
+        if headers:
+            size += 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
         if size > self.max_payload:
-            msg = f"the payload has {size:,} bytes, but the server takes {self.max_payload:,}; send a reference instead"
+            limit = self.max_payload
+            msg = f"payload and headers have {size:,} bytes, but the server takes {limit:,}; send a reference instead"
             raise PayloadError(msg)
 
     @abstractmethod

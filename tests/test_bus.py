@@ -1,0 +1,432 @@
+"""The bus: replies and refusals in milliseconds, reconnecting for ever, closing that never hangs."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import pytest
+
+from natterjack.bus import Bus, Message, error_of, status_of
+from natterjack.errors import (
+    DisconnectedError,
+    NoRespondersError,
+    PayloadError,
+    RefusedError,
+    RequestTimeoutError,
+)
+from natterjack.server import Server
+from natterjack.testing import NatsServer, until
+
+NARROW = """
+authorization { users: [
+    { user: "agent", password: "x", permissions: {
+        publish: { allow: ["open.>", "$JS.API.STREAM.INFO.OPEN"] }, subscribe: { allow: ["_INBOX.agent.>", "open.>"] }
+    } }
+    { user: "free", password: "x" }
+] }
+"""
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    async with connected(nats_server) as bus:
+        yield bus
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, principal: str = "agent", user: str | None = None) -> AsyncIterator[Bus]:
+    password = "x" if user else None
+    bus = await Bus.connect(Server(server.url, user=user, password=password), principal=principal)
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def echo(bus: Bus, subject: str) -> None:
+    async def answer(message: Message) -> None:
+        await bus.publish(message.reply, message.data, headers={"X": "1"})
+
+    await bus.subscribe(subject, answer)
+
+
+def faster_than(seconds: float) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def timed() -> AsyncIterator[None]:
+        began = time.monotonic()
+        yield
+        assert time.monotonic() - began < seconds
+
+    return timed()
+
+
+# Requests
+
+
+async def test_request_and_reply(bus: Bus) -> None:
+    await echo(bus, "bus.echo")
+    reply = await bus.request("bus.echo", b"hello", timeout=2)
+    assert (reply.data, reply.headers) == (b"hello", {"X": "1"})
+    assert status_of(reply) == ""
+    assert error_of(reply) is None
+
+
+async def test_many_requests_at_once_keep_apart(bus: Bus) -> None:
+    await echo(bus, "bus.many")
+    replies = await asyncio.gather(*(bus.request("bus.many", b"%d" % n, timeout=5) for n in range(500)))
+    assert [int(reply.data) for reply in replies] == list(range(500))
+
+
+async def test_absent_responder_is_known_at_once(bus: Bus) -> None:
+    async with faster_than(0.02):
+        with pytest.raises(NoRespondersError, match=r"nobody answers on 'bus\.nobody'"):
+            await bus.request("bus.nobody", timeout=5)
+        with pytest.raises(NoRespondersError):
+            await bus.request_many("bus.nobody", timeout=5, until=lambda _: True)
+        assert await bus.gather("bus.nobody", window=5) == []
+
+
+async def test_silent_responder_times_out(bus: Bus) -> None:
+    async def silent(_: Message) -> None: ...
+
+    await bus.subscribe("bus.silent", silent)
+    with pytest.raises(RequestTimeoutError, match=r"no reply on 'bus\.silent' within 0\.05 s") as caught:
+        await bus.request("bus.silent", timeout=0.05)
+    assert isinstance(caught.value, TimeoutError)
+
+
+async def test_request_many_and_gather(bus: Bus) -> None:
+    async def count(message: Message) -> None:
+        for n in range(3):
+            await bus.publish(message.reply, b"%d" % n)
+
+    await bus.subscribe("bus.count", count)
+    replies = await bus.request_many("bus.count", timeout=2, until=lambda reply: reply.data == b"2")
+    assert [reply.data for reply in replies] == [b"0", b"1", b"2"]
+    assert len(await bus.gather("bus.count", window=0.1)) == 3
+    with pytest.raises(RequestTimeoutError):
+        await bus.request_many("bus.count", timeout=0.1, until=lambda _: False)
+
+
+async def test_service_errors_are_read_leniently(bus: Bus) -> None:
+    async def fail(message: Message) -> None:
+        await bus.publish(message.reply, headers={"Nats-Service-Error-Code": message.data.decode()})
+
+    await bus.subscribe("bus.fail", fail)
+    for sent, code in ((b"429", 429), (b"many", 500), (b"-1", 500)):
+        assert error_of(await bus.request("bus.fail", sent, timeout=2)) == (code, "")
+
+
+async def test_late_and_stray_replies_do_no_harm(bus: Bus) -> None:
+    for _ in range(3):
+        await bus.publish(f"{bus._mailbox.prefix}.1", b"stray")
+        await bus.publish(f"{bus._mailbox.prefix}.zzz", b"stray")
+    await echo(bus, "bus.after")
+    assert (await bus.request("bus.after", b"fine", timeout=2)).data == b"fine"
+
+
+# Refusals
+
+
+async def test_a_refused_subject_is_known_in_milliseconds() -> None:
+    with NatsServer(NARROW) as server:
+        async with connected(server, user="agent") as bus:
+            calls: list[Callable[[], object]] = [
+                lambda: bus.request("Forbidden.Ask", timeout=5),
+                lambda: bus.request_many("forbidden.many", timeout=5, until=lambda _: True),
+                lambda: bus.store("forbidden.store", b""),
+                lambda: bus.api("STREAM.INFO.SECRET"),
+                lambda: bus.subscribe("forbidden.feed", nothing),
+                lambda: bus.subscribe("forbidden.feed", nothing, queue="q"),
+            ]
+            for call in calls:
+                async with faster_than(0.1):
+                    with pytest.raises(RefusedError, match="the broker refuses 'agent' to") as caught:
+                        await call()  # type: ignore[misc]
+                assert isinstance(caught.value, PermissionError)
+            await bus.subscribe("open.feed", nothing)
+            assert bus.connected
+            assert len(bus._nc._subs) == 2  # its inbox and the one allowed
+
+
+async def nothing(_: Message) -> None: ...
+
+
+async def test_a_refused_publish_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with NatsServer(NARROW) as server:
+        async with connected(server, user="agent") as bus:
+            await bus.publish("forbidden.say", b"")
+            await bus.flush()
+    assert "refuses 'agent' to publish on 'forbidden.say'" in caplog.text
+
+
+async def test_a_subscription_lost_after_a_reconnect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with NatsServer(NARROW) as server:
+        async with connected(server, user="agent") as bus:
+            await bus.subscribe("open.feed", nothing)
+            server.config = NARROW.replace('"_INBOX.agent.>", "open.>"', '"_INBOX.agent.>"')
+            server.kill()
+            server.start()
+            await until(lambda: "refuses 'agent' to subscribe to 'open.feed'" in caplog.text)
+
+
+# Sizes
+
+
+async def test_too_large_is_refused_before_it_is_sent(bus: Bus) -> None:
+    await echo(bus, "bus.large")
+    with pytest.raises(PayloadError, match="payload and headers have 1,048,577 bytes, but the server takes 1,048,576"):
+        await bus.publish("bus.large", b"x" * (bus.max_payload + 1))
+    with pytest.raises(PayloadError):
+        await bus.publish("bus.large", b"", headers={"X": "y" * bus.max_payload})
+    with pytest.raises(PayloadError):
+        await bus.publish("bus.large", b"x" * (bus.max_payload - 17_000), headers={"X": "y" * 17_000})
+    with pytest.raises(PayloadError):
+        await bus.request("bus.large", b"x" * (bus.max_payload - 17), headers={"X": "y"}, timeout=2)
+    for data, headers in ((b"x" * bus.max_payload, None), (b"x" * (bus.max_payload - 18), {"X": "y"})):
+        await bus.publish("bus.large", data, headers=headers)
+    await bus.flush()
+    assert bus.connected
+
+
+# Subscriptions and flush
+
+
+async def test_flush_confirms_subscriptions(nats_server: NatsServer, bus: Bus) -> None:
+    async with connected(nats_server, "other") as other:
+        for n in range(50):
+            await echo(bus, f"bus.confirmed.{n}")
+            assert (await other.request(f"bus.confirmed.{n}", b"x", timeout=1)).data == b"x"
+
+
+async def test_cancelled_flush_leaves_the_connection_alive(bus: Bus) -> None:
+    await echo(bus, "bus.alive")
+    for _ in range(20):
+        task = asyncio.create_task(bus.flush())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        subscribing = asyncio.create_task(bus.subscribe("bus.never", nothing))
+        await asyncio.sleep(0)
+        subscribing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await subscribing
+    assert (await bus.request("bus.alive", b"yes", timeout=2)).data == b"yes"
+    assert len(bus._nc._subs) == 2
+
+
+async def test_a_header_that_is_no_text_does_not_deafen(bus: Bus) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def hear(message: Message) -> None:
+        heard.put_nowait(message)
+
+    await bus.subscribe("bus.raw", hear)
+    for header in (
+        b"NATS/1.0 \xff\xff\xff\r\n\r\n",
+        b"NATS/1.0 503 \xff\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\xff: \xff\r\n\r\n",
+    ):
+        await bus._nc._send_command(b"HPUB bus.raw %d %d\r\n%s\r\n" % (len(header), len(header), header))
+    await bus.publish("bus.raw", b"after")
+    await bus.flush()
+    messages = [await asyncio.wait_for(heard.get(), 2) for _ in range(4)]
+    assert messages[3].data == b"after"
+
+
+async def test_drain_handles_what_has_arrived_and_unsubscribe_does_not(bus: Bus) -> None:
+    handled: list[bytes] = []
+
+    async def slow(message: Message) -> None:
+        await asyncio.sleep(0.001)
+        handled.append(message.data)
+
+    subscription = await bus.subscribe("bus.drain", slow)
+    for n in range(50):
+        await bus.publish("bus.drain", b"%d" % n)
+    await subscription.drain()
+    assert len(handled) == 50
+    await subscription.drain()
+    await subscription.unsubscribe()
+    await bus.publish("bus.drain", b"late")
+    await bus.flush()
+    assert len(handled) == 50
+
+
+async def test_a_slow_subscriber_is_told(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    lost, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Message) -> None:
+        await gate.wait()
+
+    subscription = await bus.subscribe("bus.slow", wait, on_lost=lost.set)
+    subscription.raw._pending_queue._maxsize = 5  # type: ignore[attr-defined]  # nats-py takes half a million before it complains
+    for _ in range(20):
+        await bus.publish("bus.slow", b"")
+    await asyncio.wait_for(lost.wait(), 2)
+    assert "came faster than they were handled" in caplog.text
+    gate.set()
+    await subscription.unsubscribe()
+    assert not bus._on_slow
+
+
+# Closing
+
+
+async def test_close_fails_what_is_outstanding_at_once(nats_server: NatsServer) -> None:
+    async with connected(nats_server) as bus:
+        await bus.subscribe("bus.open", nothing)
+        waiting = asyncio.create_task(bus.request("bus.open", timeout=30))
+        await bus.flush()
+        async with faster_than(0.5):
+            await bus.close()
+            with pytest.raises(DisconnectedError, match="the connection was closed"):
+                await waiting
+        await bus.close()
+        assert bus.closed.is_set()
+        for call in (bus.publish("x"), bus.request("x", timeout=5), bus.subscribe("x", nothing), bus.flush()):
+            async with faster_than(0.1):
+                with pytest.raises(DisconnectedError, match="the connection was closed"):
+                    await call
+
+
+async def test_close_sends_what_is_buffered(nats_server: NatsServer, bus: Bus) -> None:
+    heard: list[bytes] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message.data)
+
+    await bus.subscribe("bus.last", hear)
+    other = await Bus.connect(Server(nats_server.url), principal="other")
+    for n in range(1000):
+        await other.publish("bus.last", b"%d" % n)
+    await other.close()
+    await until(lambda: len(heard) == 1000)
+
+
+async def test_nothing_is_left_after_close(nats_server: NatsServer) -> None:
+    before = asyncio.all_tasks()
+    async with connected(nats_server) as bus:
+        await bus.subscribe("bus.tasks", nothing)
+    await until(lambda: asyncio.all_tasks() == before, 1)
+
+
+async def test_close_while_the_server_is_away(own_server: NatsServer) -> None:
+    before = asyncio.all_tasks()
+    bus = await Bus.connect(Server(own_server.url), principal="agent")
+    own_server.kill()
+    await until(lambda: not bus.connected)
+    await bus.publish("anything", b"buffered")
+    async with faster_than(1):
+        await bus.close()
+    await until(lambda: asyncio.all_tasks() == before, 1)
+
+
+# Reconnecting
+
+
+async def test_it_reconnects_and_goes_on(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus, connected(own_server, "other") as other:
+        heard: list[bytes] = []
+        reconnects: list[float] = []
+
+        async def hear(message: Message) -> None:
+            heard.append(message.data)
+
+        await other.subscribe("bus.on", hear)
+        async with bus.reconnects(lambda: reconnects.append(time.monotonic())):
+            for expected in ([b"0"], [b"0", b"1"]):
+                own_server.kill()
+                await until(lambda: not bus.connected and not other.connected)
+                with pytest.raises(DisconnectedError, match=r"away since more than 0\.01 s"):
+                    await bus.flush(0.01)
+                own_server.start()
+                await other.until_connected(5)
+                await bus.publish("bus.on", expected[-1])
+                await until(partial(heard.__eq__, expected))
+        assert len(reconnects) == 2
+
+
+async def test_what_is_published_meanwhile_arrives(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus:
+        heard: list[int] = []
+
+        async def hear(message: Message) -> None:
+            heard.append(int(message.data))
+
+        await bus.subscribe("bus.while", hear)
+        own_server.kill()
+        await until(lambda: not bus.connected)
+        for n in range(100):
+            await bus.publish("bus.while", b"%d" % n)
+        own_server.start()
+        await until(lambda: len(heard) == 100)
+        assert heard == list(range(100))
+
+
+async def test_a_full_buffer_is_an_error(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus:
+        own_server.kill()
+        await until(lambda: not bus.connected)
+        for _ in range(2):
+            await bus.publish("bus.full", b"x" * 1_000_000)
+        with pytest.raises(DisconnectedError, match="the buffer for it is full"):
+            await bus.publish("bus.full", b"x" * 1_000_000)
+
+
+async def test_what_may_be_repeated_fails_with_the_connection(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus:
+        await bus.subscribe("bus.gone", nothing)
+        waiting = asyncio.create_task(bus.request("bus.gone", timeout=30, fails_on_disconnect=True))
+        patient = asyncio.create_task(bus.request("bus.gone", timeout=0.5))
+        flushing = asyncio.create_task(stuck_flush(bus, own_server))
+        with pytest.raises(DisconnectedError, match="went before a reply came"):
+            await asyncio.wait_for(waiting, 2)
+        with pytest.raises(RequestTimeoutError):
+            await patient
+        await flushing
+
+
+async def stuck_flush(bus: Bus, server: NatsServer) -> None:
+    """A flush that the server never answers fails when the connection goes, not after its timeout."""
+    await bus.flush()
+    assert server._process is not None
+    server._process.send_signal(19)  # SIGSTOP
+    flush = asyncio.create_task(bus.flush(30))
+    await asyncio.sleep(0)
+    server.kill()
+    with pytest.raises(DisconnectedError, match="did not confirm: the connection went"):
+        await asyncio.wait_for(flush, 2)
+
+
+async def test_changed_credentials_are_reported_once_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "natterjack")
+    with NatsServer('authorization { token: "x" }') as server:
+        bus = await Bus.connect(Server(server.url, token="x"), principal="agent")
+        try:
+            server.kill()
+            server.config = 'authorization { token: "y" }'
+            server.start()
+            await until(lambda: caplog.text.count("cannot reconnect") == 1)
+            server.kill()
+            server.config = 'authorization { token: "x" }'
+            server.start()
+            await bus.until_connected(10)
+            assert caplog.text.count("cannot reconnect") <= 2
+        finally:
+            await bus.close()
+
+
+async def test_a_user_who_is_thrown_out_knows_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "natterjack")
+    me, you = '{ user: "me", password: "x" }', '{ user: "you", password: "x" }'
+    with NatsServer(f"authorization {{ users: [ {me}, {you} ] }}") as server:
+        bus = await Bus.connect(Server(server.url, user="me", password="x"), principal="agent")
+        server.reload(f"authorization {{ users: [ {you} ] }}")
+        await until(lambda: "cannot reconnect" in caplog.text)
+        assert "Authorization Violation" in caplog.text
+        await bus.close()

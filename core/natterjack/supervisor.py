@@ -177,25 +177,28 @@ class Supervisor:
             await asyncio.sleep(pause)
 
     async def _run(self, child: Child) -> int:
-        process = child.process = await asyncio.create_subprocess_exec(
-            *self._command,
-            child.agent,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={
-                **os.environ,
-                **self._servers.get(child.agent, self._server).environment(),
-                PARENT: "1",
-                "PYTHONUNBUFFERED": "1",
-            },
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then drains in order
-        )
+        process = child.process = await self._spawn(child)
         try:
             await self._read(child, process)
             return await process.wait()
         finally:
             child.ready.clear()
+
+    async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
+        server = self._servers.get(child.agent, self._server)
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                child.agent,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **server.environment(), PARENT: "1", "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then drains in order
+            )
+        except OSError as error:
+            msg = f"{child.label} cannot be started with {self._command[0]!r}: {error}"
+            raise StartError(msg) from error
 
     async def _read(self, child: Child, process: asyncio.subprocess.Process) -> None:
         if process.stdout is None:

@@ -1,0 +1,215 @@
+"""The demo: three real processes turn a question into a report, or say that they cannot."""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from natterjack.client import connect
+from natterjack.demo.corpus import CorpusError
+from natterjack.demo.play import QUESTION, Stage, demo_team, play
+from natterjack.demo.report import Report
+from natterjack.errors import StartError
+from natterjack.messages import Event
+from natterjack.plugins import Plugins
+from natterjack.provision import agent_permissions
+from natterjack.server import Server
+from natterjack.testing import NatsServer, until
+
+AGENTS = ["researcher", "analyst", "writer"]
+UNANSWERABLE = "What is the capital of France?"
+
+
+class Audience:
+    """Sees what is shown, and may act on it."""
+
+    def __init__(self, react: Callable[["Audience", str], None] | None = None) -> None:
+        self.shown: list[tuple[str, str]] = []
+        self.logged: list[tuple[str, str]] = []
+        self._react = react
+
+    def show(self, who: str, what: str) -> None:
+        self.shown.append((who, what))
+        if self._react is not None:
+            self._react(self, what)
+
+    def log(self, who: str, line: str) -> None:
+        self.logged.append((who, line))
+
+    def stage(self, server: Server | None = None, servers: dict[str, Server] | None = None) -> Stage:
+        return Stage(self.show, self.log, server, servers)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes, as the demo says once they are ready."""
+        (line,) = (what for _, what in self.shown if "processes are ready" in what)
+        return {name: int(pid) for name, pid in re.findall(r"(\w+) (\d+)", line.partition(":")[2])}
+
+    def said(self, text: str) -> int:
+        return sum(text in what for _, what in self.shown)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def assert_cited(report: Report) -> None:
+    """Every statement stands word by word in the passage that it cites, and with its citation in the report."""
+    assert report.answered
+    assert report.statements
+    for statement in report.statements:
+        assert statement.text in " ".join(report.passages[statement.source - 1].text.split())
+        assert f"{statement.text} [{statement.source}]" in report.markdown
+
+
+async def test_a_question_becomes_a_cited_report_and_leaves_nothing() -> None:
+    audience = Audience()
+    began = time.monotonic()
+    report = await play(QUESTION, None, audience.stage())
+    taken = time.monotonic() - began
+    assert_cited(report)
+    assert report.title == QUESTION
+    assert "context manager" in report.markdown
+    assert [who for who, _ in audience.shown] == ["broker", "team", "operator", "researcher", "analyst", "writer"]
+    assert list(audience.pids) == AGENTS
+    assert taken < 10
+    assert not any(map(alive, audience.pids.values()))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    port = int(audience.shown[0][1].rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 1)
+
+
+async def test_another_question_gets_another_report() -> None:
+    reports = [await play(question, None, Audience().stage()) for question in (QUESTION, "what does lambda do")]
+    for report in reports:
+        assert_cited(report)
+    one, other = ({statement.text for statement in report.statements} for report in reports)
+    assert not one & other
+    assert "anonymous function" in reports[1].markdown
+
+
+async def test_own_documents_are_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "boats.md").write_text(
+        "# Boats\n\nA catamaran is a boat with two hulls of equal size. It is steadier than a boat with one hull.\n"
+    )
+    (tmp_path / "notes.txt").write_text("The club meets on Tuesdays at the old harbour, next to the lighthouse.\n")
+    audience = Audience()
+    report = await play("What is a catamaran?", tmp_path, audience.stage())
+    assert_cited(report)
+    assert report.statements[0].text == "A catamaran is a boat with two hulls of equal size."
+    assert report.passages[0].source == "boats.md:3"
+    assert audience.said("in the documents in")
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty", "file.txt"])
+async def test_a_broken_folder_is_one_error_before_anything_starts(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("no folder")
+    audience = Audience()
+    with pytest.raises(CorpusError, match=re.escape(str(tmp_path / folder))) as raised:
+        await play(QUESTION, tmp_path / folder, audience.stage())
+    assert "\n" not in str(raised.value)
+    assert audience.shown == audience.logged == []
+
+
+async def test_the_gate_asks_for_more_at_most_twice_and_says_that_there_is_no_answer(own_server: NatsServer) -> None:
+    server, events = Server(own_server.url), list[Event]()
+
+    async def listen(listening: asyncio.Event) -> None:
+        async with connect(server, context=False) as team, team.event_bus.subscribe() as live:
+            listening.set()
+            async for event in live:
+                events.append(event)
+
+    listening = asyncio.Event()
+    listener = asyncio.create_task(listen(listening))
+    await listening.wait()
+    try:
+        report = await play(UNANSWERABLE, None, Audience().stage(server))
+        await until(lambda: any(event.type == "report.complete" for event in events))
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+    types = [event.type for event in events]
+    assert types.count("research.more") == 2
+    assert types.count("research.complete") == 3
+    assert [event.data["round"] for event in events if event.type == "research.complete"] == [1, 2, 3]
+    assert types[-2:] == ["analysis.approved", "report.complete"]
+    (verdict,) = (event.data for event in events if event.type == "analysis.approved")
+    assert verdict["quality"] < 3
+    assert not verdict["answerable"]
+    assert not report.answered
+    assert report.statements == []
+    assert "France" in report.markdown
+
+
+def kill_analyst(when: str) -> Audience:
+    """An audience that kills the analyst, once, when it sees a text."""
+
+    def react(audience: Audience, what: str) -> None:
+        if when in what and audience.said(when) == 1:
+            os.kill(audience.pids["analyst"], signal.SIGKILL)
+
+    return Audience(react)
+
+
+@pytest.mark.parametrize("when", ["processes are ready", pytest.param("round 1: found", marks=pytest.mark.full)])
+async def test_a_killed_analyst_delays_the_report_and_no_more(when: str) -> None:
+    audience = kill_analyst(when)
+    report = await play(QUESTION, None, audience.stage())
+    assert_cited(report)
+    assert ("analyst", "ended with signal SIGKILL; it starts again in 0.5 s") in audience.logged
+
+
+def guarded(team_users: dict[str, str], permissions: dict[str, dict[str, list[str]]]) -> str:
+    """A server's configuration: each user with the permissions given, or with all."""
+    users = [
+        {"user": name, "password": password} | ({"permissions": permissions[name]} if name in permissions else {})
+        for name, password in team_users.items()
+    ]
+    return "authorization " + json.dumps({"users": users})
+
+
+async def test_narrow_permissions_suffice() -> None:
+    plugins = Plugins.load()
+    allowed = agent_permissions(demo_team(None, plugins), plugins)
+    assert list(allowed) == AGENTS
+    permissions = {
+        name: {"publish": list(each.publish), "subscribe": list(each.subscribe)} for name, each in allowed.items()
+    }
+    passwords = {name: secrets.token_hex(8) for name in ["operator", *AGENTS]}
+    with NatsServer(guarded(passwords, permissions)) as process:
+        servers = {name: Server(process.url, user=name, password=word) for name, word in passwords.items()}
+        audience = Audience()
+        report = await play(QUESTION, None, audience.stage(servers.pop("operator"), servers))
+        log = process.log()
+    assert_cited(report)
+    assert "Violation" not in log
+    assert not [line for _, line in audience.logged if "ERROR" in line or "WARNING" in line]
+
+
+@pytest.mark.full
+async def test_a_taken_right_is_missed() -> None:
+    plugins = Plugins.load()
+    allowed = agent_permissions(demo_team(None, plugins), plugins)
+    permissions = {"writer": {"publish": ["nothing"], "subscribe": list(allowed["writer"].subscribe)}}
+    passwords = {name: secrets.token_hex(8) for name in ["operator", *AGENTS]}
+    with NatsServer(guarded(passwords, permissions)) as process:
+        servers = {name: Server(process.url, user=name, password=word) for name, word in passwords.items()}
+        audience = Audience()
+        with pytest.raises(StartError, match="writer"):
+            await play(QUESTION, None, audience.stage(servers.pop("operator"), servers))
+    assert [line for who, line in audience.logged if who == "writer" and "refuses 'writer'" in line]

@@ -12,7 +12,14 @@ from natterjack import subjects
 from natterjack.bus import Bus, Message
 from natterjack.components import Entry
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, PayloadError, RequestTimeoutError, RunFailedError, nearest
+from natterjack.errors import (
+    ConfigError,
+    NotProvisionedError,
+    PayloadError,
+    RequestTimeoutError,
+    RunFailedError,
+    UnknownAgentError,
+)
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import ENDINGS, StreamJournal, live_entry
@@ -124,12 +131,13 @@ class TeamClient:
         """Make sure that somebody will ever read it: a misspelt name would store an event for nobody."""
         if agent in self._inboxes:
             return
-        names = (await self.bus.api(f"CONSUMER.NAMES.{subjects.INBOX}", {"offset": 0})).get("consumers") or []
-        self._inboxes = {name.partition("=")[0] for name in names}
-        if agent not in self._inboxes:
-            known = ", ".join(sorted(self._inboxes))
-            msg = f"the team has no agent {agent!r}.{nearest(agent, self._inboxes)} It has: {known}."
-            raise ConfigError(msg)
+        try:
+            await self.bus.api(f"CONSUMER.INFO.{subjects.INBOX}.{subjects.durable(agent, 'inbox')}")
+        except NotProvisionedError as error:
+            names = (await self.bus.api(f"CONSUMER.NAMES.{subjects.INBOX}", {"offset": 0})).get("consumers") or []
+            known = sorted(name.partition("=")[0] for name in names)
+            raise UnknownAgentError(subjects.TEAM_BUCKET, agent, known) from error
+        self._inboxes.add(agent)
 
 
 @asynccontextmanager

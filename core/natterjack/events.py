@@ -10,12 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
-import orjson
-
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Stored, Subscription
 from natterjack.consumer import Place
-from natterjack.errors import BrokerError, ConflictError, PayloadError
+from natterjack.errors import BrokerError, ConflictError, DisconnectedError, PayloadError
 from natterjack.guards import Guards
 from natterjack.messages import Envelope, Event
 from natterjack.rights import Verb
@@ -121,7 +119,7 @@ class EventBus:
         headers = {codec.HEADER: codec.pack(envelope)}
         stored = await self._bus.store(subject, payload, headers=headers, id=id)
         if stored.duplicate and id is not None:
-            await self._check_ours(stream, stored, payload, id)
+            await self._check_ours(stream, stored, subject, payload, id)
         return stored
 
     def _note_unheard(self, kind: str, awaited: Sequence[str]) -> None:
@@ -129,13 +127,15 @@ class EventBus:
         if not any(subjects.matches(pattern, kind) for pattern in awaited):
             log.info("%s emits %r, which no agent of the team waits for", self._bus.principal, kind)
 
-    async def _check_ours(self, stream: str, stored: Stored, payload: bytes, event_id: str) -> None:
+    async def _check_ours(self, stream: str, stored: Stored, subject: str, payload: bytes, event_id: str) -> None:
         """Deduplication ids are stream-wide: make sure that the stored message is this one [R6]."""
-        name = f"{self._bus.server.prefix}.DIRECT.GET.{stream}"
-        body = orjson.dumps({"seq": stored.sequence})
-        found = await self._bus.request(name, body, timeout=5.0, fails_on_disconnect=True)
-        source = codec.unpack((found.headers or {}).get(codec.HEADER)).source
-        if found.data != payload or source != self._bus.principal:
+        found = await self._bus.at(stream, stored.sequence)
+        if found is None:  # handled, and so gone from its inbox
+            return
+        headers = found.headers or {}
+        source = codec.unpack(headers.get(codec.HEADER)).source
+        same = subjects.published(headers["Nats-Subject"]) == subject
+        if not same or found.data != payload or source != self._bus.principal:
             msg = f"id {event_id!r} already belongs to another event (sequence {stored.sequence}, from {source!r})"
             raise ConflictError(msg)
 
@@ -162,9 +162,10 @@ class LiveEvents:
         self._bus, self._subject = bus, subject
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(MAX_LAG)
         self._subscription: Subscription | None = None
-        self._missed = False
+        self._missed = self._ended = False
 
     async def __aenter__(self) -> Self:
+        self._ended = False
         if self._subscription is None:
             self._subscription = await self._bus.subscribe(self._subject, self._receive, on_lost=self._lost)
         return self
@@ -173,7 +174,9 @@ class LiveEvents:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End it."""
+        """End it; an iteration that waits ends, too."""
+        self._ended = True
+        self._wake()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.unsubscribe()
@@ -182,9 +185,13 @@ class LiveEvents:
         return self
 
     async def __anext__(self) -> Event:
+        if self._ended and self._queue.empty():
+            raise StopAsyncIteration
         await self.__aenter__()
         if self._missed and self._queue.empty():
             await self.aclose()
+            if self._bus.closed.is_set():
+                raise DisconnectedError(self._bus.reason)
             msg = f"this subscription to {self._subject!r} fell {MAX_LAG:,} events behind and missed some; read faster"
             raise BrokerError(msg)
         event = await self._queue.get()
@@ -202,5 +209,8 @@ class LiveEvents:
 
     def _lost(self) -> None:
         self._missed = True
+        self._wake()
+
+    def _wake(self) -> None:
         if self._queue.empty():
             self._queue.put_nowait(None)

@@ -155,10 +155,11 @@ class AgentHost:
             call = partial(_handle_through, middleware, call)
         return call
 
-    async def fire(self, kind: str, data: Any, id: str | None) -> int:
+    async def fire(self, trigger: Trigger, kind: str, data: Any, id: str | None) -> int:
         """Put an event into this agent's own inbox."""
+        own = None if id is None else f"{subjects.durable(self.name, trigger.label)}:{id}"  # ids are stream-wide [R6]
         what = f"{self.name}.{kind}"
-        return (await self._facilities.events.send("inject", what, data, Envelope(), id)).sequence
+        return (await self._facilities.events.send("inject", what, data, Envelope(), own)).sequence
 
     async def _answer(self, question: str, envelope: Envelope, timeout: float) -> Answer:
         run = secrets.token_hex(12)
@@ -197,7 +198,7 @@ class _TriggerContext:
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
-        return await self._host.fire(type or self._trigger.name, data, id)
+        return await self._host.fire(self._trigger, type or self._trigger.name, data, id)
 
     async def consume(self, spec: ConsumerSpec) -> None:
         await self._host.consume(self._trigger, spec)

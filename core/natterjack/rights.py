@@ -68,7 +68,7 @@ def _journal(agent: str) -> tuple[list[str], list[str]]:
 _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "emit": lambda what: ([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
     "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
-    "inject": lambda what: ([f"inbox.{what}"], []),
+    "inject": lambda what: ([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"], []),
     "ask": lambda what: ([subjects.ask(what), subjects.cancel(what, "*")], []),
     "write": lambda what: ([subjects.key(subjects.CONTEXT_BUCKET, what)], []),
     "read": _read,

@@ -191,6 +191,8 @@ class Bus(Streams):
         self.reason = self.reason or reason
         self._down()
         self.closed.set()
+        for callback in list(self._on_slow.values()):
+            callback()
         self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
 
     async def flush(self, timeout: float = 10.0) -> None:
@@ -351,7 +353,8 @@ class Bus(Streams):
             subject: Pattern.
             callback: A coroutine function; calls of one subscription come one after another.
             queue: Queue group.
-            on_lost: Called when messages were dropped because the callback is too slow.
+            on_lost: Called when messages were dropped because the callback is too slow, and when the connection
+                is gone for good.
 
         Raises:
             RefusedError: The broker does not allow it.

@@ -16,7 +16,7 @@ import orjson
 
 from natterjack.bus import Bus, Message, Subscription
 from natterjack.components import ConsumerSpec
-from natterjack.errors import DisconnectedError, NotProvisionedError
+from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError
 
 log = logging.getLogger("natterjack.consumer")
 
@@ -79,7 +79,7 @@ class Consumer:
         heartbeat: float = HEARTBEAT,
     ) -> None:
         self._bus, self.spec, self._deliver, self._slots = bus, spec, deliver, slots
-        self._progress_every, self._heartbeat = ack_wait / 3, heartbeat
+        self.progress_every, self._heartbeat = ack_wait / 3, heartbeat
         self._held: dict[str, Message] = {}
         self._busy: set[str] = set()
         self._asked = 0
@@ -87,6 +87,7 @@ class Consumer:
         self._wake = asyncio.Event()
         self._stopping = False
         self._gone: NotProvisionedError | None = None
+        self._doubted = False
         self._inbox = f"_INBOX.{bus.principal}.{bus.new_id()}"
         self._next = f"{bus.server.prefix}.CONSUMER.MSG.NEXT.{spec.stream}.{spec.name}"
 
@@ -96,7 +97,7 @@ class Consumer:
         Raises:
             NotProvisionedError: The consumer does not exist, or was removed.
         """
-        await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+        await self._check()
         subscription = await self._bus.subscribe(self._inbox, self._receive)
         try:
             async with self._bus.reconnects(self._start_over):
@@ -108,18 +109,33 @@ class Consumer:
             await asyncio.shield(self._leave(subscription))
 
     async def _step(self) -> None:
-        if time.monotonic() - self._told > self._progress_every:
-            await self._tell_progress()
+        if time.monotonic() - self._told >= self.progress_every:
+            await self.tell_progress()
+        if self._doubted:
+            await self._check_again()
         if self._asked and time.monotonic() - self._heard > 2 * self._heartbeat + 1:
             log.info("%s: the server is silent about %s, asking again", self._bus.principal, self.spec.name)
             self._start_over()
         await self._pull()
         self._wake.clear()
         try:
-            async with asyncio.timeout(min(self._heartbeat, self._progress_every)):
+            async with asyncio.timeout(min(self._heartbeat, self.progress_every)):
                 await self._wake.wait()
         except TimeoutError:
             return  # time to look around
+
+    async def _check(self) -> None:
+        await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+
+    async def _check_again(self) -> None:
+        """Nobody answered a pull: the consumer is gone, or its leader is being elected."""
+        self._doubted = False
+        try:
+            await self._check()
+        except NotProvisionedError:
+            raise
+        except BrokerError as error:
+            log.debug("%s: cannot look for consumer %s: %s", self._bus.principal, self.spec.name, error)
 
     async def _pull(self) -> None:
         free = self._slots - len(self._busy) - self._asked
@@ -157,6 +173,7 @@ class Consumer:
             return
         # What this request will no longer deliver: 408 it expired, 409 a leader changed or the server stops.
         self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
+        self._doubted = self._doubted or status == "503"
         if status == "408":
             self._wake.set()
         else:
@@ -167,7 +184,8 @@ class Consumer:
         self._asked = 0
         self._wake.set()
 
-    async def _tell_progress(self) -> None:
+    async def tell_progress(self) -> None:
+        """Tell the server that what is held is still worked on; `run` does so by itself."""
         self._told = time.monotonic()
         for reply in list(self._held):
             await self._publish(reply, _PROGRESS)

@@ -16,7 +16,6 @@ from natterjack.errors import NotProvisionedError, PayloadError
 
 HEADER: Final = "Natterjack-Dead"
 MAX_CAUSE: Final = 2000
-_PAGE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,8 @@ class DeadLetter:
         run: The run that failed.
         time: When it was given up, Unix seconds.
         number: The letter's own number, by which it is shown, retried and dropped.
-        data: The original payload.
+        size: Bytes of the original payload.
+        data: The original payload; empty where it was too large to be stored beside the header.
     """
 
     agent: str
@@ -49,6 +49,7 @@ class DeadLetter:
     run: str
     time: float = 0.0
     number: int = 0
+    size: int = 0
     data: bytes = b""
 
     @property
@@ -59,7 +60,8 @@ class DeadLetter:
 
 async def bury(bus: Bus, letter: DeadLetter, message: Message) -> None:
     """Store a dead letter; a payload too large to fit beside the header stays where it is, by reference."""
-    described = asdict(replace(letter, cause=letter.cause[:MAX_CAUSE], time=time.time()))
+    letter = replace(letter, cause=letter.cause[:MAX_CAUSE], time=time.time(), size=len(message.data))
+    described = asdict(letter)
     del described["data"], described["number"]
     headers = {HEADER: json.dumps(described)}  # ASCII, as headers must be
     subject = subjects.dead(letter.agent, letter.trigger)
@@ -70,10 +72,16 @@ async def bury(bus: Bus, letter: DeadLetter, message: Message) -> None:
 
 
 def read_letter(message: Message) -> DeadLetter:
-    """Return the letter in a message on `dead.…`."""
+    """Return the letter in a message on `dead.…`; one that is not ours says so in its cause."""
     headers = message.headers or {}
-    known = json.loads(headers[HEADER])
-    return DeadLetter(**known, number=int(headers.get("Nats-Sequence", 0)), data=message.data)
+    number, size = int(headers.get("Nats-Sequence", 0)), len(message.data)
+    try:
+        return DeadLetter(**json.loads(headers[HEADER]) | {"number": number, "data": message.data})
+    except (KeyError, TypeError, ValueError) as error:
+        cause = f"this dead letter cannot be read ({type(error).__name__}: {error}); `drop` it"
+        agent, trigger = headers.get("Nats-Subject", message.subject).split(".")[1:3]
+        subject = subjects.stored_events("unreadable", subjects.ANYONE)
+        return DeadLetter(agent, trigger, cause, 0, "", subject, 0, "", "", 0.0, number, size, message.data)
 
 
 async def dead_letters(bus: Bus, *, agent: str = "*", limit: int = 1000) -> list[DeadLetter]:
@@ -107,13 +115,31 @@ async def retry(bus: Bus, number: int) -> None:
     """Give the event of a dead letter to its agent again, through its inbox, and drop the letter.
 
     It goes to that agent alone and never to the shared event: others have handled theirs.
+
+    Raises:
+        NotProvisionedError: There is none of this number.
+        PayloadError: Its payload is kept nowhere any more.
     """
     letter = await dead_letter(bus, number)
+    data = letter.data if len(letter.data) == letter.size else await _original(bus, letter)
     headers: dict[str, Any] = {codec.HEADER: f"s={bus.principal}"}
-    await bus.store(subjects.inbox(letter.agent, letter.type), letter.data, headers=headers)
+    await bus.store(subjects.inbox(letter.agent, letter.type), data, headers=headers)
     await drop(bus, number)
 
 
+async def _original(bus: Bus, letter: DeadLetter) -> bytes:
+    message = await bus.at(letter.stream, letter.sequence)
+    if message is None or len(message.data) != letter.size:
+        msg = f"dead letter {letter.number} cannot be retried: its {letter.size:,} bytes are kept nowhere any more"
+        raise PayloadError(msg)
+    return message.data
+
+
 async def drop(bus: Bus, number: int) -> None:
-    """Forget a dead letter."""
+    """Forget a dead letter.
+
+    Raises:
+        NotProvisionedError: There is none of this number.
+    """
+    await dead_letter(bus, number)
     await bus.api(f"STREAM.MSG.DELETE.{subjects.DEAD}", {"seq": number})

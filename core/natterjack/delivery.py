@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,8 +71,10 @@ class Delivery:
 
     async def drain(self, timeout: float) -> None:
         """Finish the runs that are going on; those that need longer than `timeout` seconds are given back."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+        deadline = time.monotonic() + timeout
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=min(left, self._consumer.progress_every))
+            await self._consumer.tell_progress()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -132,13 +135,18 @@ class Delivery:
                 return
         async with self._slots:
             if place.delivered > 1:
-                await ctx.journal.append("started", {"attempt": attempt})
+                await ctx.journal.record("started", {"attempt": attempt})
             event = Event(
                 event.id, event.type, event.data, event.source, event.time, event.sequence, attempt, event.headers
             )
             try:
                 result = await self._attempt(event, envelope, ctx)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit and a stray CancelledError are failures like any other
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    await self._interrupted(place, ctx, attempt)
+                    raise
                 await self._failed(message, place, ctx, error, attempt)
                 return
         self._consumer.release(message)
@@ -166,21 +174,27 @@ class Delivery:
     async def _complete(self, ctx: RunContext, result: Any, event: Event) -> None:
         ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt}
         try:
-            await ctx.journal.append("done", ending)
+            await ctx.journal.record("done", ending)
         except PayloadError as error:
             log.warning("%s: the result of run %s is not journaled: %s", ctx.agent, ctx.run_id, error)
-            await ctx.journal.append("done", ending | {"result": None, "omitted": str(error)})
+            await ctx.journal.record("done", ending | {"result": None, "omitted": str(error)})
+
+    async def _interrupted(self, place: Place, ctx: RunContext, attempt: int) -> None:
+        """Take back that an attempt started: neither the agent's end nor the broker's is the handler's fault."""
+        if place.delivered > 1 and self._facilities.bus.connected:
+            await ctx.journal.record("interrupted", {"attempt": attempt})
 
     async def _failed(
         self, message: Message, place: Place, ctx: RunContext, error: BaseException, attempt: int
     ) -> None:
         limit, retry = self._spec.max_attempts, getattr(error, "retry", True)
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** (attempt - 1))
+        delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
         if isinstance(error, FencedError):
             raise error
         if isinstance(error, BrokerError) and retry:  # the broker's fault is no attempt of the handler
             log.warning("%s: %s; run %s goes on in %.3g s", ctx.agent, cause, ctx.run_id, delay)
+            await self._interrupted(place, ctx, attempt)
             await self._consumer.nak(message, delay)
             return
         if attempt >= limit or not retry:
@@ -190,7 +204,7 @@ class Delivery:
         traceback = error if attempt == 1 else None
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
         log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=traceback)
-        await ctx.journal.append("failed", {"attempt": attempt, "cause": cause})
+        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
         await self._consumer.nak(message, delay)
 
     async def _give_up(self, message: Message, place: Place, ctx: RunContext | None, cause: str, attempts: int) -> None:
@@ -204,5 +218,11 @@ class Delivery:
         if ctx is None:
             log.error("%s: an event is dead-lettered unread: %s (%s %d)", agent, cause, place.stream, place.sequence)
         else:
-            await ctx.journal.append("dead", {"cause": cause, "attempts": attempts})
+            await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         await self._consumer.ack(message)
+
+
+def _is_cancelled() -> bool:
+    """Tell whether the running task itself is being cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -185,7 +185,7 @@ class LiveEvents:
         return self
 
     async def __anext__(self) -> Event:
-        if self._ended and self._queue.empty():
+        if self._ended:
             raise StopAsyncIteration
         await self.__aenter__()
         if self._missed and self._queue.empty():

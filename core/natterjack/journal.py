@@ -7,6 +7,7 @@ two replicas that work on one run cannot both go on [R4], and reading them back 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,14 @@ import orjson
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
 from natterjack.components import Entry, Journal, Settings
-from natterjack.errors import ConfigError, ConflictError, FencedError, PayloadError
+from natterjack.errors import ConfigError, ConflictError, FencedError, InvalidNameError, PayloadError, StreamError
+
+log = logging.getLogger("natterjack.journal")
 
 ENDINGS: Final = ("done", "dead")
 """Kinds of the entry that ends a run."""
+RESERVED: Final = ("started", "failed", "interrupted", "corrupt", *ENDINGS)
+"""Kinds by which attempts are counted and runs end."""
 
 _WINDOW: Final = 16
 
@@ -33,10 +38,11 @@ def read_entry(subject: str, data: bytes) -> Entry:
     """
     *_, agent, run, index = subject.split(".")
     body = codec.decode(data)
-    if not isinstance(body, dict) or not isinstance(body.get("kind"), str) or not index.isdecimal():
+    moment = body.get("time", 0) if isinstance(body, dict) else None
+    if not isinstance(moment, int | float) or not isinstance(body.get("kind"), str) or not index.isdecimal():
         msg = f"the journal entry {subject!r} is corrupt: {data[:80]!r}"
         raise PayloadError(msg)
-    return Entry(agent, run, int(index), body["kind"], body.get("data"), float(body.get("time", 0)))
+    return Entry(agent, run, int(index), body["kind"], body.get("data"), float(moment))
 
 
 class StreamJournal(Journal):
@@ -52,7 +58,7 @@ class StreamJournal(Journal):
         self._bus = bus
 
     async def write(self, entry: Entry) -> None:
-        """Store one entry.
+        """Store one entry; the very same entry again is no conflict.
 
         Raises:
             FencedError: The run has another entry at this place already.
@@ -63,11 +69,14 @@ class StreamJournal(Journal):
         try:
             await self._bus.store(subject, body, expect=0, stream=subjects.JOURNAL)
         except ConflictError as error:
+            last = await self._bus.last(subjects.JOURNAL, subject)
+            if last is not None and last.data == body:  # a write that was cancelled half-way had got there
+                return
             msg = f"another replica of {entry.agent!r} works on run {entry.run}; this one stops"
             raise FencedError(msg) from error
 
     async def read(self, agent: str, run: str) -> list[Entry]:
-        """Return the entries of a run, in order."""
+        """Return the entries of a run, in order; one that is corrupt has that kind, and its bytes as text."""
         entries: list[Entry] = []
         while True:
             first = len(entries) + 1
@@ -76,7 +85,17 @@ class StreamJournal(Journal):
             for subject, message in zip(wanted, found, strict=True):
                 if message is None:
                     return entries
-                entries.append(read_entry(subject, message.data))
+                entries.append(_lenient(subject, message.data))
+
+
+def _lenient(subject: str, data: bytes) -> Entry:
+    """A corrupt entry takes its place, too: the run goes on behind it."""
+    try:
+        return read_entry(subject, data)
+    except PayloadError as error:
+        log.warning("%s", error)
+        *_, agent, run, index = subject.split(".")
+        return Entry(agent, run, int(index), "corrupt", data.decode(errors="replace"), 0.0)
 
 
 class FileJournal(Journal):
@@ -130,6 +149,7 @@ class RunJournal:
         self._agent, self._run, self._stream, self._sinks = agent, run, stream, sinks
         self._lock = asyncio.Lock()
         self._entries: list[Entry] = []
+        self._torn: Entry | None = None
 
     async def load(self) -> None:
         """Read what earlier attempts wrote."""
@@ -139,16 +159,35 @@ class RunJournal:
         """Write an entry and return it once it is stored.
 
         Raises:
+            InvalidNameError: The kind is one of the kernel's own.
             PayloadError: The data cannot be sent.
             FencedError: Another replica took this run over.
         """
+        if kind in RESERVED:
+            what, rule = "kind of journal entry", "the kernel counts attempts by it; choose another"
+            raise InvalidNameError(what, kind, rule)
+        return await self.record(kind, data)
+
+    async def record(self, kind: str, data: Any = None) -> Entry:
+        """Write an entry of any kind; for the kernel."""
         async with self._lock:
+            if self._torn is not None:  # an earlier append was cut off, and may have been stored
+                await self._write(self._torn)
             entry = Entry(self._agent, self._run, len(self._entries) + 1, kind, data, time.time())
-            await self._stream.write(entry)
-            self._entries.append(entry)
-            for sink in self._sinks:
-                await sink.write(entry)
+            await self._write(entry)
         return entry
+
+    async def _write(self, entry: Entry) -> None:
+        self._torn = entry
+        try:
+            await self._stream.write(entry)
+        except (PayloadError, StreamError, FencedError):  # certainly not stored
+            self._torn = None
+            raise
+        self._torn = None
+        self._entries.append(entry)
+        for sink in self._sinks:
+            await sink.write(entry)
 
     def entries(self, *, since: float | None = None, kind: str | None = None) -> list[Entry]:
         """Return this run's entries, optionally only those of a kind, or since a Unix time in seconds."""
@@ -161,9 +200,17 @@ class RunJournal:
 
     @property
     def attempts(self) -> int:
-        """How many attempts are known to have started [R2]."""
-        counts = [entry.data.get("attempt", 0) for entry in self._entries if entry.kind in ("started", "failed")]
-        return max(counts, default=0)
+        """How many attempts started and failed, or died [R2]; one that was interrupted does not count."""
+        count = 0
+        for entry in self._entries:
+            attempt = entry.data.get("attempt") if isinstance(entry.data, dict) else None
+            if not isinstance(attempt, int):
+                continue
+            if entry.kind in ("started", "failed"):
+                count = max(count, attempt)
+            elif entry.kind == "interrupted":
+                count = min(count, attempt - 1)
+        return count
 
 
 def live_entry(message: Message) -> Entry:

@@ -17,10 +17,10 @@ from natterjack.errors import (
     BrokerError,
     ConflictError,
     DisconnectedError,
-    NatterjackError,
     NoRespondersError,
     NotProvisionedError,
     PayloadError,
+    RefusedError,
     RequestTimeoutError,
     StreamError,
 )
@@ -138,14 +138,15 @@ class Streams(Requests, ABC):
         if expect is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
         deadline = time.monotonic() + budget
-        pause, tried = 0.02, 0
+        pause, tried, checked = 0.02, 0, False
         while True:
             tried += 1
             try:
                 return await self._store_once(subject, data, sent, min(5.0, max(0.05, deadline - time.monotonic())))
             except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
-                if isinstance(error, NoRespondersError) and tried == 1:
+                if isinstance(error, NoRespondersError) and not checked:
                     await self._check_stream(subject)
+                    checked = True
                 if self.closed.is_set() or time.monotonic() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
@@ -176,7 +177,7 @@ class Streams(Requests, ABC):
         """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
         try:
             found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
-        except (NatterjackError, TimeoutError) as error:
+        except (RefusedError, RequestTimeoutError, DisconnectedError, StreamError) as error:
             log.debug("cannot tell whether a stream captures %s: %s", subject, error)
             return
         if not found.get("streams"):
@@ -222,7 +223,8 @@ class Streams(Requests, ABC):
             for message in replies[:-1]:
                 yield message
                 start = int((message.headers or {})["Nats-Sequence"]) + 1
-            if len(replies) <= PAGE:
+            # The server ends a page of large messages before it is full, and says how many there are still.
+            if len(replies) == 1 or (replies[-1].headers or {}).get("Nats-Num-Pending", "0") == "0":
                 return
 
     def new_id(self) -> str:

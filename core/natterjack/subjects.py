@@ -165,6 +165,13 @@ def split_stored(subject: str) -> tuple[str, str]:
     return tokens[at], ".".join(tokens[at + 1 :])
 
 
+def published(stored: str) -> str:
+    """Return the subject on which a stored event, message or inbox subject was published."""
+    _, root, *tokens = stored.split(".")
+    del tokens[1 if root == "inbox" else 0]
+    return ".".join((root, *tokens))
+
+
 # Peers
 
 

@@ -191,6 +191,7 @@ class Bus(Streams):
         self.reason = self.reason or reason
         self._down()
         self.closed.set()
+        self._connected.set()  # wakes who waits for it, to be told why that is in vain
         for callback in list(self._on_slow.values()):
             callback()
         self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
@@ -301,16 +302,14 @@ class Bus(Streams):
         Raises:
             DisconnectedError: It is not, after `timeout` seconds.
         """
-        if self._connected.is_set():
-            return
-        if self.closed.is_set():
-            raise DisconnectedError(self.reason)
         try:
             async with asyncio.timeout(timeout):
                 await self._connected.wait()
         except TimeoutError as error:
             msg = f"{self.server} is away since more than {timeout:g} s"
             raise DisconnectedError(msg) from error
+        if self.closed.is_set():
+            raise DisconnectedError(self.reason)
 
     # Publishing, subscribing
 

@@ -25,10 +25,18 @@ _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
 ACK_WAIT: Final = 30 * 10**9
 TEAM_KEY: Final = "team"
+MAX_CONSUMERS: Final = 100_000
+"""Of one stream; without a number of its own the server stops at 1,000, and one agent has one at least."""
 _A_TEAM: Final = "a team"
 
-_LOG: Final[dict[str, Any]] = {"allow_direct": True, "discard": "new", "duplicate_window": 2 * _MINUTE}
+_LOG: Final[dict[str, Any]] = {
+    "storage": "file",
+    "allow_direct": True,
+    "discard": "new",
+    "duplicate_window": 2 * _MINUTE,
+}
 _BUCKET: Final[dict[str, Any]] = {
+    "storage": "file",
     "max_msgs_per_subject": 16,  # with less, paged snapshots lose keys under load [R8]
     "allow_direct": True,
     "deny_delete": True,
@@ -45,6 +53,7 @@ def _stored(root: str) -> dict[str, Any]:
         "republish": {"src": f"stored.{root}.>", "dest": f"feed.{root}.>"},
         "max_age": 30 * _DAY,
         "max_bytes": _GIB,
+        "max_consumers": MAX_CONSUMERS,
     }
 
 
@@ -56,6 +65,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = {
         "subjects": ["inbox.*.>"],
         "subject_transform": {"src": "inbox.*.>", "dest": f"stored.inbox.{{{{wildcard(1)}}}}.{subjects.ANYONE}.>"},
         "retention": "workqueue",
+        "max_consumers": MAX_CONSUMERS,
         "max_age": 30 * _DAY,
         "max_msgs_per_subject": 100_000,
         "discard_new_per_subject": True,  # one dead agent cannot block the others

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Message
@@ -136,9 +137,7 @@ class Delivery:
         async with self._slots:
             if place.delivered > 1:
                 await ctx.journal.record("started", {"attempt": attempt})
-            event = Event(
-                event.id, event.type, event.data, event.source, event.time, event.sequence, attempt, event.headers
-            )
+                event = replace(event, attempt=attempt)
             try:
                 result = await self._attempt(event, envelope, ctx)
             except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from base64 import b32encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -108,4 +107,4 @@ class Answers(dict[str, Answer]):
 def run_id(stream: str, event_id: str, agent: str, trigger: str) -> str:
     """Return the id of the run that handles this event; every replica computes the same."""
     key = "\0".join((stream, event_id, agent, trigger)).encode()
-    return b32encode(hashlib.blake2b(key, digest_size=15).digest()).decode().lower()
+    return hashlib.blake2b(key, digest_size=15).hexdigest()

@@ -49,7 +49,6 @@ class RunContext:
         cause: Id of the event or request that is handled.
         shared: The shared context, with this agent as writer.
         journal: This run's journal.
-        log: A logger that names agent and run.
     """
 
     def __init__(
@@ -61,7 +60,11 @@ class RunContext:
         self.deadline = time.time() + timeout
         self.shared: SharedContext = facilities.context.acting_as(facilities.agent, facilities.bus)
         self.journal = RunJournal(facilities.agent, run_id, facilities.journal, facilities.sinks)
-        self.log = logging.LoggerAdapter(logging.getLogger(f"natterjack.agent.{self.agent}"), {"run": run_id})
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names agent and run."""
+        return logging.LoggerAdapter(logging.getLogger(f"natterjack.agent.{self.agent}"), {"run": self.run_id})
 
     async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
         """Store an event, caused by what this run handles; see `EventBus.emit`.

@@ -44,8 +44,7 @@ class Write:
     async def _result(self) -> int:
         if self.task is None:
             return self._revision
-        await asyncio.wait((self.task,))
-        return self.task.result()
+        return await asyncio.shield(self.task)
 
 
 class Writes:

@@ -1,0 +1,124 @@
+"""What `import natterjack` offers, what it costs, and what an agent costs that does nothing."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+import natterjack
+from natterjack.testing import NatsServer
+
+DOCUMENTED = {
+    "AgentRuntime AgentProcess EventTrigger MessageTrigger AgentContext FileJournal",  # the table of imports
+    "Agent Event RunContext",
+    "Right Trigger TriggerContext hookimpl",
+    "Answer Answers StreamJournal connect",
+    "NatterjackError PeerError PeerTimeoutError PeerUnavailableError PeerBusyError PeerRefusedError ConflictError",
+}
+
+
+def test_every_documented_name_is_there() -> None:
+    wanted = {name for line in DOCUMENTED for name in line.split()}
+    assert wanted <= set(natterjack.__all__)
+
+
+def test_all_is_sorted_complete_and_true() -> None:
+    assert natterjack.__all__ == sorted(set(natterjack.__all__))
+    assert all(hasattr(natterjack, name) for name in natterjack.__all__)
+    public = {
+        name for name, value in vars(natterjack).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(natterjack.__all__)
+
+
+@pytest.mark.parametrize("name", natterjack.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    value = getattr(natterjack, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        assert value.__module__.startswith("natterjack")
+        assert inspect.getdoc(value)
+
+
+def test_errors_are_one_tree_and_what_the_standard_library_calls_them() -> None:
+    errors = [getattr(natterjack, name) for name in natterjack.__all__ if name.endswith("Error")]
+    assert all(issubclass(error, natterjack.NatterjackError) for error in errors)
+    builtin = {
+        "PeerTimeoutError": TimeoutError,
+        "PeerUnavailableError": TimeoutError,
+        "PeerRefusedError": PermissionError,
+        "RefusedError": PermissionError,
+        "ConfigError": ValueError,
+        "PatternError": ValueError,
+        "PayloadError": ValueError,
+        "InvalidNameError": ValueError,
+        "ConnectError": ConnectionError,
+    }
+    for name, kind in builtin.items():
+        assert issubclass(getattr(natterjack, name), kind), name
+    assert issubclass(natterjack.PeerUnavailableError, natterjack.PeerTimeoutError)
+
+
+MEASURE = """
+import os, time
+begun = time.perf_counter()
+import natterjack
+took = time.perf_counter() - begun
+import json, sys
+pages = int(open("/proc/self/statm").read().split()[1])
+heavy = sorted({"mcp", "rich", "typer", "jwt", "cryptography", "aiohttp", "httpx", "pytest"} & set(sys.modules))
+print(json.dumps({"seconds": took, "megabytes": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "heavy": heavy}))
+"""
+
+IDLE = """
+import asyncio, gc, json, os, sys
+from natterjack import Agent, AgentProcess, AgentRuntime, EventTrigger
+
+class Idle(Agent):
+    '''Does nothing.'''
+
+def rss():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+async def run(count):
+    runtime = AgentRuntime(sys.argv[1])
+    for number in range(count):
+        triggers = [EventTrigger(f"idle.{number}")]
+        runtime.add_process(AgentProcess(name=f"idle{number}", agent=Idle(), triggers=triggers))
+    async with runtime:
+        await asyncio.gather(*(runtime.event_bus.emit(f"idle.{n}") for n in range(0)))
+        await asyncio.sleep(0.5)  # all of them pull
+        return rss()
+
+async def main():
+    few = await run(20)  # what is loaded and allocated once
+    many = await run(220)
+    print(json.dumps({"kilobytes": (many - few) / 200 / 1024}))
+
+asyncio.run(main())
+"""
+
+
+def measure(program: str, *arguments: str) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_import_is_quick_and_small() -> None:
+    found = [measure(MEASURE) for _ in range(3)]
+    assert min(each["seconds"] for each in found) < 0.5
+    assert min(each["megabytes"] for each in found) < 60
+    assert found[0]["heavy"] == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_idle_agent_is_small(own_server: NatsServer) -> None:
+    assert measure(IDLE, own_server.url)["kilobytes"] < 100

@@ -7,8 +7,11 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -213,3 +216,75 @@ async def test_a_taken_right_is_missed() -> None:
         with pytest.raises(StartError, match="writer"):
             await play(QUESTION, None, audience.stage(servers.pop("operator"), servers))
     assert [line for who, line in audience.logged if who == "writer" and "refuses 'writer'" in line]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+DEMO = [sys.executable, "-m", "natterjack", "demo"]
+
+
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
+    command = [*DEMO, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=40, check=False)
+
+
+def test_the_command_prints_the_report_and_tells_progress_apart(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run_demo(tmp_path)
+    taken = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"# {QUESTION}\n")
+    assert "## Sources" in done.stdout
+    told = [line.split()[0] for line in done.stderr.splitlines()]
+    assert told == ["broker", "team", "operator", "researcher", "analyst", "writer"]
+    assert taken < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_gives_programs_the_whole_report(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, UNANSWERABLE, "--json")
+    assert done.returncode == 0, done.stderr
+    report = Report.model_validate_json(done.stdout)
+    assert not report.answered
+    assert "France" in report.markdown
+
+
+def test_the_command_refuses_a_broken_folder_in_one_line(tmp_path: Path) -> None:
+    done = run_demo(tmp_path, "--docs", "nowhere")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: .*'nowhere' does not exist.*\n", done.stderr)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@asynccontextmanager
+async def begun(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
+    """The command, once its agents run: its process, and theirs and the broker's."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*DEMO, cwd=folder, stdout=pipe, stderr=pipe)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while "processes are ready" not in (line := (await process.stderr.readline()).decode()):
+                assert line
+        children = children_of(process.pid)
+        assert len(children) >= 4
+        yield process, children
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+async def test_an_interrupted_command_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    async with begun(tmp_path) as (process, children):
+        process.send_signal(number)
+        async with asyncio.timeout(20):
+            await process.communicate()
+        assert process.returncode == code
+        await until(lambda: not any(map(alive, children)))

@@ -53,6 +53,13 @@ async def raw(own_server: NatsServer, stack: AsyncExitStack) -> Client:
     return client
 
 
+async def elapse(seconds: float) -> None:
+    """Work that takes so long."""
+    done = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, done.set)
+    await done.wait()
+
+
 class Echo(Agent):
     """Answers in capitals."""
 
@@ -220,7 +227,7 @@ async def test_deadline_travels_to_nested_asks(own_server: NatsServer, stack: As
     class First(Agent):
         async def answer(self, question: str, ctx: RunContext) -> str:
             left["first"] = ctx.deadline - time.time()
-            await asyncio.sleep(0.2)  # work that takes its time
+            await elapse(0.2)
             return await ctx.ask_peer("second", question, timeout=60.0)
 
     class Second(Agent):
@@ -407,7 +414,7 @@ async def test_cancel_is_heard_while_draining(own_server: NatsServer, stack: Asy
 
 async def test_no_ask_fails_when_a_replica_stops_under_load(own_server: NatsServer, stack: AsyncExitStack) -> None:
     async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
-        await asyncio.sleep(0.001)
+        await elapse(0.001)
         return Answer(question)
 
     replicas = [await ask_server(stack, own_server, answer, concurrency=8) for _ in range(2)]

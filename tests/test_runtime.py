@@ -51,6 +51,13 @@ async def echo(question: str) -> str:
     return question.upper()
 
 
+async def elapse(seconds: float) -> None:
+    """Work that takes so long."""
+    done = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, done.set)
+    await done.wait()
+
+
 class Recorder(Agent):
     """Remembers what it handles, and how it was started and stopped."""
 
@@ -151,7 +158,7 @@ class Patient(Recorder):
     async def start(self) -> None:
         self.calls.append("begin")
         try:
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.calls.append("cancelled")
             raise
@@ -211,7 +218,7 @@ async def test_stop_finishes_running_handlers(own_server: NatsServer) -> None:
     class Worker(Agent):
         async def handle(self, event: Event, ctx: RunContext) -> None:
             begun.set()
-            await asyncio.sleep(0.2)  # work
+            await elapse(0.2)
             ended.append(event.data)
 
     async with nothing_left(own_server):
@@ -461,7 +468,7 @@ class Tick(Trigger):
 
     async def run(self, ctx: TriggerContext) -> None:
         while True:
-            await asyncio.sleep(self.config.every)
+            await elapse(self.config.every)
             await ctx.fire({"every": self.config.every})
 
 

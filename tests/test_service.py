@@ -42,7 +42,9 @@ async def echo(question: str) -> str:
         raise ValueError
     if question == "hang":
         await asyncio.Event().wait()
-    await asyncio.sleep(0.01)
+    done = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, done.set)  # work
+    await done.wait()
     return question
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,35 @@ CANCEL_WAIT: Final = 2.0
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
 
 
+class Slots:
+    """Bounds what an agent handles at once, over all its triggers: so many, or one alone.
+
+    What was running when the process died runs alone the next time: if it kills the process again, it takes
+    nothing with it that would then be called dead, too.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._free, self._turn = count, asyncio.Semaphore(count), asyncio.Lock()
+
+    @asynccontextmanager
+    async def taken(self, *, alone: bool) -> AsyncIterator[None]:
+        """Wait for a slot, or for all of them, and hold on to it."""
+        held = 0
+        try:
+            if alone:
+                async with self._turn:  # two that want all would wait for each other
+                    while held < self._count:
+                        await self._free.acquire()
+                        held += 1
+            else:
+                await self._free.acquire()
+                held = 1
+            yield
+        finally:
+            for _ in range(held):
+                self._free.release()
+
+
 class Delivery:
     """Handles what one durable consumer delivers, for one agent.
 
@@ -58,7 +88,7 @@ class Delivery:
         consumer: ConsumerSpec,
         label: str,
         handler: Handler,
-        slots: asyncio.Semaphore,
+        slots: Slots,
     ) -> None:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots = slots
@@ -134,7 +164,7 @@ class Delivery:
                 cause = f"the process died while handling it, attempt {attempt - 1}/{self._spec.max_attempts}"
                 await self._give_up(message, place, ctx, cause, attempt - 1)
                 return
-        async with self._slots:
+        async with self._slots.taken(alone=ctx.journal.died):
             if place.delivered > 1:
                 await ctx.journal.record("started", {"attempt": attempt})
                 event = replace(event, attempt=attempt)
@@ -156,6 +186,7 @@ class Delivery:
         """Run the handler within its deadline, and everything that must be durable before the ack."""
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
+        ctx.deadline = time.time() + self._spec.timeout
         limit = asyncio.timeout(self._spec.timeout)
         try:
             async with limit:

@@ -14,7 +14,7 @@ from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.delivery import CAUSALITY_WAIT, Delivery, Handler
+from natterjack.delivery import CAUSALITY_WAIT, Delivery, Handler, Slots
 from natterjack.errors import NatterjackError, StartError
 from natterjack.events import EventBus
 from natterjack.guards import Guards
@@ -67,7 +67,7 @@ class AgentHost:
         events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)
-        self._slots = asyncio.Semaphore(spec.concurrency)
+        self._slots = Slots(spec.concurrency)
         self._deliveries: list[Delivery] = []
         self._tasks: list[asyncio.Task[None]] = []
         description = (inspect.getdoc(agent) or "").partition("\n")[0]

@@ -199,6 +199,12 @@ class RunJournal:
         return any(entry.kind in ENDINGS for entry in self._entries)
 
     @property
+    def died(self) -> bool:
+        """Whether the process died in the last attempt that was recorded."""
+        kinds = [entry.kind for entry in self._entries if entry.kind in RESERVED]
+        return kinds[-1:] == ["started"]
+
+    @property
     def attempts(self) -> int:
         """How many attempts started and failed, or died [R2]; one that was interrupted does not count."""
         count = 0

@@ -1,12 +1,13 @@
 """Replies: who waits for what, on one inbox, without a task per request.
 
-nats-py's `request` makes a future, a timer and a wait for each; this one is a third faster, fails a waiting call at
-once when the server refuses its subject, and can collect several replies.
+nats-py's `request` makes a future, a timer and a wait for each; this one keeps one timer for all, fails a waiting call
+at once when the server refuses its subject, and can collect several replies.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class _Waiter:
     done: asyncio.Future[Message]
     collect: Callable[[Message], bool] | None
     fails_on_disconnect: bool
+    timeout: float
+    deadline: float
 
 
 class Mailbox:
@@ -57,6 +60,8 @@ class Mailbox:
         self._publish = publish
         self._waiting: dict[str, _Waiter] = {}
         self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
 
     async def request(
         self,
@@ -82,18 +87,39 @@ class Mailbox:
             RequestTimeoutError: No (last) reply in time.
         """
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(subject, loop.create_future(), collect, fails_on_disconnect)
+        waiter = _Waiter(subject, loop.create_future(), collect, fails_on_disconnect, timeout, loop.time() + timeout)
         self._count += 1
         token = f"{self._count:x}"
         self._waiting[token] = waiter
-        timer = loop.call_later(timeout, _expire, waiter, timeout)
+        self._watch(waiter.deadline)
         try:
             await self._publish(subject, data, headers, f"{self.prefix}.{token}")
             return await waiter.done
         finally:
-            timer.cancel()
             del self._waiting[token]
             waiter.done.cancel()
+
+    def _watch(self, deadline: float) -> None:
+        """Have `_expire` called by then. A timer for each request would cost a fifth of an emit."""
+        if deadline >= self._due:
+            return
+        self._stop_watching()
+        self._due = deadline
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def _stop_watching(self) -> None:
+        self._due = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        """Fail those whose time is over, and come back for the next."""
+        now, self._due = asyncio.get_running_loop().time(), math.inf
+        for waiter in self._waiting.values():
+            if waiter.deadline <= now:
+                _fail(waiter, RequestTimeoutError(waiter.subject, waiter.timeout))
+            else:
+                self._watch(waiter.deadline)
 
     async def receive(self, message: Message) -> None:
         """Hand a reply to who waits for it; a late one is dropped."""
@@ -115,10 +141,8 @@ class Mailbox:
         for waiter in self._waiting.values():
             if for_good or waiter.fails_on_disconnect:
                 _fail(waiter, error)
-
-
-def _expire(waiter: _Waiter, timeout: float) -> None:
-    _fail(waiter, RequestTimeoutError(waiter.subject, timeout))
+        if for_good:
+            self._stop_watching()
 
 
 def _fail(waiter: _Waiter, error: NatterjackError) -> None:

@@ -153,7 +153,7 @@ async def check_team(bus: Bus, team_file: Path, plugins: Plugins) -> AsyncIterat
 def _check_provisioned(team: Team, team_file: Path) -> Finding:
     if team_file.is_file():
         try:
-            if read_team(team_file).model_dump() != team.model_dump():
+            if read_team(team_file).agents != team.agents:
                 what = f"{team_file} differs from what is provisioned as {team.name!r}"
                 return bad("team", what, f"natterjack provision {team_file}, then start the agents again")
         except NatterjackError:

@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Decide about events that could not
 
 NumberArgument = Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="As `dead list` shows it.")]
 NumbersArgument = Annotated[
-    list[int] | None, typer.Argument(metavar="[NUMBER]…", min=1, help="As `dead list` shows them.", show_default=False)
+    list[int] | None, typer.Argument(metavar="NUMBER", min=1, help="As `dead list` shows them.", show_default=False)
 ]
 AgentOption = Annotated[str | None, typer.Option("--agent", metavar="AGENT", help="Only of this agent.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them, or all of --agent.")]
@@ -64,7 +64,7 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
         data = decode(letter.data)
     except PayloadError:  # that may be why it is dead
         data = letter.data
-    return {**asdict(letter), "type": letter.type, "data": data}
+    return {"number": letter.number, "type": letter.type, **asdict(letter), "data": data}
 
 
 @app.command()

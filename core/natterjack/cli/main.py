@@ -90,7 +90,7 @@ app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
 
 
 def main() -> NoReturn:
-    """Run the command line; every error is one line and an exit code."""
+    """Run the command line; every error is a line on standard error, without a traceback, and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal is no error
     try:
@@ -109,4 +109,5 @@ def _tell(text: str, error: Exception) -> None:
         import traceback  # lazy: rarely needed
 
         traceback.print_exception(error)
-    note(f"error: {clean(text)}")
+    for line in clean(text).splitlines() or [""]:
+        note(line if line.startswith(" ") else f"error: {line}")

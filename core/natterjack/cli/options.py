@@ -24,7 +24,8 @@ from natterjack.teamfile import read_team
 TEAM_FILE: Final = Path("team.toml")
 
 ServerOption = Annotated[
-    str | None, typer.Option("--server", metavar="URL", help="The NATS server. By default see `natterjack doctor`.")
+    str | None,
+    typer.Option("--server", metavar="URL", help="The NATS server; by default NATS_URL, or the broker of this folder."),
 ]
 NatsContextOption = Annotated[
     str | None, typer.Option("--nats-context", metavar="NAME", help="A context of the nats command line.")

@@ -1,0 +1,118 @@
+"""Fixtures of the command line: an empty folder, a team, and a team that runs."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from natterjack.cli import main
+from natterjack.testing import NatsServer
+from natterjack.testing.command import Cli
+
+TEAM = """\
+[team]
+name = "garden"
+external = ["visitor.arrived", "visitor.failed"]
+
+[context]
+visitors = []
+
+[agents.greeter]
+kind = "agents:Greeter"
+on = ["visitor.arrived"]
+
+[agents.clumsy]
+kind = "agents:Clumsy"
+on = ["visitor.failed"]
+max_attempts = 1
+"""
+
+AGENTS = '''\
+"""Agents for the tests of the command line."""
+
+from natterjack import Agent
+
+
+class Greeter(Agent):
+    """Greets visitors."""
+
+    async def handle(self, event, ctx):
+        await ctx.shared.update("visitors", lambda known: [*(known or []), event.data["name"]])
+        await ctx.emit("visitor.greeted", event.data)
+        return f"Hello, {event.data['name']}!"
+
+    async def answer(self, question, ctx):
+        return f"{question} {', '.join(ctx.shared.get('visitors', []))}"
+
+
+class Clumsy(Agent):
+    """Fails."""
+
+    async def handle(self, event, ctx):
+        raise ValueError("it fell down")
+
+    async def answer(self, question, ctx):
+        raise ValueError("a secret")
+'''
+
+
+class Quick(Cli):
+    """Runs commands to their end in this process: a new one takes a second to import everything."""
+
+    def run(self, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+        out, err, given = (io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (b"", b"", stdin.encode()))
+        argv = ["natterjack", *args]
+        with (
+            chdir(self.folder),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            patch.multiple(sys, argv=argv, stdin=given),
+            patch.dict(os.environ, self.environment, clear=True),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        printed = []
+        for stream in (out, err):
+            stream.seek(0)
+            printed.append(stream.read())
+        assert ended.value.code == code, printed
+        assert "Traceback" not in printed[1]
+        return subprocess.CompletedProcess(argv, code, *printed)
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Quick:
+    """The same as `cli`, in this process."""
+    return Quick(tmp_path)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """The command line in an empty folder, where no broker runs."""
+    return Cli(tmp_path)
+
+
+@pytest.fixture
+def garden(quick: Quick) -> Quick:
+    """The command line in a folder with a team that does not run."""
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    return quick
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
+    """The command line of a team that runs, on a server of this test file's own; what `start` starts is a process."""
+    cli = Quick(tmp_path_factory.mktemp("garden"))
+    cli.write(team_toml=TEAM, agents_py=AGENTS)
+    with NatsServer() as server:
+        cli.env["NATS_URL"] = server.url
+        with cli.start("up", "--single-process") as process:
+            process.wait_line("^ready")
+            yield cli
+            assert process.end() == 0, process.output

@@ -67,22 +67,22 @@ async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
 
 async def letters(bus: Bus, count: int) -> list[DeadLetter]:
     """Return the dead letters once there are so many."""
-    deadline = time.monotonic() + 10
-    while len(found := await dead_letters(bus)) < count:
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.01)
-    return found
+
+    async def enough() -> list[DeadLetter] | None:
+        found = await dead_letters(bus)
+        return found if len(found) >= count else None
+
+    return await until(enough)  # type: ignore[arg-type,return-value]  # mypy cannot solve plain or async
 
 
 async def settled(bus: Bus, stream: str = "EVENTS", durable: str = "worker=event-job+@@") -> None:
     """Wait until nothing is left for the worker."""
-    deadline = time.monotonic() + 20
-    while True:
+
+    async def empty() -> bool:
         info = await bus.api(f"CONSUMER.INFO.{stream}.{durable}")
-        if (info["num_pending"], info["num_ack_pending"]) == (0, 0):
-            return
-        assert time.monotonic() < deadline, info
-        await asyncio.sleep(0.01)
+        return (info["num_pending"], info["num_ack_pending"]) == (0, 0)
+
+    await until(empty, 20)  # type: ignore[arg-type]  # mypy cannot solve plain or async
 
 
 async def give_back(bus: Bus, count: int) -> None:

@@ -100,7 +100,7 @@ class Mailbox:
             waiter.done.cancel()
 
     def _watch(self, deadline: float) -> None:
-        """Have `_expire` called by then. A timer for each request would cost a fifth of an emit."""
+        """Have `_expire` called by then. A timer for each would cost 2 µs a request, a twentieth of an emit."""
         if deadline >= self._due:
             return
         self._stop_watching()

@@ -1,17 +1,21 @@
-"""Fixtures of the command line: an empty folder, a team, and a team that runs."""
+"""Fixtures that several files use: a connection, and the command line: alone, with a team, with one that runs."""
 
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import pytest_asyncio
 
+from natterjack.bus import Bus
 from natterjack.cli import main
+from natterjack.server import Server
+from natterjack.subjects import OPERATOR
 from natterjack.testing import NatsServer
 from natterjack.testing.command import Cli
 
@@ -84,6 +88,14 @@ class Quick(Cli):
         assert ended.value.code == code, printed
         assert "Traceback" not in printed[1]
         return subprocess.CompletedProcess(argv, code, *printed)
+
+
+@pytest_asyncio.fixture
+async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
+    """The operator's connection to this test's own server."""
+    bus = await Bus.connect(Server(own_server.url), principal=OPERATOR)
+    yield bus
+    await bus.close()
 
 
 @pytest.fixture

@@ -75,15 +75,19 @@ def test_agent_that_nobody_knows(served: Cli) -> None:
 def test_agent_drains_and_a_second_signal_ends_it(served: Cli) -> None:
     served.write(agents_py=SLOW, team_toml='[agents.slow]\nkind = "agents:Slow"\n')
     served.run("provision")
-    with served.start("agent", "run", "slow") as agent, served.start("ask", "slow", "0.3") as ask:
-        agent.wait_line("^working$")
-        assert agent.end() == 0  # what runs is finished
-        assert ask.wait() == 0
-        assert ask.lines[-1] == "done"
-    with served.start("agent", "run", "slow") as agent, served.start("ask", "slow", "60"):
-        agent.wait_line("^working$")
-        agent.send(signal.SIGINT)
-        assert agent.end(signal.SIGTERM) == 130
+    with served.start("agent", "run", "slow") as agent:
+        agent.wait_line("^agent slow ready$")
+        with served.start("ask", "slow", "0.3") as ask:
+            agent.wait_line("^working$")
+            assert agent.end() == 0  # what runs is finished
+            assert ask.wait() == 0
+            assert ask.lines[-1] == "done"
+    with served.start("agent", "run", "slow") as agent:
+        agent.wait_line("^agent slow ready$")
+        with served.start("ask", "slow", "60"):
+            agent.wait_line("^working$")
+            agent.send(signal.SIGINT)
+            assert agent.end(signal.SIGTERM) == 130
 
 
 def test_agent_ends_with_its_parent(served: Cli) -> None:

@@ -43,9 +43,9 @@ async def info(bus: Bus) -> tuple[int, int]:
 class Worker:
     """Takes messages, and keeps them until told otherwise."""
 
-    def __init__(self, bus: Bus, *, slots: int, ack_wait: float = 30.0, heartbeat: float = 5.0) -> None:
+    def __init__(self, bus: Bus, *, slots: int, heartbeat: float = 5.0) -> None:
         self.got: list[Message] = []
-        self.consumer = Consumer(bus, SPEC, self.got.append, slots=slots, ack_wait=ack_wait, heartbeat=heartbeat)
+        self.consumer = Consumer(bus, SPEC, self.got.append, slots=slots, heartbeat=heartbeat)
 
     @property
     def numbers(self) -> list[int]:
@@ -89,7 +89,7 @@ async def settled(bus: Bus) -> None:
     async def nothing() -> bool:
         return await info(bus) == (0, 0)
 
-    await until(nothing)  # type: ignore[arg-type]  # mypy cannot solve the union of plain and async
+    await until(nothing)
 
 
 async def test_a_single_slot(bus: Bus) -> None:
@@ -140,7 +140,7 @@ async def test_nak_with_a_delay(bus: Bus) -> None:
 async def test_what_is_held_is_not_delivered_again(bus: Bus) -> None:
     await provision(bus, ack_wait=1)
     await fill(bus, 3)
-    worker, rival = Worker(bus, slots=3, ack_wait=1), Worker(bus, slots=3, ack_wait=1)
+    worker, rival = Worker(bus, slots=3), Worker(bus, slots=3)
     async with running(worker):
         await until(lambda: len(worker.got) == 3)
         worker.consumer.release(worker.got[0])  # its slot is free, the message is not
@@ -205,7 +205,7 @@ async def test_stop_under_fire_loses_nothing(bus: Bus) -> None:
 async def test_it_survives_restarts_of_the_server(own_server: NatsServer, bus: Bus, how: str) -> None:
     await provision(bus, ack_wait=1)
     await fill(bus, 10)
-    worker = Worker(bus, slots=4, ack_wait=1)
+    worker = Worker(bus, slots=4)
     seen: set[int] = set()
     async with running(worker) as task:
         await until(lambda: len(worker.got) == 4)

@@ -4,7 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,6 @@ import pytest
 from natterjack.bus import Bus
 from natterjack.dead import dead_letters
 from natterjack.errors import BrokerError
-from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
 EVENTS = 1000
@@ -84,13 +83,6 @@ def program(own_server: NatsServer, tmp_path: Path) -> Iterator[AgentProgram]:
     program.kill()
 
 
-@pytest.fixture
-async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
-    bus = await Bus.connect(Server(own_server.url), principal="tester")
-    yield bus
-    await bus.close()
-
-
 async def shorten_ack_wait(bus: Bus) -> None:
     """Let the server miss a killed agent after a second instead of thirty."""
     config = (await bus.api(f"CONSUMER.INFO.EVENTS.{DURABLE}"))["config"] | {"ack_wait": 10**9}
@@ -109,7 +101,7 @@ async def nothing_is_left(bus: Bus) -> None:
             return False
         return (info["num_pending"], info["num_ack_pending"]) == (0, 0)
 
-    await until(settled, 15)  # type: ignore[arg-type]  # mypy cannot solve the union of plain and async
+    await until(settled, 15)
     assert await dead_letters(bus) == []
 
 
@@ -166,7 +158,7 @@ async def test_an_event_that_kills_its_agent_ends_dead(bus: Bus, program: AgentP
             await program.start()
         return bool(await dead_letters(bus))
 
-    await until(over, 30)  # type: ignore[arg-type]  # mypy cannot solve the union of plain and async
+    await until(over, 30)
     (letter,) = await dead_letters(bus)
     assert letter.data == b"poison"
     assert letter.cause == "the process died while handling it, attempt 3/3"

@@ -89,7 +89,7 @@ async def test_a_retry_that_fails_is_a_letter_again(bus: Bus) -> None:
     async def again() -> bool:
         return [letter.number for letter in await dead_letters(bus)] == [2]
 
-    await until(again)  # type: ignore[arg-type]  # mypy cannot solve plain or async
+    await until(again)
     letter = await dead_letter(bus, 2)
     assert (letter.trigger, letter.stream, letter.type, letter.data) == ("inbox", "INBOX", "job.a", b"1")
 

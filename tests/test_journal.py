@@ -155,6 +155,7 @@ async def test_the_live_copy(bus: Bus, stream: StreamJournal) -> None:
 
 async def test_the_file_journal_gets_what_is_stored(stream: StreamJournal, tmp_path: Path) -> None:
     sink = FileJournal(tmp_path / "journals")
+    await sink.open()
     journal = RunJournal("worker", "run", stream, [sink])
     await journal.append("step", {"n": 1})
     with pytest.raises(PayloadError):
@@ -165,7 +166,7 @@ async def test_the_file_journal_gets_what_is_stored(stream: StreamJournal, tmp_p
     assert json.loads(lines[0])["run"] == "run"
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"):
-        FileJournal(tmp_path / "file" / "folder")
+        await FileJournal(tmp_path / "file" / "folder").open()

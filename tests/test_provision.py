@@ -26,7 +26,7 @@ async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:
-    specs = {name: {"kind": "my_agents:Worker", **spec} for name, spec in agents.items()}
+    specs = {name: {"kind": "natterjack.components:Agent", **spec} for name, spec in agents.items()}
     return Team.model_validate({"agents": specs, "context": context or {}})
 
 
@@ -231,7 +231,6 @@ def test_needs_are_what_is_declared() -> None:
         "publishes": [],
         "asks": ["b", "boss"],
         "writes": ["k"],
-        "reads": ["r"],
         "cross_agents": {"boss": "c", "far": "gopher://x"},
     }
     spec = team(a=declared, b={}, c={}).agents["a"]
@@ -244,7 +243,7 @@ def test_needs_are_what_is_declared() -> None:
         Right("ask", "boss"),
         Right("ask", "c"),
         Right("write", "k"),
-        Right("read", "r"),
+        Right("read", ">"),
         Right("consume", "EVENTS/a=event-x"),
         Right("consume", "INBOX/a=inbox"),
         Right("inject", "a.>"),

@@ -40,7 +40,7 @@ from natterjack import (
 )
 from natterjack.bus import Bus
 from natterjack.plugins import Plugins
-from natterjack.runtime import start_agent, team_runtime
+from natterjack.runtime import TeamRuntime, start_agent
 from natterjack.server import Server
 from natterjack.team import Team
 from natterjack.testing import NatsServer, until
@@ -699,7 +699,7 @@ async def test_agent_whose_code_is_missing(own_server: NatsServer, counting: Pat
 
 async def test_team_in_one_process(own_server: NatsServer, counting: Path) -> None:
     async with nothing_left(own_server):
-        runtime = team_runtime(Team.model_validate(TEAM), Server(own_server.url), Plugins.load())
+        runtime = TeamRuntime(Team.model_validate(TEAM), Server(own_server.url), Plugins.load())
         async with runtime:
             run = await runtime.inject_event("counter", {"type": "count.add", "by": 2})
             assert await run.result(timeout=5.0) == 4

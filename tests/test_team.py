@@ -450,7 +450,8 @@ def test_problems_that_plugins_tell() -> None:
         ("on = ['x.*', { mesage = 'y' }]", "no installed plugin brings the trigger 'mesage'. Did you mean 'message'?"),
         ("on = [{ event = { event_type = 'x', y = 1 } }]", "the trigger 'event' has no setting 'y'."),
         ("journal = 'fil'", "no installed plugin brings the journal 'fil'. Did you mean 'file'?"),
-        ("journal = 'file'", "the journal 'file': 'folder' is missing"),
+        ("journal = 'file'", ""),
+        ("reads = ['x']", "`reads` cannot be enforced yet: every agent reads the whole context; remove it"),
         ("on = ['x.*', { message = 'y.>' }]\njournal = 'stream'", ""),
     ],
 )

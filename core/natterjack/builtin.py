@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from natterjack.components import Agent, Journal, Trigger
+from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import FileJournal, StreamJournal
 from natterjack.kinds import PythonAgent
+from natterjack.remote import NatsPeers
 from natterjack.triggers import EventTrigger, InboxTrigger, MessageTrigger
 
 
@@ -25,3 +26,9 @@ def natterjack_triggers() -> list[type[Trigger]]:
 def natterjack_journals() -> list[type[Journal]]:
     """The stream, and files."""
     return [FileJournal, StreamJournal]
+
+
+@hookimpl
+def natterjack_peers() -> list[type[PeerScheme]]:
+    """Agents of other servers."""
+    return [NatsPeers]

@@ -89,6 +89,9 @@ class Subscription:
 
     async def drain(self) -> None:
         """Stop, after what has arrived was handled."""
+        if not self.bus.connected:  # nothing more can arrive, and nobody confirms
+            await self.unsubscribe()
+            return
         self.bus._on_slow.pop(self.raw._id, None)
         try:
             # nats-py's drain pings before its UNSUB is written: what the server sends in between would be lost.

@@ -14,6 +14,7 @@ from natterjack.components import Entry
 from natterjack.context import AgentContext
 from natterjack.errors import (
     ConfigError,
+    DisconnectedError,
     NotProvisionedError,
     PayloadError,
     RequestTimeoutError,
@@ -51,6 +52,8 @@ class Run:
         Raises:
             RunFailedError: It ended in a dead letter; with the cause.
             RequestTimeoutError: It has not ended in time; it still may.
+            PayloadError: It is done, but its result was no JSON, or too large to be kept.
+            DisconnectedError: The connection was closed meanwhile.
         """
         ended: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
 
@@ -62,18 +65,31 @@ class Run:
         journal = StreamJournal()
         journal.attach(self._bus)
         subscription = await self._bus.subscribe(subjects.feed_journal(self.agent, self.id), receive)
+        closed = asyncio.create_task(self._bus.closed.wait())
         try:
             stored = [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
-            async with asyncio.timeout(timeout):
-                entry = stored[0] if stored else await ended
-        except TimeoutError as error:
-            what = f"run {self.id} of {self.agent}"
-            raise RequestTimeoutError(what, timeout) from error
+            if stored:
+                return self._outcome(stored[0])
+            waiting: list[asyncio.Future[Any]] = [ended, closed]
+            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return self._outcome(ended.result())
         finally:
+            closed.cancel()
             await subscription.unsubscribe()
+        if self._bus.closed.is_set():
+            raise DisconnectedError(self._bus.reason)
+        what = f"run {self.id} of {self.agent}"
+        raise RequestTimeoutError(what, timeout)
+
+    def _outcome(self, entry: Entry) -> Any:
+        data = entry.data if isinstance(entry.data, dict) else {}
         if entry.kind == "dead":
-            raise RunFailedError(self.id, str(entry.data.get("cause", "")))
-        return entry.data.get("result")
+            raise RunFailedError(self.id, str(data.get("cause", "")))
+        if "omitted" in data:
+            msg = f"run {self.id} of {self.agent} is done, but its result could not be kept: {data['omitted']}"
+            raise PayloadError(msg)
+        return data.get("result")
 
 
 class TeamClient:

@@ -286,6 +286,9 @@ class Journal(Component):
                 logging.getLogger("journal").info("%s", entry)
     """
 
+    async def open(self) -> None:
+        """Prepare, once, before the first entry; an error here stops the start."""
+
     @abstractmethod
     async def write(self, entry: Entry) -> None:
         """Keep one entry that the stream already has."""
@@ -303,6 +306,9 @@ class PeerScheme(Component):
     @abstractmethod
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
         """Ask the agent at an address. Raise `PeerError` and its kinds; `timeout` is in seconds."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
 
 
 class ToolServer(Component):

@@ -64,7 +64,6 @@ class Consumer:
         spec: Which consumer.
         deliver: Called with each message; must not block. The message counts as held until `ack` or `nak`.
         slots: How many messages may be held at once.
-        ack_wait: Seconds after which the server gives up on a message it hears nothing about.
         heartbeat: Seconds between the server's signs of life while it has nothing to deliver.
     """
 
@@ -75,11 +74,10 @@ class Consumer:
         deliver: Callable[[Message], None],
         *,
         slots: int,
-        ack_wait: float = 30.0,
         heartbeat: float = HEARTBEAT,
     ) -> None:
         self._bus, self.spec, self._deliver, self._slots = bus, spec, deliver, slots
-        self.progress_every, self._heartbeat = ack_wait / 3, heartbeat
+        self.progress_every, self._heartbeat = HEARTBEAT, heartbeat  # the first until the server's ack wait is known
         self._held: dict[str, Message] = {}
         self._busy: set[str] = set()
         self._asked = 0
@@ -125,7 +123,8 @@ class Consumer:
             return  # time to look around
 
     async def _check(self) -> None:
-        await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+        found = await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+        self.progress_every = found["config"]["ack_wait"] / 3e9
 
     async def _check_again(self) -> None:
         """Nobody answered a pull: the consumer is gone, or its leader is being elected."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Message
+from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec
 from natterjack.consumer import Consumer, Place, place_of
 from natterjack.dead import DeadLetter, bury
@@ -137,7 +138,7 @@ class Delivery:
             if envelope.depth > MAX_DEPTH:
                 raise LoopError(loop_message(envelope))
         except NatterjackError as error:
-            await self._give_up(message, place, None, str(error), 0)
+            await self._give_up_unread(message, place, str(error))
             return
         run = run_id(place.stream, event.id, self._facilities.agent, self._label)
         if run in self._running:  # delivered again while it still runs here, e.g. after a restart of the server
@@ -237,18 +238,33 @@ class Delivery:
         await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
         await self._consumer.nak(message, delay)
 
-    async def _give_up(self, message: Message, place: Place, ctx: RunContext | None, cause: str, attempts: int) -> None:
-        agent = self._facilities.agent
-        event = ctx.cause if ctx else str(place.sequence)
-        run = ctx.run_id if ctx else ""
+    async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:
+        """Dead-letter what no handler shall see; its run ends, too, for whoever waits for the result."""
+        identity = (message.headers or {}).get(MSG_ID) or str(place.sequence)
+        run = run_id(place.stream, identity, self._facilities.agent, self._label)
+        ctx = RunContext(self._facilities, run, Envelope(), caller="", cause=identity, timeout=0.0)
+        if place.delivered > 1:
+            await ctx.journal.load()
+        if not ctx.journal.ended:
+            log.error("%s: %s %d is dead-lettered unread: %s", ctx.agent, place.stream, place.sequence, cause)
+            await self._give_up(message, place, ctx, cause, 0)
+        else:
+            await self._consumer.ack(message)
+
+    async def _give_up(self, message: Message, place: Place, ctx: RunContext, cause: str, attempts: int) -> None:
         letter = DeadLetter(
-            agent, self._label, cause, attempts, place.stream, message.subject, place.sequence, event, run
+            ctx.agent,
+            self._label,
+            cause,
+            attempts,
+            place.stream,
+            message.subject,
+            place.sequence,
+            ctx.cause,
+            ctx.run_id,
         )
         await bury(self._facilities.bus, letter, message)
-        if ctx is None:
-            log.error("%s: an event is dead-lettered unread: %s (%s %d)", agent, cause, place.stream, place.sequence)
-        else:
-            await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
+        await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         await self._consumer.ack(message)
 
 

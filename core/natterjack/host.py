@@ -61,7 +61,7 @@ class AgentHost:
         awaited: Sequence[str] | None = None,
     ) -> None:
         self.name, self.spec, self.bus = name, spec, bus
-        self._agent, self._triggers = agent, triggers
+        self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
         journal = StreamJournal()
         journal.attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited)
@@ -83,6 +83,8 @@ class AgentHost:
             StartError: The agent or one of its triggers cannot start; nothing is left running.
         """
         try:
+            for sink in self._facilities.sinks:
+                await sink.open()
             await self._agent.start()
             self._started = True
             await self._asks.start()
@@ -135,11 +137,20 @@ class AgentHost:
         try:
             if self._started:
                 self._started = False
-                await self._agent.stop()
+                await self._stop_agent(max(timeout, 1.0))
         finally:
             for sink in self._facilities.sinks:
                 await sink.close()
+            for scheme in self._schemes.values():
+                await scheme.close()
             await self.bus.close()
+
+    async def _stop_agent(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._agent.stop()
+        except TimeoutError:
+            log.exception("agent %r: its `stop` did not end within %g s", self.name, timeout)
 
     # The work
 

@@ -118,6 +118,13 @@ class FileJournal(Journal):
     def __init__(self, config: Config | str | Path) -> None:
         super().__init__(config if isinstance(config, self.Config) else self.Config(folder=str(config)))
         self.folder = Path(self.config.folder)
+
+    async def open(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -44,6 +44,7 @@ DRAINING: Final = 503
 CANCELLED: Final = 499
 BACKLOG: Final = 4
 """Asks that may wait, as a multiple of those that run."""
+CANCEL_WAIT: Final = 2.0
 LONGEST: Final = 86_400.0
 """Seconds one ask may take, whatever its header says."""
 
@@ -244,7 +245,10 @@ class AskServer:
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, deaf = await asyncio.wait(self._tasks, timeout=CANCEL_WAIT)
+            if deaf:
+                log.error("%s: %d answers do not react to being cancelled", self._agent, len(deaf))
         for subscription in cancels:
             await subscription.unsubscribe()
 

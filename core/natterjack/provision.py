@@ -5,25 +5,31 @@ It needs a strong credential, and can be repeated: what is there and equal is le
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from pydantic import ValidationError
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus
 from natterjack.components import ConsumerSpec, Trigger
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, StreamError
+from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
 from natterjack.team import AgentSpec, Team
 from natterjack.teamcheck import check_team, make_trigger
 from natterjack.triggers import InboxTrigger
 
+log = logging.getLogger("natterjack.provision")
+
 _DAY: Final = 86_400 * 10**9
 _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
-ACK_WAIT: Final = 30 * 10**9
+ACK_WAIT: Final = 15 * 10**9
+"""Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
 TEAM_KEY: Final = "team"
 MAX_CONSUMERS: Final = 100_000
 """Of one stream; without a number of its own the server stops at 1,000, and one agent has one at least."""
@@ -121,13 +127,15 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", spec.result_event)] if spec.result_event else []
     needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
-    needs += [Right("read", pattern) for pattern in ((">",) if spec.reads is None else spec.reads)]
+    needs += [Right("read", ">")]
     for trigger in agent_triggers(spec, plugins) if triggers is None else triggers:
         needs += trigger.needs(name)
-    if not spec.imported:
+    if spec.imported:
+        needs += plugins.agent("python").create({"target": spec.kind, "options": spec.options}).needs(name)
+    else:
         needs += plugins.agent(spec.kind).create(spec.options).needs(name)
-    for kind in (*plugins.middleware.values(), *plugins.peers.values()):
-        needs += kind().needs(name)
+    for around in (*plugins.middleware.values(), *plugins.peers.values()):
+        needs += around().needs(name)
     return sorted(set(needs))
 
 
@@ -162,6 +170,8 @@ async def provision(
     check_team(team, plugins)
     done = Provisioned()
     found = await _known_team(bus)
+    if found is not None and found.name != team.name:
+        log.warning("team %r takes the place of team %r: a server or account holds one", team.name, found.name)
     for name, config in STREAMS.items():
         await _stream(bus, name, config, done)
     wanted: set[tuple[str, str]] = set()
@@ -171,7 +181,7 @@ async def provision(
             for consumer in trigger.consumers(name):
                 wanted.add((consumer.stream, consumer.name))
                 # A team's first triggers get all there is; one that is added later begins with what comes.
-                await _consumer(bus, consumer, "all" if found is None or name not in found.agents else "new", done)
+                await _consumer(bus, consumer, "all" if found is None else "new", done)
     await _prune(bus, wanted, done, prune=prune)
     await (context or AgentContext(team.context)).seed(bus)
     await _store_team(bus, team)
@@ -264,7 +274,7 @@ async def _store_team(bus: Bus, team: Team) -> None:
 async def _known_team(bus: Bus) -> Team | None:
     try:
         return await stored_team(bus)
-    except NotProvisionedError:
+    except (NotProvisionedError, ConfigError):  # none, or one that is about to be replaced
         return None
 
 
@@ -273,6 +283,7 @@ async def stored_team(bus: Bus) -> Team:
 
     Raises:
         NotProvisionedError: There is none.
+        ConfigError: What is stored is no team of this version.
     """
     stream = subjects.bucket_stream(subjects.TEAM_BUCKET)
     try:
@@ -281,4 +292,8 @@ async def stored_team(bus: Bus) -> Team:
         raise NotProvisionedError(_A_TEAM) from error
     if message is None:
         raise NotProvisionedError(_A_TEAM)
-    return Team.model_validate(codec.decode(message.data))
+    try:
+        return Team.model_validate(codec.decode(message.data))
+    except (ValidationError, PayloadError) as error:
+        msg = f"the team that is provisioned on {bus.server} cannot be read; run `natterjack provision team.toml` again"
+        raise ConfigError(msg) from error

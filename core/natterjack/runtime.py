@@ -296,12 +296,25 @@ async def _broker_lost(broker: Broker) -> NatterjackError:
     return StartError(await broker.wait_lost())
 
 
-def team_runtime(team: Team, server: Server, plugins: Plugins) -> AgentRuntime:
-    """Return a runtime that hosts all agents of a team file in one process."""
-    runtime = AgentRuntime(server, context=AgentContext(team.context), name=team.name)
-    for name, spec in team.agents.items():
-        runtime.add_process(TeamProcess(name, spec, plugins))
-    return runtime
+class TeamRuntime(AgentRuntime):
+    """Hosts all agents of a team file in this process.
+
+    Args:
+        team: The team, as read from its file.
+        server: Where it is provisioned.
+        plugins: What is installed.
+    """
+
+    def __init__(self, team: Team, server: Server, plugins: Plugins) -> None:
+        super().__init__(server, context=AgentContext(team.context), name=team.name)
+        self._team = team
+        for name, spec in team.agents.items():
+            self.add_process(TeamProcess(name, spec, plugins))
+
+    @property
+    def team(self) -> Team:
+        """The team as it is written."""
+        return self._team
 
 
 class TeamProcess(AgentProcess):

@@ -94,7 +94,6 @@ class Supervisor:
             for number in range(1, spec.replicas + 1)
         ]
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     async def start(self) -> None:
         """Start all, and return once all listen.
@@ -138,7 +137,6 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Have every process drain; what does not end within 15 s is killed."""
-        self._stopping = True
         for child in self.children:
             self._signal(child, signal.SIGTERM)
         for task in self._tasks:

@@ -106,6 +106,8 @@ def check_team(team: Team, plugins: Kinds) -> None:
         for journal in spec.journal:
             with problems.at(team.place(name, "journal")):
                 read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
+        with problems.at(team.place(name, "reads")):
+            _check_reads(spec)
         with problems.at(team.place(name, "result_event")):
             _check_result_event(spec)
     if not plugins.tool_servers:
@@ -237,6 +239,13 @@ def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, p
 def _check_peer(peer: str, known: Iterable[str]) -> None:
     if peer not in known:
         msg = f"{peer!r} is no agent of the team.{nearest(peer, known)}"
+        raise ConfigError(msg)
+
+
+def _check_reads(spec: AgentSpec) -> None:
+    """A restriction that nothing enforces must not be written."""
+    if spec.reads is not None:
+        msg = "`reads` cannot be enforced yet: every agent reads the whole context; remove it"
         raise ConfigError(msg)
 
 

@@ -51,7 +51,7 @@ async def throughput(stage: Stage) -> AsyncIterator[Sides]:
         await rate(count, lambda _: events.emit("bench.backlog", DATA), callers=WINDOW)
         began = time.perf_counter()
         gate.set()
-        await until(acked, 30)  # type: ignore[arg-type]  # an async condition of bool is one
+        await until(acked, 30)
         return (count - WINDOW if count > WINDOW else count) / (time.perf_counter() - began)
 
     async def raw() -> float:

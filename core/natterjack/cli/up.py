@@ -22,7 +22,7 @@ from natterjack.cli.run import first_of, run, show_logs, stopping
 from natterjack.errors import ConfigError
 from natterjack.kinds import import_object
 from natterjack.plugins import Plugins
-from natterjack.runtime import AgentRuntime, team_runtime
+from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server, named_server
 from natterjack.supervisor import Supervisor
 from natterjack.team import Team
@@ -85,7 +85,7 @@ async def _up(
                 runtime.choose_server(server)
             plugins = Plugins.load()
             if single_process and runtime is None:
-                runtime = team_runtime(team, server, plugins)
+                runtime = TeamRuntime(team, server, plugins)
             serving = _serve_processes(team, server, plugins) if runtime is None else _serve_here(runtime)
             ended = await first_of(serving, stop.wait(), *([broker.wait_lost()] if broker else []))
             if isinstance(ended, str):

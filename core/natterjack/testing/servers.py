@@ -39,7 +39,7 @@ class NatsServer:
     def start(self, timeout: float = 20.0) -> Self:
         """Start it and return once it accepts clients."""
         config = self.store / "test.conf"
-        config.write_text(self.config)
+        config.write_text(self.config or "debug: false")
         command = [str(find_server()), "-c", str(config), "-a", "127.0.0.1", "-p", str(self.port)]
         command += ["-js", "-sd", str(self.store), "--ports_file_dir", str(self.store), "-l", str(self.store / "log")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own binary

@@ -6,12 +6,16 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 10.0) -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+@overload
+async def until(condition: Callable[[], T], timeout: float = 10.0) -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
     """Return the condition's value as soon as it is true.
 
     Args:

@@ -17,11 +17,10 @@ from pathlib import Path
 import nats
 import pytest
 
-from natterjack import broker as broker_module
-from natterjack import natsserver
-from natterjack.broker import Broker, embed, find_server, running_url, server_version
+from natterjack.broker import Broker, embed, find_server, natsserver, running_url, server_version
+from natterjack.broker import embedded as broker_module
+from natterjack.broker.storelock import StoreLock, read_owner
 from natterjack.errors import BrokerNotFoundError, BrokerStartError, ConfigError
-from natterjack.storelock import StoreLock, read_owner
 from natterjack.testing import until
 
 # Embeds on the store argv[1], prints what it got, lets go when its standard input ends.

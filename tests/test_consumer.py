@@ -7,9 +7,8 @@ from functools import partial
 
 import pytest
 
-from natterjack.bus import Bus, Message
+from natterjack.bus import Bus, Consumer, Message, place_of
 from natterjack.components import ConsumerSpec
-from natterjack.consumer import Consumer, place_of
 from natterjack.errors import NotProvisionedError
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until

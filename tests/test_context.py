@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from natterjack.bus import Bus
-from natterjack.context import AgentContext, Change, SharedContext
+from natterjack.context.shared import AgentContext, Change, SharedContext
+from natterjack.context.state import STREAM
 from natterjack.errors import (
     ConflictError,
     DisconnectedError,
@@ -24,7 +25,6 @@ from natterjack.errors import (
 )
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
-from natterjack.state import STREAM
 from natterjack.testing import NatsServer, until
 
 BUCKET = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from natterjack.bus import _Client
+from natterjack.bus.connection import _Client
 
 NAMES = st.text(string.ascii_letters + string.digits + "-_", min_size=1)
 VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")).map(str.strip)

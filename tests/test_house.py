@@ -23,13 +23,13 @@ TOP_LEVEL = {
 # Each package the charter names: what it is imported as, and the part that makes it due: a folder, or a module that
 # is more than its docstring.
 CHARTER = {
-    "nats-py": ("nats", "core/natterjack/bus.py"),
+    "nats-py": ("nats", "core/natterjack/bus/connection.py"),
     "mcp": ("mcp", "plugins/mcp"),
     "pyjwt": ("jwt", "core/natterjack/tokens.py"),
     "pydantic": ("pydantic", "core/natterjack/codec.py"),
     "pluggy": ("pluggy", "core/natterjack/plugins.py"),
     "orjson": ("orjson", "core/natterjack/codec.py"),
-    "uvloop": ("uvloop", "core/natterjack/bus.py"),
+    "uvloop": ("uvloop", "core/natterjack/bus/connection.py"),
     "pytest-asyncio": ("pytest_asyncio", "core/natterjack/testing/plugin.py"),
 }
 VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from natterjack.bus import Bus
+from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.errors import DisconnectedError, RequestTimeoutError
-from natterjack.mailbox import Mailbox, Message
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 

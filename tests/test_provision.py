@@ -12,8 +12,7 @@ from natterjack.bus import Bus
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_needs, provision, stored_team
 from natterjack.server import Server
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 from natterjack.testing import NatsServer
 
 

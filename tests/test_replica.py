@@ -9,10 +9,10 @@ import pytest
 
 from natterjack import subjects
 from natterjack.bus import Bus
+from natterjack.context.replica import Replica
+from natterjack.context.state import STREAM, State, Version
 from natterjack.errors import NotProvisionedError
-from natterjack.replica import Replica
 from natterjack.server import Server
-from natterjack.state import STREAM, State, Version
 from natterjack.testing import NatsServer, until
 
 BUCKET = {
@@ -158,7 +158,7 @@ async def test_a_lost_tail_is_read_through(bus: Bus, stack: AsyncExitStack) -> N
 async def test_a_lost_tail_is_found_by_the_regular_look(
     bus: Bus, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natterjack.replica.CHECK_EVERY", 0.2)
+    monkeypatch.setattr("natterjack.context.replica.CHECK_EVERY", 0.2)
     state, replica = await start(bus, stack)
     await lose_feed(replica)
     await put(bus, "a", b"1")
@@ -251,7 +251,7 @@ async def test_a_bucket_made_anew_replaces_the_old_one(bus: Bus, stack: AsyncExi
 async def test_purged_messages_are_not_waited_for(
     bus: Bus, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("natterjack.replica._TIMEOUT", 0.3)
+    monkeypatch.setattr("natterjack.context.replica._TIMEOUT", 0.3)
     await put(bus, "a", b"1")
     state, replica = await start(bus, stack)
     await lose_feed(replica)

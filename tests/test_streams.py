@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 
 from natterjack.bus import Bus
+from natterjack.bus.streams import PAGE
 from natterjack.errors import (
     BrokerError,
     ConflictError,
@@ -18,7 +19,6 @@ from natterjack.errors import (
     StreamError,
 )
 from natterjack.server import Server
-from natterjack.streams import PAGE
 from natterjack.testing import NatsServer, until
 
 

@@ -29,9 +29,9 @@ from natterjack.components import (
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.messages import Answer
 from natterjack.plugins import Plugins
-from natterjack.team import AgentSpec, Team, TriggerSpec, plain
-from natterjack.teamcheck import check_options, check_team, make_trigger, trigger_settings
-from natterjack.teamfile import MAX_BYTES, key_lines, read_team, team_schema
+from natterjack.team.check import check_options, check_team, make_trigger, trigger_settings
+from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
+from natterjack.team.model import AgentSpec, Team, TriggerSpec, plain
 
 T = TypeVar("T")
 

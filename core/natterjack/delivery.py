@@ -16,10 +16,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from natterjack.bus import Message
+from natterjack.bus import Consumer, Message, Place, place_of
 from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec
-from natterjack.consumer import Consumer, Place, place_of
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import read_event

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message, Stored, Subscription
-from natterjack.consumer import Place
+from natterjack.bus import Bus, Message, Place, Stored, Subscription
 from natterjack.errors import BrokerError, ConflictError, DisconnectedError, PayloadError
 from natterjack.guards import Guards
 from natterjack.messages import Envelope, Event

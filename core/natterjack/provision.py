@@ -19,8 +19,7 @@ from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
-from natterjack.team import AgentSpec, Team
-from natterjack.teamcheck import check_team, make_trigger
+from natterjack.team import AgentSpec, Team, check_team, make_trigger
 from natterjack.triggers import InboxTrigger
 
 log = logging.getLogger("natterjack.provision")

@@ -21,8 +21,7 @@ from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_triggers, stored_team
 from natterjack.server import Server
 from natterjack.service import discover
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 
 OLDEST_PYTHON: Final = (3, 11)
 MAX_LAG: Final = 1000

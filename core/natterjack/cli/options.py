@@ -18,8 +18,7 @@ from natterjack.client import TeamClient, connect
 from natterjack.errors import UnknownAgentError
 from natterjack.provision import stored_team
 from natterjack.server import Server, named_server
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 
 TEAM_FILE: Final = Path("team.toml")
 

@@ -17,8 +17,7 @@ from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
 from natterjack.subjects import OPERATOR
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
 

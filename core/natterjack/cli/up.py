@@ -25,8 +25,7 @@ from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server, named_server
 from natterjack.supervisor import Supervisor
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 
 _COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 

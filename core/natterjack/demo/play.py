@@ -26,8 +26,7 @@ from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.server import Server
 from natterjack.supervisor import Supervisor
-from natterjack.team import Team
-from natterjack.teamfile import read_team
+from natterjack.team import Team, read_team
 
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0

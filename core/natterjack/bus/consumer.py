@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from natterjack.bus import Bus, Message, Subscription
+from natterjack.bus.connection import Bus, Message, Subscription
 from natterjack.components import ConsumerSpec
 from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError
 

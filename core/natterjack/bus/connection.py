@@ -21,15 +21,15 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription as RawSubscription
 
 from natterjack import codec
+from natterjack.bus.login import check_server_version, login_error, login_options, own_words
+from natterjack.bus.mailbox import Mailbox, Message, error_of, status_of
+from natterjack.bus.streams import Stored, Streams
 from natterjack.errors import (
     DisconnectedError,
     NatterjackError,
     RefusedError,
 )
-from natterjack.login import check_server_version, login_error, login_options, own_words
-from natterjack.mailbox import Mailbox, Message, error_of, status_of
 from natterjack.server import Server
-from natterjack.streams import Stored, Streams
 
 __all__ = ["Bus", "Message", "Stored", "Subscription", "error_of", "status_of"]
 

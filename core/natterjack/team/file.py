@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from natterjack.codec import MAX_DEPTH
 from natterjack.components import Settings
 from natterjack.errors import ConfigError
-from natterjack.team import AgentSpec, ContextKey, Name, Origins, Plain, Team, TeamTable, ToolName, TriggerSpec
-from natterjack.teamcheck import path_text, report, sentence
+from natterjack.team.check import path_text, report, sentence
+from natterjack.team.model import AgentSpec, ContextKey, Name, Origins, Plain, Team, TeamTable, ToolName, TriggerSpec
 
 MAX_BYTES: Final = 1_000_000
 """Size of a team file: provisioning stores the team as one message."""

@@ -14,11 +14,11 @@ from typing import Any, Final
 from natterjack import codec, subjects
 from natterjack.bus import Bus
 from natterjack.components import Rule
+from natterjack.context.replica import Replica, read_history
+from natterjack.context.state import Change, Revision, State, Version, Watch
+from natterjack.context.writer import Write, Writer, Writes, create
 from natterjack.errors import ConflictError, DisconnectedError, RequestTimeoutError, UsageError
 from natterjack.guards import Guards
-from natterjack.replica import Replica, read_history
-from natterjack.state import Change, Revision, State, Version, Watch
-from natterjack.writer import Write, Writer, Writes, create
 
 __all__ = ["AgentContext", "Change", "Revision", "SharedContext", "Write"]
 

@@ -20,8 +20,8 @@ import orjson
 
 from natterjack import subjects
 from natterjack.bus import Bus, Message, Subscription
+from natterjack.context.state import STREAM, Revision, State, read_message
 from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, RequestTimeoutError
-from natterjack.state import STREAM, Revision, State, read_message
 
 log = logging.getLogger("natterjack.context")
 

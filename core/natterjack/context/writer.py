@@ -11,11 +11,10 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus
+from natterjack.bus import STORE_BUDGET, Bus
+from natterjack.context.state import STREAM, State, Version, read_message
 from natterjack.errors import ConflictError
 from natterjack.messages import Envelope
-from natterjack.state import STREAM, State, Version, read_message
-from natterjack.streams import STORE_BUDGET
 
 log = logging.getLogger("natterjack.context")
 

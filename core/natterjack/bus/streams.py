@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from natterjack import codec
+from natterjack.bus.mailbox import Message, Requests, status_of
 from natterjack.errors import (
     BrokerError,
     ConflictError,
@@ -24,7 +25,6 @@ from natterjack.errors import (
     RequestTimeoutError,
     StreamError,
 )
-from natterjack.mailbox import Message, Requests, status_of
 from natterjack.server import Server
 
 log = logging.getLogger("natterjack.bus")

@@ -12,8 +12,8 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from natterjack import codec, subjects
+from natterjack.bus import Message
 from natterjack.errors import PayloadError
-from natterjack.mailbox import Message
 
 log = logging.getLogger("natterjack.context")
 

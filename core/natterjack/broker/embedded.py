@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from natterjack.broker.natsserver import ServerProcess, check_version, find_server, server_version
+from natterjack.broker.storelock import Owner, StoreLock, read_owner
 from natterjack.errors import BrokerStartError, ConfigError
-from natterjack.natsserver import ServerProcess, check_version, find_server, server_version
-from natterjack.storelock import Owner, StoreLock, read_owner
 
 __all__ = ["Broker", "embed", "find_server", "running_url", "server_version"]
 
@@ -290,7 +290,7 @@ def _is_loopback(host: str) -> bool:
 def _config(store: Path, token: str | None) -> Path:
     """Return the configuration file; with a token a private copy, because every user can read command lines."""
     here = Path(__file__).resolve()
-    places = [here.parent / "brokerconf" / CONFIG, here.parents[2] / "brokerconf" / CONFIG]  # a wheel, a checkout
+    places = [here.parents[above] / "brokerconf" / CONFIG for above in (1, 3)]  # a wheel, a checkout
     shared = next((path for path in places if path.is_file()), None)
     if shared is None:
         message = f"{CONFIG!r} is missing from this installation, looked for in {[str(p) for p in places]}. Reinstall."

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from natterjack.components import Agent, Journal, PeerScheme, Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.subjects import INBOX, durable, matches
-from natterjack.team import AgentSpec, Team, TriggerSpec
+from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
 """How many problems one error lists."""

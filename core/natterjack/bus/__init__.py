@@ -1,0 +1,17 @@
+"""The bus: one connection to NATS, what is stored there, and a continuous pull. Nothing else imports `nats`."""
+
+from natterjack.bus.connection import Bus, Message, Stored, Subscription, error_of
+from natterjack.bus.consumer import Consumer, Place, place_of
+from natterjack.bus.streams import STORE_BUDGET
+
+__all__ = [
+    "STORE_BUDGET",
+    "Bus",
+    "Consumer",
+    "Message",
+    "Place",
+    "Stored",
+    "Subscription",
+    "error_of",
+    "place_of",
+]

@@ -1,0 +1,8 @@
+"""The shared context: state that a team reads locally and writes through the broker."""
+
+from natterjack.context.shared import AgentContext, SharedContext
+
+__all__ = [
+    "AgentContext",
+    "SharedContext",
+]

@@ -75,7 +75,7 @@ async def test_only_free_slots_are_filled(bus: Bus) -> None:
         while len(seen) < 40:
             await until(lambda: worker.got)
             assert len(worker.got) <= 4
-            assert (await info(bus))[1] <= 5  # the server books an ack a moment after the next request
+            assert (await info(bus))[1] <= 8  # the server books acks after requests that were sent later
             seen += worker.numbers[:1]
             await worker.ack(1)
         assert seen == list(range(40))

@@ -238,7 +238,7 @@ def test_the_command_prints_the_report_and_tells_progress_apart(tmp_path: Path) 
     assert "## Sources" in done.stdout
     told = [line.split()[0] for line in done.stderr.splitlines()]
     assert told == ["broker", "team", "operator", "researcher", "analyst", "writer"]
-    assert taken < 10
+    assert taken < 30  # 2 to 4 s on an idle machine; what is asserted must hold on a busy one
     assert list(tmp_path.iterdir()) == []
 
 

@@ -67,8 +67,8 @@ def test_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 
 def masked(line: str) -> str:
-    """Ports and process ids differ from run to run."""
-    return re.sub(r"(:|researcher |analyst |writer )\d+", r"\1N", " ".join(line.split()))
+    """Ports and process ids differ from run to run, passages from one version of Python to the next."""
+    return re.sub(r"\d+", "N", " ".join(line.split()))
 
 
 def test_the_test_command_is_what_ci_runs() -> None:

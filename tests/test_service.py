@@ -19,6 +19,9 @@ from nats.micro.service import EndpointConfig, ServiceConfig
 from natterjack import AgentProcess, AgentRuntime, PeerError, PeerTimeoutError, connect
 from natterjack.testing import NatsServer
 
+# nats-py's own micro client, which stands for any other here, calls what Python 3.12 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+
 
 @pytest.fixture
 async def stack() -> AsyncIterator[AsyncExitStack]:

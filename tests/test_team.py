@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -26,14 +26,12 @@ from natterjack.components import (
     Trigger,
     TriggerContext,
 )
-from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
+from natterjack.errors import ConfigError, NatterjackError, PluginError
 from natterjack.messages import Answer
 from natterjack.plugins import Plugins
 from natterjack.team.check import check_options, check_team, make_trigger, trigger_settings
 from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
 from natterjack.team.model import AgentSpec, Team, TriggerSpec, plain
-
-T = TypeVar("T")
 
 NEWSROOM = """\
 [team]
@@ -159,29 +157,15 @@ class Http(PeerScheme):
         raise NotImplementedError
 
 
-class Installed:
-    """Some components, found as `Plugins` finds them."""
+class Installed(Plugins):
+    """Some components, without the built-in ones."""
 
-    tool_servers: ClassVar[dict[str, object]] = {}
-    _triggers: ClassVar[list[type[Trigger]]] = [EventTrigger, MessageTrigger, Tick, Cron, Now]
-
-    def agent(self, name: str) -> type[Agent]:
-        return find(name, {"llm": Llm})
-
-    def trigger(self, name: str) -> type[Trigger]:
-        return find(name, {trigger.name: trigger for trigger in self._triggers})
-
-    def journal(self, name: str) -> type[Journal]:
-        return find(name, {"file": FileJournal})
-
-    def peer(self, scheme: str) -> type[PeerScheme]:
-        return find(scheme, {"http": Http})
-
-
-def find(name: str, known: Mapping[str, type[T]]) -> type[T]:
-    if name not in known:
-        raise PluginError(f"nothing brings {name!r}.{nearest(name, known)}")
-    return known[name]
+    def __init__(self) -> None:
+        super().__init__()
+        self.agents["llm"] = Llm
+        self.triggers.update({kind.name: kind for kind in (EventTrigger, MessageTrigger, Tick, Cron, Now)})
+        self.journals["file"] = FileJournal
+        self.peers["http"] = Http
 
 
 Write = Callable[[str], Path]
@@ -400,10 +384,13 @@ def test_what_is_written_wrongly(table: dict[str, Any], problem: str) -> None:
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"kind": "lln"}, "nothing brings 'lln'. Did you mean 'llm'?"),
-        ({"on": [{"tik": 1}]}, "nothing brings 'tik'. Did you mean 'tick'?"),
-        ({"journal": "fil"}, "nothing brings 'fil'. Did you mean 'file'?"),
-        ({"cross_agents": {"x": "htp://host"}}, "nothing brings 'htp'. Did you mean 'http'?"),
+        ({"kind": "lln"}, "no installed plugin brings the kind of agent 'lln'. Did you mean 'llm'?"),
+        ({"on": [{"tik": 1}]}, "no installed plugin brings the trigger 'tik'. Did you mean 'tick'?"),
+        ({"journal": "fil"}, "no installed plugin brings the journal 'fil'. Did you mean 'file'?"),
+        (
+            {"cross_agents": {"x": "htp://host"}},
+            "no installed plugin brings the address scheme 'htp'. Did you mean 'http'?",
+        ),
         ({"on": [{"tick": 7200}]}, "the trigger 'tick' cannot be made: ZeroDivisionError: too slow"),
     ],
 )
@@ -432,7 +419,7 @@ def test_all_problems_are_told_with_their_lines(write: Write) -> None:
     assert check_problems(read_team(write(text))) == [
         "team.toml:3: [agents.a] unknown key 'modle'. Did you mean 'model'?",
         "team.toml:1: [agents.a] 'model' is missing",
-        "team.toml:6: [agents.a] nothing brings 'tik'. Did you mean 'tick'?",
+        "team.toml:6: [agents.a] no installed plugin brings the trigger 'tik'. Did you mean 'tick'?",
         "team.toml:5: [agents.a] 'b' is no agent of the team.",
         "team.toml:7: [tools.t] no installed plugin serves tools: `pip install natterjack-mcp`",
     ]

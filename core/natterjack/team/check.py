@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from natterjack.components import Agent, Journal, PeerScheme, Trigger, read_settings
+from natterjack.components import Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
+from natterjack.plugins import Plugins
 from natterjack.subjects import INBOX, durable, matches
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
@@ -26,26 +27,6 @@ _MESSAGES: Final = {
     "tuple_type": "it must be a list",
     "string_type": "it must be text",
 }
-
-
-class Kinds(Protocol):
-    """The components that are installed, as `Plugins` finds them; it raises `PluginError` for an unknown name."""
-
-    @property
-    def tool_servers(self) -> Mapping[str, object]:
-        """Kinds of tool server by name."""
-
-    def agent(self, name: str) -> type[Agent]:
-        """Return a kind of agent."""
-
-    def trigger(self, name: str) -> type[Trigger]:
-        """Return a kind of trigger."""
-
-    def journal(self, name: str) -> type[Journal]:
-        """Return a kind of journal."""
-
-    def peer(self, scheme: str) -> type[PeerScheme]:
-        """Return an address scheme."""
 
 
 def report(problems: Sequence[str]) -> str:
@@ -86,7 +67,7 @@ class _Problems:
             raise kind(report(self.lines))
 
 
-def check_team(team: Team, plugins: Kinds) -> None:
+def check_team(team: Team, plugins: Plugins) -> None:
     """Check a team against itself and against what is installed. All problems are told at once.
 
     The options of a kind that is imported need its class; whoever imports it calls `check_options`.
@@ -209,7 +190,7 @@ def make_trigger(trigger: type[Trigger], spec: TriggerSpec) -> Trigger:
         raise PluginError(msg) from error
 
 
-def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec, plugins: Kinds) -> None:
+def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec, plugins: Plugins) -> None:
     durables: dict[tuple[str, str], TriggerSpec | None] = {(INBOX, durable(agent, "inbox")): None}  # every agent has it
     for index, trigger in enumerate(spec.on):
         with problems.at(place):
@@ -222,7 +203,7 @@ def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec
                     raise ConfigError(msg)
 
 
-def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, plugins: Kinds) -> None:
+def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, plugins: Plugins) -> None:
     for peer in spec.asks or ():
         with problems.at(team.place(agent, "asks")):
             if peer not in spec.cross_agents:

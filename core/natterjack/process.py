@@ -114,15 +114,11 @@ def create_agent(name: str, spec: AgentSpec, plugins: Plugins) -> Agent:
         ConfigError: It cannot be imported, or a setting is wrong.
     """
     try:
-        if spec.imported:
-            return plugins.agent("python").create({"target": spec.kind, "options": spec.options})
-        return plugins.agent(spec.kind).create(spec.options)
-    except PluginError as error:
+        kind, settings = spec.component
+        return plugins.agent(kind).create(settings)
+    except (PluginError, ConfigError) as error:
         msg = f"agent {name!r}: {error}"
-        raise PluginError(msg) from error
-    except ConfigError as error:
-        msg = f"agent {name!r}: {error}"
-        raise ConfigError(msg) from error
+        raise (PluginError if isinstance(error, PluginError) else ConfigError)(msg) from error
     except Exception as error:  # a user's class may fail in any way
         msg = f"agent {name!r} cannot be made: {type(error).__name__}: {error}"
         raise ConfigError(msg) from error

@@ -129,10 +129,8 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable
     needs += [Right("read", ">")]
     for trigger in agent_triggers(spec, plugins) if triggers is None else triggers:
         needs += trigger.needs(name)
-    if spec.imported:
-        needs += plugins.agent("python").create({"target": spec.kind, "options": spec.options}).needs(name)
-    else:
-        needs += plugins.agent(spec.kind).create(spec.options).needs(name)
+    kind, settings = spec.component
+    needs += plugins.agent(kind).create(settings).needs(name)
     for around in (*plugins.middleware.values(), *plugins.peers.values()):
         needs += around().needs(name)
     return sorted(set(needs))

@@ -222,6 +222,13 @@ class AgentSpec(Settings):
         """Whether its kind is a class to import, not one that a plugin brings."""
         return ":" in self.kind
 
+    @property
+    def component(self) -> tuple[str, dict[str, Any]]:
+        """The kind of agent as plugins name it, and its settings; one that is imported is of the kind `python`."""
+        if self.imported:
+            return "python", {"target": self.kind, "options": self.options}
+        return self.kind, self.options
+
     def allowed(self, verb: Verb) -> tuple[str, ...] | None:
         """Return the patterns of what it may emit, publish, ask or write; None: it declares nothing."""
         found: tuple[str, ...] | None = getattr(self, _GRANTS[verb])

@@ -48,6 +48,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def described(error: BaseException) -> str:
+    """Return an error's text; before a stranger's stands its class, which says more."""
+    return str(error) if isinstance(error, NatterjackError) else f"{type(error).__name__}: {error}"
+
+
 class NatterjackError(Exception):
     """Base of all. Its text may be shown to a user as it is."""
 

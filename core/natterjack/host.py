@@ -15,7 +15,7 @@ from natterjack.bus import Bus
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery, Handler, Slots
-from natterjack.errors import NatterjackError, StartError
+from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
@@ -96,7 +96,7 @@ class AgentHost:
             self._tasks = [asyncio.create_task(self._run(trigger, ctx)) for trigger, ctx in context.items()]
         except Exception as error:
             await self.stop(0)
-            msg = f"agent {self.name!r} cannot start: {_described(error)}"
+            msg = f"agent {self.name!r} cannot start: {described(error)}"
             raise StartError(msg) from error
         except BaseException:
             await self.stop(0)
@@ -106,7 +106,7 @@ class AgentHost:
         try:
             await trigger.run(ctx)
         except Exception as error:
-            msg = f"its trigger {trigger.label!r} failed: {_described(error)}"
+            msg = f"its trigger {trigger.label!r} failed: {described(error)}"
             raise StartError(msg) from error
         msg = f"its trigger {trigger.label!r} ended by itself; `run` must go on until cancelled"
         raise StartError(msg)
@@ -121,7 +121,7 @@ class AgentHost:
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 log.error("agent %r: %s", self.name, error, exc_info=error)
-                return StartError(f"agent {self.name!r} cannot go on: {_described(error)}")
+                return StartError(f"agent {self.name!r} cannot go on: {described(error)}")
         return StartError(f"agent {self.name!r} cannot go on: {self.bus.reason}")
 
     async def stop(self, timeout: float) -> None:
@@ -213,9 +213,3 @@ class _TriggerContext:
 
     async def consume(self, spec: ConsumerSpec) -> None:
         await self._host.consume(self._trigger, spec)
-
-
-def _described(error: BaseException) -> str:
-    if isinstance(error, NatterjackError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"

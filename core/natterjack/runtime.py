@@ -14,7 +14,7 @@ from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError
+from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
@@ -117,8 +117,7 @@ class AgentRuntime:
                 except NatterjackError:
                     log.exception("what had been started did not stop cleanly")
                 if isinstance(error, Exception) and not isinstance(error, StartError):
-                    text = str(error) if isinstance(error, NatterjackError) else f"{type(error).__name__}: {error}"
-                    raise StartError(text) from error
+                    raise StartError(described(error)) from error
                 raise
 
     async def _start(self) -> None:

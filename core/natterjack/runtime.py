@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from natterjack import subjects
 from natterjack.broker import Broker, embed
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
-from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
+from natterjack.components import Agent, Journal, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError, described
 from natterjack.events import EventBus
@@ -135,12 +136,10 @@ class AgentRuntime:
         if self.context.write_permissions is None:
             self.context.guards = guards
         for name, process in self._processes.items():
-            agent = process.make_agent(plugins)
-            triggers_of, around = [InboxTrigger(), *process.triggers], _around(plugins)
+            agent, wakes = process.make_agent(plugins), [InboxTrigger(), *process.triggers]
+            make = _host(team, name, agent, wakes, process.journals, plugins)
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(
-                _host(team, name, agent, triggers_of, process.journals, bus, self.context, guards, around)
-            )
+            self._hosts.append(make(bus=bus, context=self.context, guards=guards))
         await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context)
 
@@ -244,36 +243,20 @@ class AgentRuntime:
 
 
 def _host(
-    team: Team,
-    name: str,
-    agent: Agent,
-    triggers: Sequence[Trigger],
-    journals: Sequence[Journal],
-    bus: Bus,
-    context: AgentContext,
-    guards: Guards,
-    around: tuple[list[Middleware], dict[str, PeerScheme]],
-) -> AgentHost:
-    middleware, schemes = around
-    return AgentHost(
+    team: Team, name: str, agent: Agent, triggers: Sequence[Trigger], sinks: Sequence[Journal], plugins: Plugins
+) -> partial[AgentHost]:
+    """Return an agent's host but for its connection, context and guards."""
+    return partial(
+        AgentHost,
         name,
         team.agents[name],
         agent,
         triggers,
-        bus=bus,
-        context=context,
-        guards=guards,
-        sinks=journals,
-        middleware=middleware,
-        schemes=schemes,
+        sinks=sinks,
+        middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
+        schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
         awaited=[pattern for spec in team.agents.values() for pattern in spec.awaited],
     )
-
-
-def _around(plugins: Plugins) -> tuple[list[Middleware], dict[str, PeerScheme]]:
-    """Return what stands around an agent's work, and what resolves addresses."""
-    middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
-    return middleware, {scheme: kind() for scheme, kind in plugins.peers.items()}
 
 
 async def _start_together(hosts: Sequence[AgentHost]) -> None:
@@ -348,8 +331,8 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
         await context.attach(bus)
         agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
-        journals = create_journals(spec, plugins)
-        host = _host(team, name, agent, triggers, journals, bus, context, context.guards, _around(plugins))
+        make = _host(team, name, agent, triggers, create_journals(spec, plugins), plugins)
+        host = make(bus=bus, context=context, guards=context.guards)
         await host.start()
     except BaseException:
         await context.close()

@@ -16,12 +16,12 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from natterjack.broker.natsserver import ServerProcess, check_version, find_server, server_version
 from natterjack.broker.storelock import Owner, StoreLock, read_owner
 from natterjack.errors import BrokerStartError, ConfigError
+from natterjack.server import hidden
 
 __all__ = ["Broker", "embed", "find_server", "running_url", "server_version"]
 
@@ -58,7 +58,7 @@ class Broker:
         self._watcher = asyncio.create_task(self._watch(), name="natterjack-broker-watch")
 
     def __repr__(self) -> str:
-        return f"Broker({_without_token(self.url)!r}, {'owned' if self.owned else 'joined'}, store={str(self.store)!r})"
+        return f"Broker({hidden(self.url)!r}, {'owned' if self.owned else 'joined'}, store={str(self.store)!r})"
 
     async def wait_lost(self) -> str:
         """Wait until the broker has gone, and return the reason."""
@@ -79,9 +79,7 @@ class Broker:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def _watch(self) -> None:
@@ -307,7 +305,3 @@ def _config(store: Path, token: str | None) -> Path:
 
 def _secret_config(store: Path) -> Path:
     return store / "broker.conf"
-
-
-def _without_token(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//***@", url)

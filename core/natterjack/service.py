@@ -6,7 +6,7 @@ Our own, because nats-py's service handles requests one by one and drops what is
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -40,16 +40,7 @@ class Endpoint:
     def stats(self) -> dict[str, Any]:
         """What it did."""
         average = self.processing_time // self.num_requests if self.num_requests else 0
-        return {
-            "name": self.name,
-            "subject": self.subject,
-            "queue_group": QUEUE,
-            "num_requests": self.num_requests,
-            "num_errors": self.num_errors,
-            "last_error": self.last_error,
-            "processing_time": self.processing_time,
-            "average_processing_time": average,
-        }
+        return {**asdict(self), "queue_group": QUEUE, "average_processing_time": average}
 
 
 @dataclass(slots=True)

@@ -1,16 +1,18 @@
-"""Fixtures that several files use: a connection, and the command line: alone, with a team, with one that runs."""
+"""Fixtures that several files use: connections, and the command line: alone, with a team, with one that runs."""
 
 import io
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import AsyncExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import nats
 import pytest
 import pytest_asyncio
+from nats.aio.client import Client
 
 from natterjack.bus import Bus
 from natterjack.cli import main
@@ -88,6 +90,21 @@ class Quick(Cli):
         assert ended.value.code == code, printed
         assert "Traceback" not in printed[1]
         return subprocess.CompletedProcess(argv, code, *printed)
+
+
+@pytest_asyncio.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """What a test opens, and is closed after it."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture
+async def raw(own_server: NatsServer, stack: AsyncExitStack) -> Client:
+    """A stranger's connection, as the nats command line tool or any other client has it."""
+    client = await nats.connect(own_server.url)
+    stack.push_async_callback(client.close)
+    return client
 
 
 @pytest_asyncio.fixture

@@ -42,12 +42,6 @@ Connect = Callable[..., Awaitable[Bus]]
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 async def bus(own_server: NatsServer, stack: AsyncExitStack) -> Bus:
     bus = await connect(own_server, stack)
     await bus.api(f"STREAM.CREATE.{STREAM}", BUCKET)

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -37,20 +36,6 @@ from natterjack.rights import Verb
 from natterjack.server import Server
 from natterjack.service import Endpoint
 from natterjack.testing import NatsServer, until
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-async def raw(own_server: NatsServer, stack: AsyncExitStack) -> Client:
-    """A stranger's connection, as the nats command line tool or any other client has it."""
-    client = await nats.connect(own_server.url)
-    stack.push_async_callback(client.close)
-    return client
 
 
 async def elapse(seconds: float) -> None:

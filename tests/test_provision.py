@@ -1,7 +1,5 @@
 """Provisioning: what it creates, keeps, updates, lists and removes, and what it must not touch."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,7 @@ from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedEr
 from natterjack.bus import Bus
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_needs, provision, stored_team
-from natterjack.server import Server
 from natterjack.team import Team, read_team
-from natterjack.testing import NatsServer
-
-
-@pytest.fixture
-async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
-    async with AsyncExitStack() as stack:
-        bus = await Bus.connect(Server(own_server.url), principal="operator")
-        stack.push_async_callback(bus.close)
-        yield bus
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:

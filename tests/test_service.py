@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,19 +20,6 @@ from natterjack.testing import NatsServer
 
 # nats-py's own micro client, which stands for any other here, calls what Python 3.12 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-async def raw(own_server: NatsServer, stack: AsyncExitStack) -> Client:
-    client = await nats.connect(own_server.url)
-    stack.push_async_callback(client.close)
-    return client
 
 
 async def echo(question: str) -> str:

@@ -238,6 +238,27 @@ async def test_a_header_that_is_no_text_does_not_deafen(bus: Bus) -> None:
     assert messages[3].data == b"after"
 
 
+async def test_a_subject_that_is_no_text_does_not_deafen(nats_server: NatsServer, bus: Bus) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await bus.subscribe("odd.>", heard.put)
+    reader, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)
+    await reader.readline()
+    writer.write(b'CONNECT {"verbose":false}\r\nPUB odd.\xff\xfe 1\r\n1\r\nPUB odd.x _INBOX.\xff 1\r\n2\r\nPING\r\n')
+    assert await reader.readline() == b"PONG\r\n"
+    writer.close()
+    messages = [await asyncio.wait_for(heard.get(), 2) for _ in range(2)]
+    assert [message.data for message in messages] == [b"1", b"2"]
+    await bus.flush(2)
+
+
+async def test_one_subject_is_subscribed_several_times_at_once(bus: Bus) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await asyncio.gather(*(bus.subscribe("several.one", heard.put) for _ in range(3)))
+    await bus.publish("several.one", b"1")
+    await until(lambda: heard.qsize() == 3)
+    assert bus._subscribing == []
+
+
 async def test_drain_handles_what_has_arrived_and_unsubscribe_does_not(bus: Bus) -> None:
     handled: list[bytes] = []
 

@@ -17,12 +17,11 @@ from typing import Any, Final, Self
 
 import nats
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.subscription import Subscription as RawSubscription
 
-from natterjack import codec
 from natterjack.bus.login import check_server_version, login_error, login_options, own_words
 from natterjack.bus.mailbox import Mailbox, Message, error_of, status_of
+from natterjack.bus.rawclient import RawClient
 from natterjack.bus.streams import Stored, Streams
 from natterjack.errors import (
     DisconnectedError,
@@ -36,40 +35,6 @@ __all__ = ["Bus", "Message", "Stored", "Subscription", "error_of", "status_of"]
 log = logging.getLogger("natterjack.bus")
 
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
-
-
-class _Client(Client):
-    """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
-
-    async def _connect_to_server(self, s: Any) -> None:
-        if self._transport:
-            self._transport.close()  # type: ignore[no-untyped-call]  # of an attempt that failed after the connection
-        await super()._connect_to_server(s)
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        scheme = self._current_server.uri.scheme if self._current_server else ""
-        wants_tls = scheme == "tls" or (self.options.get("tls") and scheme == "nats")
-        if initial_connection and wants_tls and not info.get("tls_required"):  # before it sends credentials
-            msg = "the server offers no TLS"
-            raise nats.errors.Error(msg)
-        await super()._process_info(info, initial_connection)
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            return await super()._process_headers(headers)
-        except (UnicodeDecodeError, IndexError):  # would end its read loop; the codec refuses this one instead
-            return {codec.HEADER: "d=unreadable"}
-
-    async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():  # a cancelled flush; a result for it would end the read loop
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Read headers as nats-py does, at a third of the cost, which is the largest of receiving a message."""
-        lines = (line.partition(":") for line in raw.decode(errors="replace").split("\r\n"))
-        return {name.strip(): value.strip() for name, colon, value in lines if colon}
 
 
 @dataclass(slots=True)
@@ -102,6 +67,18 @@ class Subscription:
             log.debug("drained %s, which had ended: %s", self.raw.subject, error)
 
 
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """A subscription that the server may still refuse; there may be several to one subject."""
+
+    subject: str
+    refusal: str = ""
+
+    def raise_refused(self) -> None:
+        if self.refusal:
+            raise RefusedError(self.refusal)
+
+
 class Bus(Streams):
     """One principal's connection. Make it with `Bus.connect`.
 
@@ -116,12 +93,12 @@ class Bus(Streams):
         self.server, self.principal = server, principal
         self.closed = asyncio.Event()
         self.reason = ""
-        self._nc = _Client()
+        self._nc = RawClient()
         self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self._publish)
         self._connected = asyncio.Event()
         self._began = self._closing = False
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._subscribing: dict[str, str] = {}
+        self._subscribing: list[_Attempt] = []
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_slow: dict[int, Callable[[], None]] = {}
         self._last_error: Exception | None = None
@@ -275,9 +252,12 @@ class Bus(Streams):
         message = (
             f"the broker refuses {self.principal!r} to {'subscribe to' if subscribing else 'publish on'} {subject!r}"
         )
-        if subscribing and subject.lower() in self._subscribing:
-            self._subscribing[subject.lower()] = message
-        elif subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message)):
+        attempts = [attempt for attempt in self._subscribing if subscribing and attempt.subject == subject.lower()]
+        for attempt in attempts:
+            attempt.refusal = message
+        if attempts:
+            return
+        if subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message)):
             log.error("%s", message)
 
     def _slow(self, error: nats.errors.SlowConsumerError) -> None:
@@ -343,10 +323,6 @@ class Bus(Streams):
             msg = f"{self.server} is away and the buffer for it is full"
             raise DisconnectedError(msg) from error
 
-    def _raise_refused(self, key: str) -> None:
-        if message := self._subscribing[key]:
-            raise RefusedError(message)
-
     async def subscribe(
         self,
         subject: str,
@@ -367,15 +343,15 @@ class Bus(Streams):
         Raises:
             RefusedError: The broker does not allow it.
         """
-        key = subject.lower()  # as nats-py spells it in errors
-        self._subscribing[key] = ""
+        attempt = _Attempt(subject.lower())  # as nats-py spells it in errors
+        self._subscribing.append(attempt)
         raw = None
         try:
             raw = await self._nc.subscribe(subject, queue=queue, cb=callback)
             if on_lost is not None:
                 self._on_slow[raw._id] = on_lost
             await self.flush()
-            self._raise_refused(key)
+            attempt.raise_refused()
         except BaseException as error:
             if raw is not None:
                 await Subscription(raw, self).unsubscribe()
@@ -383,5 +359,5 @@ class Bus(Streams):
                 raise DisconnectedError(self.reason or "the connection is closed") from error
             raise
         finally:
-            self._subscribing.pop(key, None)
+            self._subscribing.remove(attempt)
         return Subscription(raw, self)

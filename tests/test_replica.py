@@ -9,7 +9,7 @@ import pytest
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.context.replica import Replica
+from natterjack.context.replica import Replica, read_history
 from natterjack.context.state import STREAM, State, Version
 from natterjack.errors import NotProvisionedError
 from natterjack.server import Server
@@ -271,6 +271,18 @@ async def test_a_writer_cannot_forge_what_the_server_says(bus: Bus, stack: Async
     await replica.repair()
     assert values(state) == {"mine": 2}
     assert (await start(bus, stack))[0].versions["mine"].revision == 2
+
+
+@pytest.mark.parametrize("status", ["404", "204", "503"])
+async def test_a_value_that_poses_as_the_servers_status_hides_no_other(
+    bus: Bus, stack: AsyncExitStack, status: str
+) -> None:
+    await put(bus, "a", b"1")
+    await bus.store("$KV.context.b", b"2", headers={"Status": status, "Nats-Num-Pending": "0"})
+    await put(bus, "c", b"3")
+    state, replica = await start(bus, stack)
+    assert (values(state), replica.covered) == ({"a": 1, "b": 2, "c": 3}, 3)
+    assert [past.value for past in await read_history(bus, "b", 2)] == [2]
 
 
 async def test_what_is_not_json_is_text_or_bytes(bus: Bus, stack: AsyncExitStack) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from natterjack import subjects
-from natterjack.bus import Bus, Message, Subscription
+from natterjack.bus import Bus, Message, Subscription, status_of
 from natterjack.context.state import STREAM, Revision, State, read_message
 from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, RequestTimeoutError
 
@@ -64,13 +64,12 @@ def _time(message: Message) -> datetime:
 async def _direct_get(bus: Bus, wanted: dict[str, Any]) -> tuple[list[Message], dict[str, str]]:
     """Return the messages of a batched direct get (ADR-31), and the headers of the one that ends it."""
     *messages, end = await bus.request_many(
-        f"{bus.server.prefix}.DIRECT.GET.{STREAM}", orjson.dumps(wanted), timeout=_TIMEOUT, until=_ends
+        f"{bus.server.prefix}.DIRECT.GET.{STREAM}",
+        orjson.dumps(wanted),
+        timeout=_TIMEOUT,
+        until=lambda message: bool(status_of(message)),
     )
     return messages, dict(end.headers or {})
-
-
-def _ends(message: Message) -> bool:
-    return "Status" in (message.headers or {})
 
 
 class Replica:

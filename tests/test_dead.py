@@ -1,5 +1,6 @@
 """Dead letters: listed, retried for their agent alone, dropped."""
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -123,7 +124,32 @@ async def test_a_letter_without_its_payload_is_retried_from_the_original(bus: Bu
         await retry(bus, 2)
 
 
-@pytest.mark.parametrize("header", [None, "", "{", "[]", "{}", '{"agent":1}', '{"unknown":1}'])
+WHOLE: dict[str, object] = {
+    "agent": "other",
+    "trigger": "inbox",
+    "cause": "",
+    "attempts": 1,
+    "stream": "EVENTS",
+    "subject": "stored.events.anyone.job",
+    "sequence": 1,
+    "event": "1",
+    "run": "",
+    "size": 1,
+}
+WRONG_TYPES = json.dumps(WHOLE | {"attempts": "many", "cause": ["x"]})
+NO_SUBJECT = json.dumps(WHOLE | {"subject": ""})
+
+
+async def test_a_letter_belongs_to_the_agent_that_its_subject_names(bus: Bus) -> None:
+    await bus.store("dead.one.event-job", b"x", headers={HEADER: json.dumps(WHOLE)})
+    (letter,) = await letters(bus, 1)
+    assert (letter.agent, letter.trigger, letter.type) == ("one", "event-job", "job")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "{", "[]", "{}", '{"agent":1}', '{"unknown":1}', "9" * 5000, "[" * 50_000, WRONG_TYPES, NO_SUBJECT],
+)
 async def test_a_forged_letter_hides_no_other(bus: Bus, header: str | None) -> None:
     await bus.store("dead.one.forged", b"x", headers=None if header is None else {HEADER: header})
     await bus.store("events.job.a", b"1")

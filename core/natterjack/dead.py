@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
 from natterjack.errors import NotProvisionedError, PayloadError
@@ -58,6 +60,9 @@ class DeadLetter:
         return subjects.split_stored(self.subject)[1]
 
 
+_LETTER: Final = TypeAdapter(DeadLetter)
+
+
 async def bury(bus: Bus, letter: DeadLetter, message: Message) -> None:
     """Store a dead letter; a payload too large to fit beside the header stays where it is, by reference."""
     letter = replace(letter, cause=letter.cause[:MAX_CAUSE], time=time.time(), size=len(message.data))
@@ -75,13 +80,16 @@ def read_letter(message: Message) -> DeadLetter:
     """Return the letter in a message on `dead.…`; one that is not ours says so in its cause."""
     headers = message.headers or {}
     number, size = int(headers.get("Nats-Sequence", 0)), len(message.data)
+    agent, trigger = headers.get("Nats-Subject", message.subject).split(".")[1:3]
     try:
-        return DeadLetter(**json.loads(headers[HEADER]) | {"number": number, "data": message.data})
-    except (KeyError, TypeError, ValueError) as error:
-        cause = f"this dead letter cannot be read ({type(error).__name__}: {error}); `drop` it"
-        agent, trigger = headers.get("Nats-Subject", message.subject).split(".")[1:3]
+        letter = _LETTER.validate_json(headers[HEADER], strict=True)
+        subjects.split_stored(letter.subject)
+    except (LookupError, TypeError, ValueError) as error:
+        cause = f"this dead letter cannot be read ({type(error).__name__}: {str(error)[:200]}); `drop` it"
         subject = subjects.stored_events("unreadable", subjects.ANYONE)
         return DeadLetter(agent, trigger, cause, 0, "", subject, 0, "", "", 0.0, number, size, message.data)
+    # Whose letter it is says its subject, which needs a right, and not its header, which may say anything.
+    return replace(letter, agent=agent, trigger=trigger, number=number, data=message.data)
 
 
 async def dead_letters(bus: Bus, *, agent: str = "*", limit: int = 1000) -> list[DeadLetter]:

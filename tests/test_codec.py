@@ -167,6 +167,9 @@ def _fields(envelope: Envelope) -> dict[str, Any]:
 def test_the_header_is_short() -> None:
     assert codec.pack(Envelope()) == ""
     assert codec.pack(Envelope(source="analyst", depth=2, revision=17)) == "s=analyst;d=2;r=17"
+    odd = Envelope(source="a;d=9", cause="order;t=x%20 \r\nd=5", depth=2)
+    assert codec.unpack(codec.pack(odd)) == odd
+    assert "\r" not in codec.pack(odd)
     assert codec.unpack(None) == codec.unpack("") == Envelope()
 
 

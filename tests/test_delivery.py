@@ -371,6 +371,25 @@ async def test_run_results(own_server: NatsServer) -> None:
         assert await slow.result(5) == 2
 
 
+async def test_a_result_is_awaited_several_times_and_over_a_restart(own_server: NatsServer, bus: Bus) -> None:
+    async def wait(_event: Event, ctx: RunContext) -> None:
+        await asyncio.Event().wait()
+
+    async with running(own_server, Worker(wait)) as runtime:
+        run = await runtime.inject_event("worker", {"type": "slow"})
+        results = [asyncio.create_task(run.result(20)) for _ in range(3)]
+        await until(lambda: len(runtime.event_bus._bus._on_slow) == 4)  # the context's, and one for each
+        journal = StreamJournal()
+        journal.attach(bus)
+        config = (await bus.api("STREAM.INFO.JOURNAL"))["config"]
+        del config["republish"]
+        await bus.api("STREAM.UPDATE.JOURNAL", config)  # the live copy is lost, as in a reconnect
+        await journal.write(Entry("worker", run.id, 1, "done", {"result": 7}, 0.0))
+        own_server.kill()
+        own_server.start()
+        assert await asyncio.gather(*results) == [7, 7, 7]
+
+
 # Loops
 
 
@@ -475,6 +494,65 @@ async def test_middleware_stands_around_handle_answer_and_emit(
         assert await run.result(5) == "[{done}]"
         assert (await anext(live)).data == "[[hi]]"
         assert await runtime.ask_peer("worker", "why?", timeout=5) == "[[<<why?>>]]"
+
+
+# Ids
+
+
+async def test_an_id_that_is_a_number_is_not_the_event_of_that_number(own_server: NatsServer, bus: Bus) -> None:
+    gate = asyncio.Event()
+
+    async def wait(_event: Event, _ctx: RunContext) -> None:
+        await gate.wait()
+
+    worker, raw = Worker(wait), await nats.connect(own_server.url)
+    async with running(own_server, worker) as runtime:
+        await runtime.event_bus.emit("job.a", id="2")
+        await raw.publish("events.job.b", b"")
+        await until(lambda: len(worker.events) == 2)
+        assert [event.id for event in worker.events] == ["2", "2"]
+        gate.set()
+        await settled(bus)
+    await raw.close()
+
+
+async def test_ids_of_any_kind_travel_as_causes(own_server: NatsServer, bus: Bus) -> None:
+    async def go_on(event: Event, ctx: RunContext) -> None:
+        if event.type == "job.first":
+            await ctx.emit("job.second")
+
+    ids = ["order;t=x", "50%;d=99", "é", "long" * 15_000]
+    worker, raw = Worker(go_on), await nats.connect(own_server.url)
+    async with running(own_server, worker):
+        for event_id in ids:
+            await raw.publish("events.job.first", b"", headers={"Nats-Msg-Id": event_id})
+        await until(lambda: len(worker.events) == 2 * len(ids))
+        await settled(bus)
+        assert await dead_letters(bus) == []
+        first = [event for event in worker.events if event.type == "job.first"]
+        assert [event.id for event in first][:3] == ids[:3]
+        await raw.publish("events.job.first", b"\xff", headers={"Nats-Msg-Id": "é" * 20_000})
+        (letter,) = await letters(bus, 1)
+        assert "not UTF-8" in letter.cause
+        await settled(bus)
+    await raw.close()
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_a_handler_that_cancels_itself_has_failed(own_server: NatsServer, bus: Bus, awaits: bool) -> None:
+    async def cancel(_event: Event, _ctx: RunContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if awaits:
+            await asyncio.sleep(0)
+
+    worker = Worker(cancel)
+    async with running(own_server, worker) as runtime:
+        await runtime.event_bus.emit("job.a")
+        (letter,) = await letters(bus, 1)
+        await settled(bus)
+    assert (letter.cause, letter.attempts, len(worker.events)) == ("CancelledError", 3, 3)
 
 
 # Redelivered and replicated

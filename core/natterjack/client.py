@@ -55,32 +55,43 @@ class Run:
             PayloadError: It is done, but its result was no JSON, or too large to be kept.
             DisconnectedError: The connection was closed meanwhile.
         """
-        ended: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        ended: list[Entry] = []
+        look = asyncio.Event()
 
         async def receive(message: Message) -> None:
             entry = live_entry(message)
-            if entry.kind in ENDINGS and not ended.done():
-                ended.set_result(entry)
+            if entry.kind in ENDINGS:
+                ended.append(entry)
+                look.set()
 
+        subscription = await self._bus.subscribe(subjects.feed_journal(self.agent, self.id), receive, on_lost=look.set)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit, self._bus.reconnects(look.set):  # what was written meanwhile is not fed again
+                while not ended:
+                    ended += await self._stored_endings()
+                    if not ended:
+                        await look.wait()
+                        look.clear()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            what = f"run {self.id} of {self.agent}"
+            raise RequestTimeoutError(what, timeout) from error
+        finally:
+            await subscription.unsubscribe()
+        return self._outcome(ended[0])
+
+    async def _stored_endings(self) -> list[Entry]:
+        """Return what the journal has; nothing where the server is away, whose return is noticed."""
         journal = StreamJournal()
         journal.attach(self._bus)
-        subscription = await self._bus.subscribe(subjects.feed_journal(self.agent, self.id), receive)
-        closed = asyncio.create_task(self._bus.closed.wait())
         try:
-            stored = [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
-            if stored:
-                return self._outcome(stored[0])
-            waiting: list[asyncio.Future[Any]] = [ended, closed]
-            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                return self._outcome(ended.result())
-        finally:
-            closed.cancel()
-            await subscription.unsubscribe()
-        if self._bus.closed.is_set():
-            raise DisconnectedError(self._bus.reason)
-        what = f"run {self.id} of {self.agent}"
-        raise RequestTimeoutError(what, timeout)
+            return [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
+        except DisconnectedError as error:
+            if self._bus.closed.is_set():
+                raise DisconnectedError(self._bus.reason) from error
+            return []
 
     def _outcome(self, entry: Entry) -> Any:
         data = entry.data if isinstance(entry.data, dict) else {}

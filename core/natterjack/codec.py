@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 import orjson
 from pydantic import BaseModel
@@ -93,6 +94,8 @@ def _check_depth(data: bytes) -> None:
 
 
 _KEYS: Final = {"s": "source", "c": "cause", "d": "depth", "t": "timeout", "r": "revision", "q": "request", "u": "run"}
+_SPECIAL: Final = re.compile(r"[;%\x00-\x20\x7f]")
+_PLAIN: Final = "/:@+=,"
 _DEFAULTS: Final = {f.name: f.default for f in fields(Envelope) if f.default is not MISSING}
 
 
@@ -102,8 +105,13 @@ def pack(envelope: Envelope) -> str:
     for key, name in _KEYS.items():
         value = getattr(envelope, name)
         if value != _DEFAULTS[name]:
-            parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+            parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={_escape(value)}")
     return ";".join(parts)
+
+
+def _escape(value: str | int) -> str | int:
+    """An event's id may hold what separates fields."""
+    return quote(value, safe=_PLAIN) if isinstance(value, str) and _SPECIAL.search(value) else value
 
 
 def unpack(text: str | None) -> Envelope:
@@ -125,11 +133,13 @@ def unpack(text: str | None) -> Envelope:
 
 def _field(name: str, value: str, text: str) -> str | int | float:
     kind = type(_DEFAULTS[name])
+    if kind is str:
+        return unquote(value) if "%" in value else value
     try:
         read = kind(value)
     except ValueError:
         read = -1
-    if kind is not str and not 0 <= read < _MAX_INT64:
+    if not 0 <= read < _MAX_INT64:
         msg = f"the {HEADER} header {text[:200]!r} is malformed: {name} must be a number, not {value[:40]!r}"
         raise PayloadError(msg)
     return read  # type: ignore[no-any-return]

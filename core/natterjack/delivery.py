@@ -21,7 +21,7 @@ from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
-from natterjack.events import read_event
+from natterjack.events import event_id, read_event
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.peers import MAX_DEPTH, loop_message
 from natterjack.runs import Facilities, RunContext
@@ -95,10 +95,17 @@ class Delivery:
         self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=spec.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: set[str] = set()
+        self._puller: asyncio.Task[Any] | None = None
 
     async def run(self) -> None:
         """Handle until cancelled; then `drain` finishes what is held."""
+        self._puller = asyncio.current_task()
         await self._consumer.run()
+
+    @property
+    def _ending(self) -> bool:
+        """Whether the agent ends; else whoever cancelled a handler was the handler, which is a failure like any."""
+        return self._puller is None or self._puller.done() or self._puller.cancelling() > 0
 
     async def drain(self, timeout: float) -> None:
         """Finish the runs that are going on; those that need longer than `timeout` seconds are given back."""
@@ -139,7 +146,7 @@ class Delivery:
         except NatterjackError as error:
             await self._give_up_unread(message, place, str(error))
             return
-        run = run_id(place.stream, event.id, self._facilities.agent, self._label)
+        run = self._run_id(message, place)
         if run in self._running:  # delivered again while it still runs here, e.g. after a restart of the server
             await self._consumer.nak(message, COLLISION_PAUSE)
             return
@@ -148,6 +155,11 @@ class Delivery:
             await self._run(message, place, event, envelope, run)
         finally:
             self._running.discard(run)
+
+    def _run_id(self, message: Message, place: Place) -> str:
+        # No header begins with a line break: an event of the id "42" is not taken for number 42, which has none.
+        identity = (message.headers or {}).get(MSG_ID) or f"\n{place.sequence}"
+        return run_id(place.stream, identity, self._facilities.agent, self._label)
 
     async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:
         ctx = RunContext(
@@ -173,7 +185,7 @@ class Delivery:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit and a stray CancelledError are failures like any other
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(error, asyncio.CancelledError) and self._ending:
                     await self._interrupted(place, ctx, attempt)
                     raise
                 await self._failed(message, place, ctx, error, attempt)
@@ -191,6 +203,8 @@ class Delivery:
         try:
             async with limit:
                 result = await self._handler(event, ctx)
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.shared.settle()
         except TimeoutError as error:
             if not limit.expired():
@@ -239,9 +253,8 @@ class Delivery:
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:
         """Dead-letter what no handler shall see; its run ends, too, for whoever waits for the result."""
-        identity = (message.headers or {}).get(MSG_ID) or str(place.sequence)
-        run = run_id(place.stream, identity, self._facilities.agent, self._label)
-        ctx = RunContext(self._facilities, run, Envelope(), caller="", cause=identity, timeout=0.0)
+        run, cause_id = self._run_id(message, place), event_id(message, place.sequence)
+        ctx = RunContext(self._facilities, run, Envelope(), caller="", cause=cause_id, timeout=0.0)
         if place.delivered > 1:
             await ctx.journal.load()
         if not ctx.journal.ended:
@@ -265,9 +278,3 @@ class Delivery:
         await bury(self._facilities.bus, letter, message)
         await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         await self._consumer.ack(message)
-
-
-def _is_cancelled() -> bool:
-    """Tell whether the running task itself is being cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

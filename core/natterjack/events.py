@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ log = logging.getLogger("natterjack.events")
 MAX_LAG: Final = 10_000
 """Live events that may wait in a subscription before it ends with an error."""
 
-_ID = re.compile(r"[!-~]{1,128}\Z")
+_LONGEST_ID: Final = 128
+_ID = re.compile(rf"[!-~]{{1,{_LONGEST_ID}}}\Z")
 
 
 def read_event(message: Message, place: Place, attempt: int = 1) -> tuple[Event, Envelope]:
@@ -48,6 +50,14 @@ def read_live(message: Message) -> Event:
         return Event(str(sequence), kind, message.data.decode(errors="replace"), principal, when, sequence, 1, headers)
 
 
+def event_id(message: Message, sequence: int) -> str:
+    """Return the deduplication id of an event, else its sequence; one of extreme length goes by its digest."""
+    given = (message.headers or {}).get(codec.MSG_ID, "")
+    if len(given) > _LONGEST_ID:  # it travels on as a cause, in headers of which the server takes 64 KiB
+        return hashlib.blake2b(given.encode(), digest_size=16).hexdigest()
+    return given or str(sequence)
+
+
 def _microseconds(moment: str) -> str:
     """Cut RFC 3339 nanoseconds down to what Python reads."""
     return re.sub(r"(\.\d{6})\d*", r"\1", moment).replace("Z", "+00:00")
@@ -58,8 +68,9 @@ def _event(message: Message, subject: str, sequence: int, when: datetime, attemp
     envelope = codec.unpack(headers.get(codec.HEADER))
     principal, kind = subjects.split_stored(subject)
     source = envelope.source if principal == subjects.ANYONE else principal
-    identity = headers.get(codec.MSG_ID) or str(sequence)
-    return Event(identity, kind, codec.decode(message.data), source, when, sequence, attempt, headers), envelope
+    return Event(
+        event_id(message, sequence), kind, codec.decode(message.data), source, when, sequence, attempt, headers
+    ), envelope
 
 
 class EventBus:

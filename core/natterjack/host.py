@@ -7,21 +7,20 @@ import inspect
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.delivery import CAUSALITY_WAIT, Delivery, Handler, Slots
+from natterjack.delivery import CAUSALITY_WAIT, Delivery, Slots
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Envelope, Event
+from natterjack.messages import Answer, Envelope
 from natterjack.peers import AskServer, Peers
-from natterjack.runs import Facilities, RunContext, answer_text
+from natterjack.runs import Facilities, RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
 from natterjack.team import AgentSpec
 
@@ -156,15 +155,10 @@ class AgentHost:
 
     async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
         """Handle what a durable delivers, until cancelled."""
-        delivery = Delivery(self._facilities, self.spec, spec, trigger.label, self._handler(), self._slots)
+        handler = through([middleware.handle for middleware in self._facilities.middleware], self._agent.handle)
+        delivery = Delivery(self._facilities, self.spec, spec, trigger.label, handler, self._slots)
         self._deliveries.append(delivery)
         await delivery.run()
-
-    def _handler(self) -> Handler:
-        call: Handler = self._agent.handle
-        for middleware in reversed(self._facilities.middleware):
-            call = partial(_handle_through, middleware, call)
-        return call
 
     async def fire(self, trigger: Trigger, kind: str, data: Any, id: str | None) -> int:
         """Put an event into this agent's own inbox."""
@@ -176,9 +170,7 @@ class AgentHost:
         run = secrets.token_hex(12)
         cause = envelope.request or run
         ctx = RunContext(self._facilities, run, envelope, caller=envelope.source, cause=cause, timeout=timeout)
-        call = self._call_answer
-        for middleware in reversed(self._facilities.middleware):
-            call = partial(_answer_through, middleware, call)
+        call = through([middleware.answer for middleware in self._facilities.middleware], self._call_answer)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         text = answer_text(await call(question, ctx))
@@ -190,14 +182,6 @@ class AgentHost:
         if inspect.isawaitable(result):
             return await result
         return "".join([answer_text(chunk) async for chunk in result])
-
-
-async def _handle_through(middleware: Middleware, call: Handler, event: Event, ctx: RunContext) -> Any:
-    return await middleware.handle(event, ctx, call)
-
-
-async def _answer_through(middleware: Middleware, call: Any, question: str, ctx: RunContext) -> Any:
-    return await middleware.answer(question, ctx, call)
 
 
 class _TriggerContext:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from natterjack import codec
 from natterjack.bus import Bus
@@ -19,6 +19,9 @@ from natterjack.journal import RunJournal, StreamJournal
 from natterjack.messages import Answer, Answers, Envelope
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, Peers
 from natterjack.rights import Verb
+
+R = TypeVar("R")
+Call = Callable[..., Awaitable[R]]
 
 MAX_FANOUT: Final = 1000
 """Events and messages one run may send: more is a loop, or a stream that should be one message."""
@@ -72,13 +75,8 @@ class RunContext:
         Raises:
             LoopError: Too many events led to one another, or this run sent too many.
         """
-        call = partial(self._emit, id=id)
-        for middleware in reversed(self._facilities.middleware):
-            call = partial(_emit_through, middleware, self, call)
-        return await call(type, data)
-
-    async def _emit(self, type: str, data: Any, *, id: str | None = None) -> int:
-        return await self._send("emit", type, data, id)
+        around = [middleware.emit for middleware in self._facilities.middleware]
+        return await through(around, partial(self._send, "emit", id=id), self)(type, data)
 
     async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
         """Store a message for a topic; see `EventBus.publish`."""
@@ -114,8 +112,15 @@ class RunContext:
         return Envelope(cause=self.cause, depth=depth, revision=revision, run=self.run_id)
 
 
-async def _emit_through(middleware: Middleware, ctx: RunContext, call: Any, type: str, data: Any) -> int:
-    return await middleware.emit(type, data, ctx, call)
+def through(around: Sequence[Call[R]], call: Call[R], *context: RunContext) -> Call[R]:
+    """Return a call with steps around it, the first outermost; each gets arguments, context, and the call inside."""
+    for step in reversed(around):
+        call = partial(_take, step, context, call)
+    return call
+
+
+def _take(step: Call[R], context: tuple[RunContext, ...], call: Call[R], *args: Any) -> Awaitable[R]:
+    return step(*args, *context, call)
 
 
 def answer_text(result: Any) -> str:

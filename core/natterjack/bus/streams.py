@@ -192,18 +192,17 @@ class Streams(Requests, ABC):
             return None
         return Stored(int(headers["Nats-Sequence"]), duplicate=True)
 
-    async def last(self, stream: str, subject: str, *, timeout: float = 5.0) -> Message | None:
+    async def last(self, stream: str, subject: str) -> Message | None:
         """Return the newest message on a subject of a stream with direct access, or None."""
-        name = f"{self.server.prefix}.DIRECT.GET.{stream}.{subject}"
-        reply = await self.request(name, timeout=timeout, fails_on_disconnect=True)
-        if status_of(reply) == "404":
-            return None
-        return reply
+        return await self._get(f"{stream}.{subject}")
 
     async def at(self, stream: str, sequence: int) -> Message | None:
         """Return the message of a sequence of a stream with direct access, or None."""
-        name = f"{self.server.prefix}.DIRECT.GET.{stream}"
-        reply = await self.request(name, orjson.dumps({"seq": sequence}), timeout=5.0, fails_on_disconnect=True)
+        return await self._get(stream, orjson.dumps({"seq": sequence}))
+
+    async def _get(self, what: str, body: bytes = b"") -> Message | None:
+        name = f"{self.server.prefix}.DIRECT.GET.{what}"
+        reply = await self.request(name, body, timeout=5.0, fails_on_disconnect=True)
         return None if status_of(reply) == "404" else reply
 
     async def read(self, stream: str, pattern: str, *, start: int = 1) -> AsyncIterator[Message]:

@@ -237,13 +237,15 @@ async def test_initial_state_is_stored_once_ever(bus: Bus, stack: AsyncExitStack
     await bus.store("$KV.context.status", b'"complete"')
     provisioning = AgentContext({"status": "in_progress", "project": "report"})
     provisioning.set("extra", 1)
-    await provisioning.attach(bus, seed=True)
+    await provisioning.seed(bus)
+    await provisioning.attach(bus)
     assert provisioning.get("status") == "complete"
     assert (provisioning.get("project"), provisioning.get("extra")) == ("report", 1)
     await provisioning.delete("project")
     await provisioning.close()
     again = AgentContext({"project": "report"})
-    await again.attach(bus, seed=True)
+    await again.seed(bus)
+    await again.attach(bus)
     assert again.get("project") is None
     await again.close()
     running = await attached(bus, stack, AgentContext({"another": 1}))

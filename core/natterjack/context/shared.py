@@ -77,12 +77,11 @@ class AgentContext:
         for key, version in self._state.versions.items():
             await create(bus, key, version)
 
-    async def attach(self, bus: Bus, *, seed: bool = False) -> None:
+    async def attach(self, bus: Bus) -> None:
         """Become a replica of the bucket.
 
         Args:
             bus: The connection it reads by, and writes by for whoever has no other.
-            seed: First store what it has so far, each key only if the bucket never had it.
 
         Raises:
             NotProvisionedError: There is no bucket.
@@ -92,8 +91,6 @@ class AgentContext:
         if self._replica is not None:
             msg = "this context is attached to a bus already; close it first, or make another AgentContext"
             raise UsageError(msg)
-        if seed:
-            await self.seed(bus)
         state = State(self._state.watches)
         replica = Replica(state, bus)
         await replica.start()

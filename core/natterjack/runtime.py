@@ -144,9 +144,7 @@ class AgentRuntime:
         self._client = TeamClient(self._bus, self.context)
 
     async def _find_server(self) -> Server:
-        if isinstance(self._server, Server):
-            return self._server
-        found = named_server(self._server)
+        found = self.choose_server(None)
         if found is None:
             self._broker = await embed(self._store)
             found = Server(self._broker.url)

@@ -223,6 +223,19 @@ async def test_it_survives_restarts_of_the_server(own_server: NatsServer, bus: B
         assert not task.done()
 
 
+async def test_it_begins_again_when_the_server_goes_meanwhile(own_server: NatsServer, bus: Bus) -> None:
+    await provision(bus)
+    await fill(bus, 3)
+    worker = Worker(bus, slots=4)
+    async with running(worker) as task:
+        await asyncio.sleep(0)
+        assert bus._mailbox._waiting  # its first look is on its way
+        own_server.kill()
+        own_server.start()
+        await until(lambda: len(worker.got) == 3, 15)
+        assert not task.done()
+
+
 async def test_it_asks_again_when_the_server_is_silent(bus: Bus) -> None:
     """A pull request that was lost is noticed by the missing heartbeat."""
     await provision(bus)

@@ -539,6 +539,7 @@ async def test_trigger_that_ends_ends_the_runtime(
             with pytest.raises(StartError, match=f"'short' cannot go on: its trigger 'ending'.*{text}"):
                 await runtime.wait()
         assert await runtime.ask_peer("fine", "a", timeout=5.0) == "A"
+        assert "agent 'short': its trigger 'ending'" in caplog.text
 
 
 async def test_wait_returns_when_stopped(own_server: NatsServer) -> None:

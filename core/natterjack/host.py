@@ -106,8 +106,10 @@ class AgentHost:
             await trigger.run(ctx)
         except Exception as error:
             msg = f"its trigger {trigger.label!r} failed: {described(error)}"
+            log.exception("agent %r: %s", self.name, msg)  # now, because nobody may ask before the end
             raise StartError(msg) from error
         msg = f"its trigger {trigger.label!r} ended by itself; `run` must go on until cancelled"
+        log.error("agent %r: %s", self.name, msg)
         raise StartError(msg)
 
     async def failed(self) -> NatterjackError:
@@ -119,7 +121,6 @@ class AgentHost:
             closed.cancel()
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                log.error("agent %r: %s", self.name, error, exc_info=error)
                 return StartError(f"agent {self.name!r} cannot go on: {described(error)}")
         return StartError(f"agent {self.name!r} cannot go on: {self.bus.reason}")
 

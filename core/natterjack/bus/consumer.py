@@ -95,8 +95,7 @@ class Consumer:
         Raises:
             NotProvisionedError: The consumer does not exist, or was removed.
         """
-        await self._check()
-        subscription = await self._bus.subscribe(self._inbox, self._receive)
+        subscription = await self._begin()
         try:
             async with self._bus.reconnects(self._start_over):
                 while self._gone is None:
@@ -105,6 +104,18 @@ class Consumer:
         finally:
             self._stopping = True
             await asyncio.shield(self._leave(subscription))
+
+    async def _begin(self) -> Subscription:
+        """Look for the consumer and listen; a server that goes away meanwhile is waited for."""
+        while True:
+            try:
+                await self._check()
+                return await self._bus.subscribe(self._inbox, self._receive)
+            except BrokerError as error:
+                if not error.retry or self._bus.closed.is_set():
+                    raise
+                log.debug("%s: cannot begin with %s, trying again: %s", self._bus.principal, self.spec.name, error)
+            await asyncio.sleep(RETRY_PAUSE)
 
     async def _step(self) -> None:
         if time.monotonic() - self._told >= self.progress_every:

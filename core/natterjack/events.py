@@ -27,24 +27,23 @@ _LONGEST_ID: Final = 128
 _ID = re.compile(rf"[!-~]{{1,{_LONGEST_ID}}}\Z")
 
 
-def read_event(message: Message, place: Place, attempt: int = 1) -> tuple[Event, Envelope]:
+def read_event(message: Message, place: Place) -> tuple[Event, Envelope]:
     """Return the event in a stored message, and its envelope.
 
     Raises:
         PayloadError: Payload or header cannot be read.
     """
-    moment = datetime.fromtimestamp(place.time / 1e9, UTC)
-    return _event(message, message.subject, place.sequence, moment, attempt)
+    return _event(message, place.sequence, datetime.fromtimestamp(place.time / 1e9, UTC))
 
 
 def read_live(message: Message) -> Event:
     """Return the event in a live copy; one that cannot be read arrives as its bytes, decoded leniently."""
     headers = message.headers or {}
     moment = headers.get("Nats-Time-Stamp", "")
-    when = datetime.fromisoformat(_microseconds(moment)) if moment else datetime.now(UTC)
+    when = datetime.fromisoformat(moment) if moment else datetime.now(UTC)
     sequence = int(headers.get("Nats-Sequence", 0))
     try:
-        return _event(message, message.subject, sequence, when, 1)[0]
+        return _event(message, sequence, when)[0]
     except PayloadError:
         principal, kind = subjects.split_stored(message.subject)
         return Event(str(sequence), kind, message.data.decode(errors="replace"), principal, when, sequence, 1, headers)
@@ -58,19 +57,13 @@ def event_id(message: Message, sequence: int) -> str:
     return given or str(sequence)
 
 
-def _microseconds(moment: str) -> str:
-    """Cut RFC 3339 nanoseconds down to what Python reads."""
-    return re.sub(r"(\.\d{6})\d*", r"\1", moment).replace("Z", "+00:00")
-
-
-def _event(message: Message, subject: str, sequence: int, when: datetime, attempt: int) -> tuple[Event, Envelope]:
+def _event(message: Message, sequence: int, when: datetime) -> tuple[Event, Envelope]:
     headers = message.headers or {}
     envelope = codec.unpack(headers.get(codec.HEADER))
-    principal, kind = subjects.split_stored(subject)
+    principal, kind = subjects.split_stored(message.subject)
     source = envelope.source if principal == subjects.ANYONE else principal
-    return Event(
-        event_id(message, sequence), kind, codec.decode(message.data), source, when, sequence, attempt, headers
-    ), envelope
+    data = codec.decode(message.data)
+    return Event(event_id(message, sequence), kind, data, source, when, sequence, headers=headers), envelope
 
 
 class EventBus:

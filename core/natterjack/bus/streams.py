@@ -211,20 +211,29 @@ class Streams(Requests, ABC):
         Raises:
             NotProvisionedError: The stream does not exist.
         """
-        name = f"{self.server.prefix}.DIRECT.GET.{stream}"
         while True:
-            body = orjson.dumps({"seq": start, "next_by_subj": pattern, "batch": PAGE})
+            wanted = {"seq": start, "next_by_subj": pattern, "batch": PAGE}
             try:
-                replies = await self.request_many(name, body, timeout=10.0, until=lambda reply: bool(status_of(reply)))
+                messages, end = await self.batch(stream, wanted, timeout=10.0)
             except NoRespondersError as error:
                 msg = f"stream {stream!r}"
                 raise NotProvisionedError(msg) from error
-            for message in replies[:-1]:
+            for message in messages:
                 yield message
                 start = int((message.headers or {})["Nats-Sequence"]) + 1
             # The server ends a page of large messages before it is full, and says how many there are still.
-            if len(replies) == 1 or (replies[-1].headers or {}).get("Nats-Num-Pending", "0") == "0":
+            if not messages or end.get("Nats-Num-Pending", "0") == "0":
                 return
+
+    async def batch(
+        self, stream: str, wanted: Mapping[str, Any], *, timeout: float
+    ) -> tuple[list[Message], dict[str, str]]:
+        """Return the messages of one batched direct get (ADR-31), and the headers of the one that ends it."""
+        name = f"{self.server.prefix}.DIRECT.GET.{stream}"
+        *messages, end = await self.request_many(
+            name, orjson.dumps(wanted), timeout=timeout, until=lambda reply: bool(status_of(reply))
+        )
+        return messages, end.headers or {}
 
     def new_id(self) -> str:
         """Return a fresh deduplication id that nobody else can guess [R6]."""

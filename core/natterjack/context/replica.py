@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import time
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
-import orjson
-
 from natterjack import subjects
-from natterjack.bus import Bus, Message, Subscription, status_of
+from natterjack.bus import Bus, Message, Subscription
 from natterjack.context.state import STREAM, Revision, State, read_message
 from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, RequestTimeoutError
 
@@ -47,7 +44,7 @@ async def read_history(bus: Bus, key: str, revision: int) -> list[Revision]:
     wanted = {"seq": 1, "next_by_subj": subjects.key(subjects.CONTEXT_BUCKET, key), "batch": _PAGE}
     deadline = time.monotonic() + _TIMEOUT
     while time.monotonic() < deadline:
-        messages, _ = await _direct_get(bus, wanted)
+        messages, _ = await bus.batch(STREAM, wanted, timeout=_TIMEOUT)
         found = [read_message(message)[1].past(_time(message)) for message in messages]
         if (found[-1].revision if found else 0) >= revision:
             return found
@@ -56,20 +53,7 @@ async def read_history(bus: Bus, key: str, revision: int) -> list[Revision]:
 
 
 def _time(message: Message) -> datetime:
-    """Read RFC 3339 with nanoseconds, of which Python reads six digits."""
-    moment = (message.headers or {})["Nats-Time-Stamp"]
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", moment).replace("Z", "+00:00"))
-
-
-async def _direct_get(bus: Bus, wanted: dict[str, Any]) -> tuple[list[Message], dict[str, str]]:
-    """Return the messages of a batched direct get (ADR-31), and the headers of the one that ends it."""
-    *messages, end = await bus.request_many(
-        f"{bus.server.prefix}.DIRECT.GET.{STREAM}",
-        orjson.dumps(wanted),
-        timeout=_TIMEOUT,
-        until=lambda message: bool(status_of(message)),
-    )
-    return messages, dict(end.headers or {})
+    return datetime.fromisoformat((message.headers or {})["Nats-Time-Stamp"])
 
 
 class Replica:
@@ -216,7 +200,7 @@ class Replica:
         deadline = time.monotonic() + _TIMEOUT
         while at < last:
             wanted = {"seq": at + 1, "next_by_subj": _ALL, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
-            messages, end = await _direct_get(self._bus, wanted)
+            messages, end = await self._bus.batch(STREAM, wanted, timeout=_TIMEOUT)
             if not messages and time.monotonic() > deadline:
                 log.warning("the bucket's messages %d to %d are gone; somebody must have purged them", at + 1, last)
                 break
@@ -229,7 +213,8 @@ class Replica:
 
     async def _snapshot(self) -> int:
         """Take the newest of each key in one answer; return up to where that goes, 0 if there are too many."""
-        messages, end = await _direct_get(self._bus, {"multi_last": [_ALL], "max_bytes": _PAGE_BYTES})
+        wanted = {"multi_last": [_ALL], "max_bytes": _PAGE_BYTES}
+        messages, end = await self._bus.batch(STREAM, wanted, timeout=_TIMEOUT)
         self._apply_all(messages)
         return int(end.get("Nats-UpTo-Sequence", 0)) if end.get("Nats-Num-Pending") == "0" else 0
 

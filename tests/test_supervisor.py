@@ -197,7 +197,26 @@ async def test_rare_ends_are_no_loop(tmp_path: Path, monkeypatch: pytest.MonkeyP
     shown = Shown()
     code = flaky(tmp_path, 2 * module.CRASHES, "sys.exit(1)")
     async with supervised(Supervisor(team("one"), NOWHERE, shown, command=command(code))):
-        assert len(shown.lines) == 2 * module.CRASHES + 1
+        assert shown.of("one") == [
+            *["ended with exit code 1; it starts again in 0.01 s"] * (2 * module.CRASHES),
+            "agent one ready",
+        ]
+
+
+async def test_what_is_wrong_from_the_start_is_told_once() -> None:
+    shown = Shown()
+    code = READY + "print('error: no such module')\nsys.exit(2)\n"
+    with pytest.raises(StartError, match=r"^one cannot start:\n  error: no such module$"):
+        await Supervisor(team("one"), NOWHERE, shown, command=command(code)).start()
+    assert shown.of("one") == ["error: no such module"]
+
+
+async def test_what_has_run_may_be_wrong_for_a_while(tmp_path: Path) -> None:
+    shown = Shown()
+    code = flaky(tmp_path, 1, "ready(); sys.exit(2)")
+    async with supervised(Supervisor(team("one"), NOWHERE, shown, command=command(code))):
+        await until(lambda: shown.of("one").count("agent one ready") == 2)
+        assert "ended with exit code 2; it starts again in 0.01 s" in shown.of("one")
 
 
 # --- output -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 from natterjack.errors import StartError
 from natterjack.server import Server
@@ -30,10 +30,12 @@ PARENT: Final = "NATTERJACK_PARENT_PIPE"
 """Environment variable that tells a process to end when its standard input does."""
 
 FIRST_PAUSE: Final = 0.5
-LAST_PAUSE: Final = 30.0
+"""Seconds before a restart; twice as many for each further end within `CRASH_WINDOW`."""
 CRASHES: Final = 5
 CRASH_WINDOW: Final = 60.0
 """A process that ends so often within so many seconds is given up, and with it the whole team."""
+WRONG: Final = 2
+"""Exit code of a process that finds its team file or its code wrong: starting it again changes nothing."""
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
 
@@ -49,6 +51,7 @@ class Child:
         agent: Its agent.
         label: Unique, for humans: `researcher`, or `researcher/2` for a second replica.
         ready: Set while it listens.
+        started: Whether it ever listened.
         ends: When it ended by itself, monotonic seconds.
         last: The last lines it printed.
     """
@@ -56,6 +59,7 @@ class Child:
     agent: str
     label: str
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    started: bool = False
     ends: deque[float] = field(default_factory=lambda: deque(maxlen=CRASHES))
     last: deque[str] = field(default_factory=lambda: deque(maxlen=5))
     process: asyncio.subprocess.Process | None = None
@@ -64,6 +68,18 @@ class Child:
     def looping(self) -> bool:
         """Whether it ends again and again."""
         return len(self.ends) == CRASHES and self.ends[-1] - self.ends[0] < CRASH_WINDOW
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before it starts again."""
+        recent = sum(self.ends[-1] - end < CRASH_WINDOW for end in self.ends)
+        return FIRST_PAUSE * 2.0 ** max(0, recent - 1)
+
+    def give_up(self, why: str) -> NoReturn:
+        """Raise the error that says so, with its last lines, each once."""
+        last = "".join(f"\n  {line}" for line in dict.fromkeys(self.last))
+        msg = f"{self.label} {why}:{last}"
+        raise StartError(msg)
 
 
 class Supervisor:
@@ -166,13 +182,12 @@ class Supervisor:
         while True:
             code = await self._run(child)
             child.ends.append(time.monotonic())
+            if code == WRONG and not child.started:
+                child.give_up("cannot start")
             if child.looping:
-                last = "".join(f"\n  {line}" for line in child.last)
-                msg = f"{child.label} ended {CRASHES} times within {CRASH_WINDOW:.0f} s and is given up:{last}"
-                raise StartError(msg)
-            pause = min(LAST_PAUSE, FIRST_PAUSE * 2 ** (len(child.ends) - 1))
-            self._show(child.label, f"ended with {_described(code)}; it starts again in {pause:g} s")
-            await asyncio.sleep(pause)
+                child.give_up(f"ended {CRASHES} times within {CRASH_WINDOW:.0f} s and is given up")
+            self._show(child.label, f"ended with {_described(code)}; it starts again in {child.pause:g} s")
+            await asyncio.sleep(child.pause)
 
     async def _run(self, child: Child) -> int:
         process = child.process = await self._spawn(child)
@@ -204,6 +219,7 @@ class Supervisor:
         while line := await _line(process.stdout):
             text = line.decode(errors="replace").rstrip()
             if text == f"agent {child.agent} {READY}":
+                child.started = True
                 child.ready.set()
             child.last.append(text)
             self._show(child.label, text)

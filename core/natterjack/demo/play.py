@@ -154,16 +154,21 @@ def _told(event: Event) -> tuple[str, str]:
     texts: dict[str, Callable[[], str]] = {
         "research.start": lambda: f"asks: {data['question']}",
         "research.complete": lambda: (
-            f"round {data['round']}: found {data['passages']} passages in {data['corpus']}"
-            f" by {len(data['queries'])} queries"
+            f"round {data['round']}: found {_counted(data['passages'], 'passage', 'passages')} in {data['corpus']}"
+            f" by {_counted(len(data['queries']), 'query', 'queries')}"
         ),
         "research.more": lambda: f"quality {data['quality']}/5: asks for more research on {', '.join(data['missing'])}",
         "analysis.approved": lambda: (
             f"quality {data['quality']}/5: {'approved' if data['answerable'] else 'the corpus cannot answer this'}"
         ),
         "report.complete": lambda: (
-            f"wrote the report: {data['citations']} citations of {len(data['passages'])} passages"
+            f"wrote the report: {_counted(data['citations'], 'citation', 'citations')}"
+            f" of {_counted(len(data['passages']), 'passage', 'passages')}"
         ),
     }
     told = texts.get(event.type)
     return event.source, f"{told() if told else event.type}"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

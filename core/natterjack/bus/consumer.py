@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from natterjack.bus.connection import Bus, Message, Subscription
+from natterjack.bus.connection import Bus, Subscription
+from natterjack.bus.mailbox import Message
 from natterjack.components import ConsumerSpec
 from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError
 
@@ -103,7 +104,7 @@ class Consumer:
                 raise self._gone
         finally:
             self._stopping = True
-            await asyncio.shield(self._leave(subscription))
+            await asyncio.shield(subscription.drain())  # what still arrives goes back at once, for another replica
 
     async def _begin(self) -> Subscription:
         """Look for the consumer and listen; a server that goes away meanwhile is waited for."""
@@ -229,10 +230,3 @@ class Consumer:
             await self._bus.publish(subject, data, reply=reply)
         except DisconnectedError as error:  # the server will deliver again; nothing is lost
             log.debug("%s: %s", self._bus.principal, error)
-
-    async def _leave(self, subscription: Subscription) -> None:
-        """Take no more; what still arrives goes back at once, for another replica."""
-        if self._bus.connected:
-            await subscription.drain()
-        else:
-            await subscription.unsubscribe()

@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from natterjack.bus.connection import Bus, Message, error_of, status_of
+from natterjack.bus import Bus, Message, error_of
+from natterjack.bus.mailbox import status_of
 from natterjack.errors import (
     DisconnectedError,
     NoRespondersError,

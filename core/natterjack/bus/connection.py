@@ -1,4 +1,4 @@
-"""The bus: one connection to NATS, and the only module that imports `nats`.
+"""The bus: one connection to NATS.
 
 It adds to nats-py what the kernel needs and the client lacks: errors at once where the server refuses
 something, replies without a timer and a task each, stores that survive a restart of the server without storing
@@ -20,17 +20,11 @@ import nats.errors
 from nats.aio.subscription import Subscription as RawSubscription
 
 from natterjack.bus.login import check_server_version, login_error, login_options, own_words
-from natterjack.bus.mailbox import Mailbox, Message, error_of, status_of
+from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.bus.rawclient import RawClient
-from natterjack.bus.streams import Stored, Streams
-from natterjack.errors import (
-    DisconnectedError,
-    NatterjackError,
-    RefusedError,
-)
+from natterjack.bus.streams import Streams
+from natterjack.errors import DisconnectedError, NatterjackError, RefusedError
 from natterjack.server import Server
-
-__all__ = ["Bus", "Message", "Stored", "Subscription", "error_of", "status_of"]
 
 log = logging.getLogger("natterjack.bus")
 
@@ -94,7 +88,7 @@ class Bus(Streams):
         self.closed = asyncio.Event()
         self.reason = ""
         self._nc = RawClient()
-        self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self._publish)
+        self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self.publish)
         self._connected = asyncio.Event()
         self._began = self._closing = False
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -303,7 +297,7 @@ class Bus(Streams):
     # Publishing, subscribing
 
     async def publish(
-        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, reply: str = ""
+        self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None, reply: str = ""
     ) -> None:
         """Publish without an acknowledgement; while reconnecting it is buffered.
 
@@ -311,9 +305,6 @@ class Bus(Streams):
             PayloadError: Larger than the server takes.
             DisconnectedError: The connection is closed, or its buffer full.
         """
-        await self._publish(subject, data, headers, reply)
-
-    async def _publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
         self.check_size(data, headers)
         try:
             await self._nc.publish(subject, data, reply, headers)  # type: ignore[arg-type]  # it only reads them

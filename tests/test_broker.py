@@ -173,7 +173,7 @@ async def test_port_zero_is_random(store: Path) -> None:
 
 
 async def test_busy_port_is_refused(store: Path, busy_port: int) -> None:
-    with pytest.raises(BrokerStartError, match=rf"port {busy_port} on '127.0.0.1' is in use.*--port -1.*--server"):
+    with pytest.raises(BrokerStartError, match=rf"port {busy_port} on '127.0.0.1' is in use.*--listen.*--server"):
         await embed(store, port=busy_port)
     assert unused(store)
 

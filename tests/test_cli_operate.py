@@ -115,6 +115,7 @@ def test_broker_runs_until_told(cli: Cli) -> None:
 def test_broker_with_a_token(cli: Cli) -> None:
     with cli.start("broker", "run", "--listen", ":-1", "--token", "s3cret", "--store", "data") as broker:
         broker.wait_line(r"^broker nats://\*\*\*@127\.0\.0\.1:")
+        broker.wait_line(r'^other terminals: eval "\$\(natterjack broker env --store data\)"$')
         url = cli.json("broker", "env", "--store", "data")["NATS_URL"]
         assert "//s3cret@" in url
         assert cli.json("agents", "--server", url) == []

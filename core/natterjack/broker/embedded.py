@@ -32,6 +32,8 @@ DEFAULT_STORE = Path(".natterjack")
 JOIN_TIMEOUT = 40.0
 """Seconds to wait for another process that is starting or ending a server on the same store."""
 
+_ELSEWHERE = "Start one in another folder with `natterjack broker run --store DIR`, and name it with --server."
+
 _WATCH_SERVER, _WATCH_OWNER = 0.1, 0.25  # seconds between two looks
 
 
@@ -163,7 +165,8 @@ async def embed(
 
 
 def _unusable(store: Path, error: OSError) -> BrokerStartError:
-    return BrokerStartError(f"no broker can run in {str(store)!r}: {error}. Name another folder with --store.")
+    message = f"no broker can run in {str(store)!r}: {error}. {_ELSEWHERE}"
+    return BrokerStartError(message)
 
 
 def _make_store(store: Path) -> None:
@@ -185,7 +188,7 @@ async def _lock_or_owner(store: Path) -> StoreLock | Owner:
     except TimeoutError:
         message = (
             f"the broker's store {str(store)!r} is held by a process that serves nobody, for {JOIN_TIMEOUT:g} s now. "
-            "End the nats-server or natterjack that uses it, or name another with --store FOLDER."
+            f"End the nats-server or natterjack that uses it. {_ELSEWHERE}"
         )
         raise BrokerStartError(message) from None
 
@@ -241,8 +244,8 @@ async def _start(
             if not isinstance(error, BrokerStartError) or _free(listen.host, port):
                 raise
     message = (
-        f"port {listen.port} on {listen.host!r} is in use. Take another with --port, or a random one with --port -1; "
-        f"or use the server that has it with --server nats://{listen.host}:{listen.port}."
+        f"port {listen.port} on {listen.host!r} is in use. Take another with --listen HOST:PORT, port -1 for a random "
+        f"one; or use the server that has it with --server nats://{listen.host}:{listen.port}."
     )
     raise BrokerStartError(message)
 

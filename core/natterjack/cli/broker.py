@@ -43,7 +43,8 @@ async def _serve(host: str, port: int | None, store: Path, token: str | None) ->
                 msg = f"a broker runs on {str(store)!r} already, at {hidden(broker.url)}; see `natterjack broker env`"
                 raise CommandError(msg)
             write(f"broker {hidden(broker.url)} (store {store}); Ctrl-C ends it")
-            write('other terminals: eval "$(natterjack broker env)"' + (f" --store {store}" * (store != DEFAULT_STORE)))
+            where = "" if store == DEFAULT_STORE else f" --store {shlex.quote(str(store))}"
+            write(f'other terminals: eval "$(natterjack broker env{where})"')
             reason = await first_of(stop.wait(), broker.wait_lost())
             if isinstance(reason, str):
                 raise CommandError(reason, ExitCode.UNREACHABLE)

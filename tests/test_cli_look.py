@@ -2,6 +2,7 @@
 
 import json
 import signal
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -68,6 +69,7 @@ def test_journal_tells_what_a_run_did(team: Cli) -> None:
     entry = json.loads(line)
     assert (entry["agent"], entry["run"], entry["index"], entry["kind"]) == ("greeter", run, 1, "done")
     assert entry["data"]["result"] == "Hello, Ada!"
+    assert datetime.fromisoformat(entry["time"]).tzinfo is not None
     assert f"greeter  {run}  1  done  " in team.text("journal", "tail")
     assert len(team.text("journal", "tail", "--lines", "1").splitlines()) == 1
 
@@ -107,6 +109,7 @@ def test_dead_letters_are_listed_and_shown(team: Cli) -> None:
     letter = team.json("dead", "show", str(number))
     assert (letter["agent"], letter["type"], letter["data"]) == ("clumsy", "visitor.failed", {})
     assert letter["cause"] == "ValueError: it fell down"
+    assert datetime.fromisoformat(letter["time"]).tzinfo is not None
     assert "ValueError: it fell down" in team.text("dead", "list", "--agent", "clumsy")
     assert "cause     ValueError: it fell down" in team.text("dead", "show", str(number))
     assert team.json("dead", "list", "--agent", "greeter") == []

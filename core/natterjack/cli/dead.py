@@ -56,7 +56,11 @@ def list_letters(
 
 
 def _moment(letter: DeadLetter) -> str:
-    return f"{datetime.fromtimestamp(letter.time, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{_time(letter).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _time(letter: DeadLetter) -> datetime:
+    return datetime.fromtimestamp(letter.time, UTC)
 
 
 def _described(letter: DeadLetter) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
         data = decode(letter.data)
     except PayloadError:  # that may be why it is dead
         data = letter.data
-    return {"number": letter.number, "type": letter.type, **asdict(letter), "data": data}
+    return {"number": letter.number, "type": letter.type, **asdict(letter), "time": _time(letter), "data": data}
 
 
 @app.command()

@@ -104,9 +104,9 @@ class _Feed:
 
 
 def _show(entry: Entry, *, as_json: bool) -> None:
+    time = datetime.fromtimestamp(entry.time, UTC)
     if as_json:
-        write_json(asdict(entry))
+        write_json({**asdict(entry), "time": time})
     else:
         data = "" if entry.data is None else f"  {one_line(entry.data)}"
-        moment = f"{datetime.fromtimestamp(entry.time, UTC).astimezone():%H:%M:%S}"
-        write(f"{moment}  {entry.agent}  {entry.run}  {entry.index}  {entry.kind}{data}")
+        write(f"{time.astimezone():%H:%M:%S}  {entry.agent}  {entry.run}  {entry.index}  {entry.kind}{data}")

@@ -24,6 +24,7 @@ from natterjack.errors import (
     NatterjackError,
     NotProvisionedError,
     PayloadError,
+    PluginError,
     RefusedError,
     UnknownAgentError,
 )
@@ -85,6 +86,7 @@ def test_version(cli: Cli) -> None:
         (NotProvisionedError("a team"), 4),
         (UnknownAgentError("t", "a", ["b"]), 4),
         (PayloadError("bad"), 2),
+        (PluginError("none"), 2),
         (RefusedError("no"), 1),
         (ConflictError("late"), 1),
     ],
@@ -114,7 +116,8 @@ def test_broker_that_does_not_answer(quick: Cli) -> None:
 
 
 def test_names_of_brokers_are_checked(quick: Cli) -> None:
-    assert "'http://x' is no server URL" in quick.error("agents", "--server", "http://x", code=2)
+    for url in ("http://x", "nats://x:abc", "nats://x:70000", "nats://:4222", "nats://[x"):
+        assert f"{url!r} is no server URL" in quick.error("agents", "--server", url, code=2)
     assert "there is no nats context 'home'" in quick.error("agents", "--nats-context", "home", code=2)
 
 

@@ -48,7 +48,7 @@ class Server:
 
     def __post_init__(self) -> None:
         for url in self.urls:
-            if urlsplit(url).scheme not in ("nats", "tls", "ws", "wss"):
+            if not _is_url(url):
                 msg = f"{hidden(url)!r} is no server URL; write it like nats://127.0.0.1:4222"
                 raise ConfigError(msg)
 
@@ -74,6 +74,14 @@ class Server:
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or too large
+        return False
 
 
 def hidden(url: str) -> str:

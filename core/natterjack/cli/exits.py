@@ -12,6 +12,7 @@ from natterjack.errors import (
     DisconnectedError,
     NatterjackError,
     NotProvisionedError,
+    PluginError,
     UnknownAgentError,
     UsageError,
 )
@@ -30,8 +31,8 @@ class ExitCode(IntEnum):
 
 MEANINGS: Final = (
     "Exit codes: 0 done; 1 what was asked for failed (a peer's error, a run that failed, a problem that doctor found);"
-    " 2 wrong usage, or a wrong team file; 3 no broker can be reached, or it refuses the credentials;"
-    " 4 not provisioned, or no such name; 130 interrupted."
+    " 2 wrong usage, a wrong team file, or a plugin that is missing or broken;"
+    " 3 no broker can be reached, or it refuses the credentials; 4 not provisioned, or no such name; 130 interrupted."
 )
 
 
@@ -51,6 +52,7 @@ _CODES: Final[tuple[tuple[type[NatterjackError], ExitCode], ...]] = (
     (NotProvisionedError, ExitCode.UNKNOWN),
     (UnknownAgentError, ExitCode.UNKNOWN),
     (UsageError, ExitCode.USAGE),
+    (PluginError, ExitCode.USAGE),
     (ConnectError, ExitCode.UNREACHABLE),
     (DisconnectedError, ExitCode.UNREACHABLE),
     (BrokerNotFoundError, ExitCode.UNREACHABLE),

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from natterjack.bus import Consumer, Message, Place, place_of
 from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec
-from natterjack.dead import DeadLetter, bury
+from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, read_event
 from natterjack.messages import Envelope, Event, run_id
-from natterjack.peers import MAX_DEPTH, loop_message
+from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.runs import Facilities, RunContext
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ MAX_BACKOFF: Final = 60.0
 CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
 COLLISION_PAUSE: Final = 1.0
-CANCEL_WAIT: Final = 2.0
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
 
@@ -113,12 +112,7 @@ class Delivery:
         while self._tasks and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=min(left, self._consumer.progress_every))
             await self._consumer.tell_progress()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            _, deaf = await asyncio.wait(self._tasks, timeout=CANCEL_WAIT)
-            if deaf:
-                log.error("%s: %d handlers do not react to being cancelled", self._facilities.agent, len(deaf))
+        await cancel_all(self._tasks, f"handlers of {self._facilities.agent!r}")
 
     def _deliver(self, message: Message) -> None:
         task = asyncio.create_task(self._handle(message))
@@ -232,7 +226,7 @@ class Delivery:
         self, message: Message, place: Place, ctx: RunContext, error: BaseException, attempt: int
     ) -> None:
         limit, retry = self._spec.max_attempts, getattr(error, "retry", True)
-        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        cause = _cause(error)
         delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
         if isinstance(error, FencedError):
             raise error
@@ -264,17 +258,18 @@ class Delivery:
             await self._consumer.ack(message)
 
     async def _give_up(self, message: Message, place: Place, ctx: RunContext, cause: str, attempts: int) -> None:
-        letter = DeadLetter(
-            ctx.agent,
-            self._label,
-            cause,
-            attempts,
-            place.stream,
-            message.subject,
-            place.sequence,
-            ctx.cause,
-            ctx.run_id,
-        )
+        origin = (place.stream, message.subject, place.sequence)
+        letter = DeadLetter(ctx.agent, self._label, cause, attempts, *origin, ctx.cause, ctx.run_id)
         await bury(self._facilities.bus, letter, message)
         await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         await self._consumer.ack(message)
+
+
+def _cause(error: BaseException) -> str:
+    """Return an error in words: not many, and such as JSON can hold, whatever its class makes of itself."""
+    try:
+        text = str(error)
+    except Exception as problem:
+        text = f"it cannot say what is wrong ({type(problem).__name__})"
+    name = type(error).__name__
+    return (f"{name}: {text}" if text else name)[:MAX_CAUSE].encode(errors="replace").decode()

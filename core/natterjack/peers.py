@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Final
 
@@ -243,12 +243,7 @@ class AskServer:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            _, deaf = await asyncio.wait(self._tasks, timeout=CANCEL_WAIT)
-            if deaf:
-                log.error("%s: %d answers do not react to being cancelled", self._agent, len(deaf))
+        await cancel_all(self._tasks, f"answers of {self._agent!r}")
         for subscription in cancels:
             await subscription.unsubscribe()
 
@@ -320,6 +315,16 @@ class AskServer:
             await self._bus.publish(reply, headers={codec.ERROR: _one_line(text), codec.ERROR_CODE: str(code)})
         except DisconnectedError as error:
             log.debug("%s: cannot tell an asker about %d: %s", self._agent, code, error)
+
+
+async def cancel_all(tasks: Set[asyncio.Task[None]], what: str) -> None:
+    """Cancel tasks and return once they have ended; some that do not react are left, and told of."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, deaf = await asyncio.wait(tasks, timeout=CANCEL_WAIT)
+        if deaf:
+            log.error("%d %s do not react to being cancelled", len(deaf), what)
 
 
 def loop_message(envelope: Envelope) -> str:

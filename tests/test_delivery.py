@@ -155,6 +155,35 @@ async def test_what_cannot_help_again_and_what_is_no_ordinary_error(
         await settled(bus)
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (MuteError(), "MuteError: it cannot say what is wrong (LookupError)"),
+        (ValueError("\ud800"), "ValueError: ?"),
+        (ValueError("x" * 2_000_000), "ValueError: " + "x" * 1988),
+    ],
+)
+async def test_an_error_that_cannot_be_told_as_it_is_is_told_once(
+    own_server: NatsServer, bus: Bus, error: Exception, cause: str
+) -> None:
+    async def fail(_event: Event, _ctx: RunContext) -> None:
+        raise error
+
+    worker = Worker(fail)
+    async with running(own_server, worker, max_attempts=2) as runtime:
+        run = await runtime.inject_event("worker", {"type": "x"})
+        with pytest.raises(RunFailedError):
+            await run.result(5)
+        await settled(bus, "INBOX", "worker=inbox")
+    (letter,) = await dead_letters(bus)
+    assert (letter.cause, letter.attempts, len(worker.events)) == (cause, 2, 2)
+
+
 async def test_a_broker_error_is_no_attempt(own_server: NatsServer, bus: Bus) -> None:
     async def away(event: Event, _ctx: RunContext) -> str:
         assert event.attempt == 1

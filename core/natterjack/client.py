@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from natterjack import subjects
 from natterjack.bus import Bus, Message
 from natterjack.components import Entry
 from natterjack.context import AgentContext
 from natterjack.errors import (
+    BrokerError,
     ConfigError,
     DisconnectedError,
     NotProvisionedError,
@@ -28,6 +29,8 @@ from natterjack.messages import Answer, Answers, Envelope, run_id
 from natterjack.peers import ASK_TIMEOUT, Peers
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover
+
+_RETRY_PAUSE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +86,18 @@ class Run:
         return self._outcome(ended[0])
 
     async def _stored_endings(self) -> list[Entry]:
-        """Return what the journal has; nothing where the server is away, whose return is noticed."""
+        """Return what the journal has, once the server can be asked."""
         journal = StreamJournal()
         journal.attach(self._bus)
-        try:
-            return [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
-        except DisconnectedError as error:
-            if self._bus.closed.is_set():
-                raise DisconnectedError(self._bus.reason) from error
-            return []
+        while True:
+            try:
+                return [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
+            except BrokerError as error:
+                if self._bus.closed.is_set():
+                    raise DisconnectedError(self._bus.reason) from error
+                if not error.retry:
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE)
 
     def _outcome(self, entry: Entry) -> Any:
         data = entry.data if isinstance(entry.data, dict) else {}

@@ -23,27 +23,20 @@ from natterjack.errors import (
     RequestTimeoutError,
     UsageError,
 )
+from natterjack.provision import STREAMS
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
-BUCKET = {
-    "name": STREAM,
-    "subjects": ["$KV.context.>"],
-    "max_msgs_per_subject": 16,
-    "allow_direct": True,
-    "deny_delete": True,
-    "discard": "new",
-    "republish": {"src": "$KV.context.>", "dest": "feed.context.>"},
-}
+BUCKET = {"name": STREAM, **STREAMS[STREAM]}
 PERMISSIONS = {"researcher": ["findings", "sources.*"], "writer": ["draft"]}
 
 Connect = Callable[..., Awaitable[Bus]]
 
 
 @pytest.fixture
-async def bus(own_server: NatsServer, stack: AsyncExitStack) -> Bus:
-    bus = await connect(own_server, stack)
+async def bus(bus: Bus) -> Bus:
+    """The operator's connection to a server that has the bucket."""
     await bus.api(f"STREAM.CREATE.{STREAM}", BUCKET)
     return bus
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,32 +11,18 @@ from natterjack.bus import Bus
 from natterjack.context.replica import Replica, read_history
 from natterjack.context.state import STREAM, State, Version
 from natterjack.errors import NotProvisionedError
+from natterjack.provision import STREAMS
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
-BUCKET = {
-    "name": STREAM,
-    "subjects": ["$KV.context.>"],
-    "max_msgs_per_subject": 16,
-    "allow_direct": True,
-    "deny_delete": True,
-    "discard": "new",
-    "republish": {"src": "$KV.context.>", "dest": "feed.context.>"},
-}
+BUCKET = {"name": STREAM, **STREAMS[STREAM], "deny_purge": False}
 
 
 @pytest.fixture
-async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
-    bus = await Bus.connect(Server(own_server.url), principal="operator")
+async def bus(bus: Bus) -> Bus:
+    """The operator's connection to a server that has the bucket."""
     await bus.api(f"STREAM.CREATE.{STREAM}", BUCKET)
-    yield bus
-    await bus.close()
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
+    return bus
 
 
 async def second(bus: Bus, stack: AsyncExitStack) -> Bus:

@@ -146,6 +146,17 @@ async def test_failure_of_a_peer_shows_no_internals(
     assert "hunter2" in caplog.text  # it is for the log of the agent
 
 
+async def test_failure_in_words_that_are_no_text_is_told(
+    own_server: NatsServer, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(question: str) -> str:
+        raise ConfigError("wrong\r\n\ud800")
+
+    runtime = await serve(stack, own_server, failing=failing)
+    with pytest.raises(PeerError, match=r"failing: wrong \?$"):
+        await runtime.ask_peer("failing", "?", timeout=5.0)
+
+
 async def test_handler_that_exits_fails_its_ask_alone(
     own_server: NatsServer, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -359,7 +370,8 @@ async def test_drain_finishes_what_runs_and_sends_the_rest_to_another_replica(
     assert sorted(await asyncio.gather(*asking)) == ["new"] * 6 + ["old"] * 2
 
 
-async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: AsyncExitStack) -> None:
+async def slow_question(stack: AsyncExitStack, server: NatsServer) -> tuple[Slow, AskServer, asyncio.Task[Answer]]:
+    """Return an agent that works on a question, its server, and who waits for the answer."""
     slow = Slow()
 
     async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
@@ -369,6 +381,11 @@ async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: Asy
     peers = await peers_of(stack, own_server)
     asking = asyncio.create_task(peers.ask("shared", "q", timeout=20.0))
     await until(lambda: slow.begun)
+    return slow, replica, asking
+
+
+async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: AsyncExitStack) -> None:
+    slow, replica, asking = await slow_question(stack, own_server)
     begun = time.perf_counter()
     await replica.drain(0.2)
     assert 0.15 < time.perf_counter() - begun < 3.0
@@ -378,15 +395,7 @@ async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: Asy
 
 
 async def test_cancel_is_heard_while_draining(own_server: NatsServer, stack: AsyncExitStack) -> None:
-    slow = Slow()
-
-    async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
-        return Answer(str(await slow.answer(question, None)))  # type: ignore[arg-type]
-
-    replica = await ask_server(stack, own_server, answer)
-    peers = await peers_of(stack, own_server)
-    asking = asyncio.create_task(peers.ask("shared", "q", timeout=20.0))
-    await until(lambda: slow.begun)
+    slow, replica, asking = await slow_question(stack, own_server)
     draining = asyncio.create_task(replica.drain(20.0))
     await until(lambda: replica._draining)
     asking.cancel()

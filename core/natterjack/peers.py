@@ -347,4 +347,4 @@ def _safe(error: BaseException) -> tuple[int, str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:1000]
+    return " ".join(text.split())[:1000].encode(errors="replace").decode()

@@ -372,16 +372,22 @@ async def test_drain_finishes_what_runs_and_sends_the_rest_to_another_replica(
     assert sorted(await asyncio.gather(*asking)) == ["new"] * 6 + ["old"] * 2
 
 
-async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: AsyncExitStack) -> None:
+async def slow_question(stack: AsyncExitStack, server: NatsServer) -> tuple[Slow, AskServer, asyncio.Task[Answer]]:
+    """Return an agent that works on a question, its server, and who waits for the answer."""
     slow = Slow()
 
     async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
         return Answer(str(await slow.answer(question, None)))  # type: ignore[arg-type]
 
-    replica = await ask_server(stack, own_server, answer)
-    peers = await peers_of(stack, own_server)
+    replica = await ask_server(stack, server, answer)
+    peers = await peers_of(stack, server)
     asking = asyncio.create_task(peers.ask("shared", "q", timeout=20.0))
     await until(lambda: slow.begun)
+    return slow, replica, asking
+
+
+async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: AsyncExitStack) -> None:
+    slow, replica, asking = await slow_question(stack, own_server)
     begun = time.perf_counter()
     await replica.drain(0.2)
     assert 0.15 < time.perf_counter() - begun < 3.0
@@ -391,15 +397,7 @@ async def test_drain_gives_up_at_its_deadline(own_server: NatsServer, stack: Asy
 
 
 async def test_cancel_is_heard_while_draining(own_server: NatsServer, stack: AsyncExitStack) -> None:
-    slow = Slow()
-
-    async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
-        return Answer(str(await slow.answer(question, None)))  # type: ignore[arg-type]
-
-    replica = await ask_server(stack, own_server, answer)
-    peers = await peers_of(stack, own_server)
-    asking = asyncio.create_task(peers.ask("shared", "q", timeout=20.0))
-    await until(lambda: slow.begun)
+    slow, replica, asking = await slow_question(stack, own_server)
     draining = asyncio.create_task(replica.drain(20.0))
     await until(lambda: replica._draining)
     asking.cancel()

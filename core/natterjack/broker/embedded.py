@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from natterjack.broker.natsserver import ServerProcess, check_version, find_server, server_version
+from natterjack.broker.natsserver import ServerProcess, check_version, find_server
 from natterjack.broker.storelock import Owner, StoreLock, read_owner
 from natterjack.errors import BrokerStartError, ConfigError
 from natterjack.server import hidden
-
-__all__ = ["Broker", "embed", "find_server", "running_url", "server_version"]
 
 CONFIG = "development.conf"
 DEFAULT_PORT = 4222

@@ -167,8 +167,7 @@ class TeamClient:
         try:
             await self.bus.api(f"CONSUMER.INFO.{subjects.INBOX}.{subjects.durable(agent, 'inbox')}")
         except NotProvisionedError as error:
-            names = (await self.bus.api(f"CONSUMER.NAMES.{subjects.INBOX}", {"offset": 0})).get("consumers") or []
-            known = sorted(name.partition("=")[0] for name in names)
+            known = sorted(name.partition("=")[0] for name in await self.bus.consumers(subjects.INBOX))
             raise UnknownAgentError(subjects.TEAM_BUCKET, agent, known) from error
         self._inboxes.add(agent)
 

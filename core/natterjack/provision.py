@@ -242,22 +242,13 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
 
 async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool) -> None:
     for stream in (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX):
-        for name in await _consumer_names(bus, stream):
+        for name in await bus.consumers(stream):
             if (stream, name) in wanted or not subjects.is_durable(name):
                 continue
             label = f"consumer {name} on {stream}"
             if prune:
                 await bus.api(f"CONSUMER.DELETE.{stream}.{name}")
             (done.removed if prune else done.left).append(label)
-
-
-async def _consumer_names(bus: Bus, stream: str) -> list[str]:
-    names: list[str] = []
-    while True:
-        page = await bus.api(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
-        names += page.get("consumers") or []
-        if len(names) >= page.get("total", 0) or not page.get("consumers"):
-            return names
 
 
 async def _store_team(bus: Bus, team: Team) -> None:

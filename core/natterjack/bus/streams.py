@@ -235,6 +235,15 @@ class Streams(Requests, ABC):
         )
         return messages, end.headers or {}
 
+    async def consumers(self, stream: str) -> list[str]:
+        """Return the names of all consumers of a stream; the server tells them in pages."""
+        names: list[str] = []
+        while True:
+            page = await self.api(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
+            names += page.get("consumers") or []
+            if len(names) >= page.get("total", 0) or not page.get("consumers"):
+                return names
+
     def new_id(self) -> str:
         """Return a fresh deduplication id that nobody else can guess [R6]."""
         self._stored += 1

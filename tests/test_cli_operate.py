@@ -181,3 +181,10 @@ def test_plugins_are_listed(quick: Cli) -> None:
     assert "event" in own["brings"]["trigger"]
     assert told["broken"] == []
     assert quick.text("plugins", "list").splitlines()[1].startswith("natterjack ")
+
+
+@pytest.mark.parametrize("command", ["up", "provision"])
+def test_a_wrong_team_is_told_before_anything_starts(quick: Cli, command: str) -> None:
+    quick.write(team_toml='[agents.a]\nkind = "agents:A"\nasks = ["b"]\n')
+    assert "team.toml:3: [agents.a]" in quick.error(command, code=2)
+    assert not (quick.folder / ".natterjack").exists()

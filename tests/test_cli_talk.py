@@ -84,7 +84,7 @@ def test_broadcast_shows_answers_and_failures(team: Cli) -> None:
     done = team.run("broadcast", "Who?", "--to", "greeter", "--to", "clumsy")
     assert "greeter" in done.stdout
     assert "no answer from clumsy: it failed" in done.stderr
-    told = team.json("broadcast", "Who?", "--to", "greeter", "--to", "nobody")
+    told = team.json("broadcast", "Who?", "--to", "greeter, nobody")
     assert told["answers"].keys() == {"greeter"}
     assert told["failures"]["nobody"]["code"] == 503
 

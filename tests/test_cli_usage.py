@@ -113,6 +113,9 @@ def test_without_a_broker_it_says_what_to_do(cli: Cli) -> None:
 
 def test_broker_that_does_not_answer(quick: Cli) -> None:
     assert "no NATS server answers at nats://127.0.0.1:1" in quick.error("agents", "--server", "127.0.0.1:1", code=3)
+    quick.env["NATS_URL"] = "nats://127.0.0.1:1"
+    assert "The address is from NATS_URL: unset it" in quick.error("agents", code=3)
+    del quick.env["NATS_URL"]
 
 
 def test_names_of_brokers_are_checked(quick: Cli) -> None:

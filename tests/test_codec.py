@@ -131,6 +131,16 @@ def test_what_has_no_json_form_is_refused(value: object) -> None:
         codec.encode(value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), {"a": [None, float("inf")]}, (1.5, {float("-inf")})])
+def test_numbers_that_json_lacks_are_not_turned_into_null(value: object) -> None:
+    with pytest.raises(PayloadError, match="finite number"):
+        codec.encode(value)
+
+
+def test_null_is_no_number() -> None:
+    assert codec.encode({"a": [None, 1.5, "null"]}) == b'{"a":[null,1.5,"null"]}'
+
+
 def test_errors_quote_little_of_what_was_received() -> None:
     with pytest.raises(PayloadError) as caught:
         codec.unpack("d=" + "x" * 100_000)

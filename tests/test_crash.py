@@ -161,7 +161,7 @@ async def test_an_event_that_kills_its_agent_ends_dead(bus: Bus, program: AgentP
     await until(over, 30)
     (letter,) = await dead_letters(bus)
     assert letter.data == b"poison"
-    assert letter.cause == "the process died while handling it, attempt 3/3"
+    assert letter.cause == "the process died, or blocked its loop, while handling it, attempt 3/3"
     assert program.starts <= 5
     await until(lambda: set(program.handled) == set(range(20)))
     assert len(await dead_letters(bus)) == 1

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -159,3 +160,16 @@ async def test_a_forged_letter_hides_no_other(bus: Bus, header: str | None) -> N
     assert genuine.cause == "ConfigError: broken"
     await drop(bus, forged.number)
     assert len(await dead_letters(bus)) == 1
+
+
+async def test_a_forged_letter_cannot_have_another_message_copied(bus: Bus) -> None:
+    """The reference to an original is believed only where the original says the same."""
+    secret = b'{"kind": "secret"}'
+    for number, stream, subject in ((1, "JOURNAL", "journal.boss.run.1"), (2, "EVENTS", "events.other")):
+        stored = await bus.store(subject, secret)
+        claimed = "stored.events.anyone.job.a"
+        forged = DeadLetter("one", "inbox", "x", 1, stream, claimed, stored.sequence, "e", "r", size=len(secret))
+        described = {key: value for key, value in asdict(forged).items() if key not in ("data", "number")}
+        await bus.store("dead.one.inbox", b"", headers={HEADER: json.dumps(described)})
+        with pytest.raises(PayloadError, match="kept nowhere any more"):
+            await retry(bus, number)

@@ -642,3 +642,25 @@ async def test_the_context_is_shared(own_server: NatsServer) -> None:
     async with runtime:
         run = await runtime.inject_event("worker", {"type": "add", "by": 2})
         assert await run.result(5) == 3
+
+
+# Logs
+
+
+async def test_the_log_shows_the_handlers_frames_once(
+    own_server: NatsServer, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_event: Event, _ctx: RunContext) -> None:
+        raise ValueError("this is mine")
+
+    caplog.set_level(logging.ERROR, "natterjack")
+    async with running(own_server, Worker(fail)) as runtime:
+        run = await runtime.inject_event("worker", {"type": "x"})
+        with pytest.raises(RunFailedError):
+            await run.result(5)
+    traces = [record.exc_info for record in caplog.records if record.exc_info]
+    assert len(caplog.records) == 3
+    ((_, error, traceback),) = traces
+    assert str(error) == "this is mine"
+    assert traceback is not None
+    assert traceback.tb_frame.f_code.co_filename == __file__

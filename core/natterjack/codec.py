@@ -5,8 +5,10 @@ A payload is JSON; UTF-8 that is no JSON is text. Everything here takes hostile 
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -40,7 +42,24 @@ def encode(value: object) -> bytes:
         msg = f"{kind} cannot be sent as JSON ({error}); send dicts, lists, text, numbers or pydantic models"
         raise PayloadError(msg) from error
     _check_depth(data)
+    if b"null" in data:  # orjson writes it for what JSON has no number for
+        _check_numbers(value)
     return data
+
+
+def _check_numbers(value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        msg = f"{value!r} cannot be sent as JSON; send a finite number, text or None"
+        raise PayloadError(msg)
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for item in value:
+            _check_numbers(item)
 
 
 def _plain(value: object) -> object:

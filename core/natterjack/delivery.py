@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Consumer, Message, Place, place_of
@@ -34,6 +37,7 @@ log = logging.getLogger("natterjack.delivery")
 MAX_BACKOFF: Final = 60.0
 CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
+_OURS: Final = str(Path(__file__).parent) + os.sep
 COLLISION_PAUSE: Final = 1.0
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
@@ -167,7 +171,8 @@ class Delivery:
                 return
             attempt = ctx.journal.attempts + 1
             if attempt > self._spec.max_attempts:
-                cause = f"the process died while handling it, attempt {attempt - 1}/{self._spec.max_attempts}"
+                of = f"attempt {attempt - 1}/{self._spec.max_attempts}"
+                cause = f"the process died, or blocked its loop, while handling it, {of}"
                 await self._give_up(message, place, ctx, cause, attempt - 1)
                 return
         async with self._slots.taken(alone=ctx.journal.died):
@@ -204,7 +209,7 @@ class Delivery:
             if not limit.expired():
                 raise
             msg = f"it did not end within {self._spec.timeout:g} s"
-            raise TimeoutError(msg) from error
+            raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
         if self._spec.result_event:
             await ctx.emit(self._spec.result_event, result)
         return result
@@ -236,12 +241,12 @@ class Delivery:
             await self._consumer.nak(message, delay)
             return
         if attempt >= limit or not retry:
-            log.error("%s: attempt %d/%d failed for good: %s", ctx.agent, attempt, limit, cause, exc_info=error)
+            text = "%s: attempt %d/%d failed for good: %s"
+            log.error(text, ctx.agent, attempt, limit, cause, exc_info=_seen_once(error, attempt))
             await self._give_up(message, place, ctx, cause, attempt)
             return
-        traceback = error if attempt == 1 else None
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
-        log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=traceback)
+        log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=_seen_once(error, attempt))
         await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
         await self._consumer.nak(message, delay)
 
@@ -273,3 +278,13 @@ def _cause(error: BaseException) -> str:
         text = f"it cannot say what is wrong ({type(problem).__name__})"
     name = type(error).__name__
     return (f"{name}: {text}" if text else name)[:MAX_CAUSE].encode(errors="replace").decode()
+
+
+def _seen_once(error: BaseException, attempt: int) -> tuple[type[BaseException], BaseException, TracebackType] | None:
+    """Return what a log record shows of an error: with the first attempt, from the handler's own frame on."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+        traceback = traceback.tb_next
+    if attempt > 1 or traceback is None:
+        return None
+    return type(error), error, traceback

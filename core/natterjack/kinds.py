@@ -113,7 +113,12 @@ def import_object(target: str) -> Any:
     try:
         found = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
-        msg = f"{target!r} cannot be imported: {type(error).__name__}: {error}"
+        hint = (
+            " Run it beside that module, set PYTHONPATH, or install its package."
+            if _missing(error, module_name)
+            else ""
+        )
+        msg = f"{target!r} cannot be imported: {type(error).__name__}: {error}.{hint}"
         raise ConfigError(msg) from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -121,3 +126,8 @@ def import_object(target: str) -> Any:
             raise ConfigError(msg)
         found = getattr(found, name)
     return found
+
+
+def _missing(error: Exception, module: str) -> bool:
+    """Tell whether the module itself is not there, and not something that it imports."""
+    return isinstance(error, ModuleNotFoundError) and module.split(".", maxsplit=1)[0] == error.name

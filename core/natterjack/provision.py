@@ -27,7 +27,7 @@ log = logging.getLogger("natterjack.provision")
 _DAY: Final = 86_400 * 10**9
 _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
-ACK_WAIT: Final = 15 * 10**9
+ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
 TEAM_KEY: Final = "team"
 MAX_CONSUMERS: Final = 100_000

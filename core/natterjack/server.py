@@ -33,6 +33,7 @@ class Server:
         cert: Path of this client's certificate, with `key`.
         key: Path of its private key.
         prefix: Prefix of the JetStream API, e.g. `CORE.API`.
+        origin: Who named it, where the user may not know: `NATS_URL`.
     """
 
     url: str
@@ -45,6 +46,7 @@ class Server:
     cert: str | None = None
     key: str | None = None
     prefix: str = API_PREFIX
+    origin: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for url in self.urls:
@@ -103,11 +105,13 @@ def named_server(url: str | None = None, context: str | None = None, default: st
     """
     if context and not url:
         return nats_context(context)
-    found = url or os.environ.get("NATS_URL") or default
+    from_environment = None if url else os.environ.get("NATS_URL")
+    found = url or from_environment or default
     if not found:
         return None
     given = {name: os.environ.get(f"NATS_{name.upper()}") for name in SETTINGS}
-    return replace(Server(found), **{name: value for name, value in given.items() if value})
+    origin = "NATS_URL" if from_environment else ""
+    return replace(Server(found, origin=origin), **{name: value for name, value in given.items() if value})
 
 
 def nats_context(name: str) -> Server:

@@ -64,7 +64,8 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         return CredentialsError(
             f"{server} refuses these credentials ({own_words(error)}). Check the token, nkey or creds file."
         )
-    return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.")
+    named = f" The address is from {server.origin}: unset it to do without." if server.origin else ""
+    return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.{named}")
 
 
 def check_server_version(server: Server, major: int, minor: int) -> None:

@@ -69,7 +69,7 @@ async def _explain(client: TeamClient, agent: str, error: PeerUnavailableError) 
 def broadcast(
     question: QuestionArgument,
     *,
-    to: Annotated[list[str], typer.Option("--to", metavar="AGENT", help="Whom; once for each.")],
+    to: Annotated[list[str], typer.Option("--to", metavar="AGENT", help="Whom; several by commas, or once for each.")],
     timeout: TimeoutOption = ASK_TIMEOUT,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
@@ -77,10 +77,11 @@ def broadcast(
 ) -> None:
     """Ask several agents at once; fails if none of them answers."""
     text = read_text(question)
+    names = [name.strip() for given in to for name in given.split(",")]
 
     async def send() -> Answers:
         async with joined(server, nats_context) as client:
-            return await client.broadcast(to, text, timeout=timeout)
+            return await client.broadcast(names, text, timeout=timeout)
 
     answers = run(send())
     if as_json:

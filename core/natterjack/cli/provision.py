@@ -17,7 +17,7 @@ from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
 from natterjack.subjects import OPERATOR
-from natterjack.team import Team, read_team
+from natterjack.team import Team, check_team, read_team
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
 
@@ -31,9 +31,10 @@ def provision(
     as_json: JsonOption = False,
 ) -> None:
     """Create what a team needs on a server; it can be repeated."""
-    team = read_team(team_file)
+    team, plugins = read_team(team_file), Plugins.load()
+    check_team(team, plugins)
     found = find_server(server, nats_context, team_file=team_file)
-    done = run(provisioned(team, found, Plugins.load(), prune=prune))
+    done = run(provisioned(team, found, plugins, prune=prune))
     if as_json:
         write_json(asdict(done))
         return

@@ -25,7 +25,7 @@ from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server, named_server
 from natterjack.supervisor import Supervisor
-from natterjack.team import Team, read_team
+from natterjack.team import Team, check_team, read_team
 
 _COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
@@ -44,7 +44,9 @@ def up(
     """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own."""
     runtime = None if _is_file(team) else _import_runtime(team)
     described = read_team(Path(team)) if runtime is None else runtime.team
+    plugins = Plugins.load()
     if runtime is None:
+        check_team(described, plugins)  # before anything starts
         _make_importable(Path(team).resolve().parent)
     if single_process or runtime is not None:
         show_logs()
@@ -52,7 +54,7 @@ def up(
         named = named_server(server, nats_context, described.server)
     else:
         named = runtime.choose_server(named_server(server, nats_context) if server or nats_context else None)
-    run(_up(described, runtime, named, nats_context, single_process=single_process))
+    run(_up(described, runtime, named, nats_context, plugins, single_process=single_process))
 
 
 def _is_file(team: str) -> bool:
@@ -75,14 +77,19 @@ def _make_importable(folder: Path) -> None:
 
 
 async def _up(
-    team: Team, runtime: AgentRuntime | None, named: Server | None, nats_context: str | None, *, single_process: bool
+    team: Team,
+    runtime: AgentRuntime | None,
+    named: Server | None,
+    nats_context: str | None,
+    plugins: Plugins,
+    *,
+    single_process: bool,
 ) -> None:
     with stopping() as stop:
         async with _broker(named) as (server, broker):
             _announce(team, server, broker, nats_context)
             if runtime is not None:
                 runtime.choose_server(server)
-            plugins = Plugins.load()
             if single_process and runtime is None:
                 runtime = TeamRuntime(team, server, plugins)
             serving = _serve_processes(team, server, plugins) if runtime is None else _serve_here(runtime)
@@ -131,6 +138,8 @@ def _announce(team: Team, server: Server, broker: Broker | None, nats_context: s
         _say("warning", warning)
     _say("team", f"{team.name}: {', '.join(team.agents)}")
     if example := example_command(team, server, nats_context):
+        if "$NATS_URL" in example and broker is not None:
+            _say("try", 'eval "$(natterjack broker env)"   # once in that shell: the address holds a token')
         _say("try", example)
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, read_text
 from natterjack.cli.output import clean, note, write, write_json
 from natterjack.cli.run import first_of, run, stopping
-from natterjack.demo.play import QUESTION, Stage, play
-from natterjack.demo.report import Report
 from natterjack.server import named_server
+
+if TYPE_CHECKING:
+    from natterjack.demo.play import Stage
+    from natterjack.demo.report import Report
 
 
 def demo(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What the report shall answer.")] = QUESTION,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What the report shall answer; by default one on `with`.")
+    ] = None,
     *,
     docs: Annotated[
         Path | None,
@@ -32,9 +36,11 @@ def demo(
 
     The report is extracted from the documents, by no model; a question they cannot answer is said to be one.
     """
+    from natterjack.demo.play import QUESTION, Stage  # lazy: it is a third of what the command line imports
+
     named = named_server(server, nats_context) if server or nats_context else None
     stage = Stage(show=_show, log=_log if verbose else _quiet, server=named)
-    report = run(_play(read_text(question), docs, stage))
+    report = run(_play(QUESTION if question is None else read_text(question), docs, stage))
     if report is None:
         raise typer.Exit(130)
     if json:
@@ -45,9 +51,11 @@ def demo(
 
 async def _play(question: str, docs: Path | None, stage: Stage) -> Report | None:
     """Return the report, or None if the user stops it; then all processes have ended, too."""
+    from natterjack.demo.play import play
+
     with stopping() as stop:
-        ended = await first_of(play(question, docs, stage), stop.wait())
-        return ended if isinstance(ended, Report) else None
+        ended: Report | Literal[True] = await first_of(play(question, docs, stage), stop.wait())
+        return None if ended is True else ended
 
 
 def _show(who: str, what: str) -> None:

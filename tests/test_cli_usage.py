@@ -1,6 +1,7 @@
 """What all commands share: help, errors, exit codes, where the broker is found, and what is printed."""
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -259,3 +260,8 @@ def test_example_command_is_copyable_and_has_no_secret() -> None:
     assert example_command(team, Server("nats://secret@h:1")).startswith('nats --server "$NATS_URL" pub ')
     assert example_command(team, server, "home").startswith("nats --context home pub ")
     assert example_command(Team(), server) == ""
+
+
+def test_the_schema_of_team_files_is_json(quick: Cli) -> None:
+    schema = json.loads(quick.text("schema"))
+    assert {"team", "agents", "context", "tools"} <= set(schema["properties"])

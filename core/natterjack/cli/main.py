@@ -69,6 +69,7 @@ def natterjack(
 app.command(rich_help_panel=_BUILD)(demo.demo)
 app.command(rich_help_panel=_BUILD)(init.init)
 app.command(rich_help_panel=_BUILD)(doctor.doctor)
+app.command(rich_help_panel=_BUILD)(provision.schema)
 app.command(rich_help_panel=_BUILD)(bench.bench)
 app.add_typer(plugins.app, name="plugins", rich_help_panel=_BUILD)
 

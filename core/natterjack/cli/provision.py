@@ -17,7 +17,7 @@ from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
 from natterjack.subjects import OPERATOR
-from natterjack.team import Team, check_team, read_team
+from natterjack.team import Team, check_team, read_team, team_schema
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
 
@@ -42,6 +42,11 @@ def provision(
     write_table(["done", "what"], rows, empty="nothing to do")
     if done.left:
         note(f"note: {len(done.left)} consumers are left of agents that are gone; --prune removes them")
+
+
+def schema() -> None:
+    """Print the JSON Schema of team files, for editors that complete and check TOML."""
+    write_json(team_schema())
 
 
 async def provisioned(team: Team, server: Server, plugins: Plugins, *, prune: bool = False) -> Provisioned:

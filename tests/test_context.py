@@ -614,7 +614,7 @@ async def test_the_broker_refuses_in_milliseconds(stack: AsyncExitStack, caplog:
     assert view.get("draft") == "mine"
     with pytest.raises(RefusedError, match="refuses 'researcher'"):
         await write
-    assert time.monotonic() - began < 0.5  # a few milliseconds, on a machine that does nothing else
+    assert time.monotonic() - began < 2  # at once, and not after a timeout of seconds; a busy machine may take its time
     assert view.get("draft") == "theirs"
     view.set("draft", "mine")
     with pytest.raises(RefusedError):

@@ -25,7 +25,7 @@ ANSWERABLE = {
     "How does the with statement work?": "context manager",
     "What is the difference between is and ==?": "same object",
     "how are default arguments evaluated": "evaluated from left to right when the function definition is executed",
-    "what is a metaclass": "`metaclass` keyword argument",
+    "what is a metaclass": "metaclass",
     "how do generators work with yield from": "generator function",
     "How does async with work?": "asynchronous context manager",
     "what does global do": "entire current code block",

@@ -119,7 +119,7 @@ def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
     return [InboxTrigger(), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
 
 
-def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable[Trigger] | None = None) -> list[Right]:
+def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     """Return the rights an agent needs to run: its declared authority, and what its components need."""
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
     for verb, declared in (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes)):
@@ -127,7 +127,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins, triggers: Iterable
     needs += [Right("emit", spec.result_event)] if spec.result_event else []
     needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
     needs += [Right("read", ">")]
-    for trigger in agent_triggers(spec, plugins) if triggers is None else triggers:
+    for trigger in agent_triggers(spec, plugins):
         needs += trigger.needs(name)
     kind, settings = spec.component
     needs += plugins.agent(kind).create(settings).needs(name)

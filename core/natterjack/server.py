@@ -14,6 +14,8 @@ import orjson
 from natterjack.errors import ConfigError, nearest
 
 API_PREFIX: Final = "$JS.API"
+OLDEST_SERVER: Final = (2, 12, 0)
+"""The oldest usable nats-server: counters, schedules and atomic batches came with it."""
 SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix")
 """Fields of `Server` that the environment may give, as `NATS_<NAME>`."""
 

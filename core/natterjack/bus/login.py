@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from natterjack.errors import ConnectError, CredentialsError
-from natterjack.server import Server
+from natterjack.server import OLDEST_SERVER, Server
 
-OLDEST_SERVER: Final = (2, 12)
 PING_INTERVAL: Final = 15
 """Seconds between signs of life; two without an answer, and the connection counts as lost."""
 
@@ -74,8 +73,9 @@ def check_server_version(server: Server, major: int, minor: int) -> None:
     Raises:
         ConnectError: It is too old.
     """
-    if (major, minor) < OLDEST_SERVER:
-        wanted = ".".join(str(part) for part in OLDEST_SERVER)
+    oldest = OLDEST_SERVER[:2]
+    if (major, minor) < oldest:
+        wanted = ".".join(str(part) for part in oldest)
         msg = f"{server} runs nats-server {major}.{minor}, but {wanted} or newer is needed."
         raise ConnectError(msg)
 

@@ -33,7 +33,7 @@ CHARTER = {
     "pytest-asyncio": ("pytest_asyncio", "core/natterjack/testing/plugin.py"),
 }
 VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
-OUTSIDE_THE_BUDGET = {"cli", "demo", "testing"}
+OUTSIDE_THE_BUDGET = {"builtin", "cli", "demo", "testing"}  # what comes by hooks, and what stands on the kernel
 MODULE_LINES, FUNCTION_LINES = 400, 60
 KERNEL_LINES = 5_600
 """Lines of code, without comments and docstrings. The aim is 3,500: this number may only go down."""

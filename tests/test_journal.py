@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from natterjack.builtin import FileJournal
 from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.errors import ConfigError, FencedError, InvalidNameError, PayloadError
-from natterjack.journal import RESERVED, FileJournal, RunJournal, StreamJournal, read_entry
+from natterjack.journal import RESERVED, RunJournal, StreamJournal, read_entry
 from natterjack.provision import STREAMS
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until

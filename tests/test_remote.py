@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from natterjack import Agent, AgentProcess, AgentRuntime, PeerTimeoutError, PeerUnavailableError, RunContext
+from natterjack.builtin.peers import NatsPeers
 from natterjack.errors import ConfigError
-from natterjack.remote import NatsPeers
 from natterjack.testing import NatsServer
 
 

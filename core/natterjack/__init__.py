@@ -1,5 +1,6 @@
 """Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
+from natterjack.builtin import EventTrigger, FileJournal, MessageTrigger
 from natterjack.client import Run, TeamClient, connect
 from natterjack.components import (
     Agent,
@@ -12,6 +13,7 @@ from natterjack.components import (
     PeerScheme,
     Rule,
     Settings,
+    StreamTrigger,
     ToolServer,
     Trigger,
     TriggerContext,
@@ -40,7 +42,7 @@ from natterjack.errors import (
     StartError,
 )
 from natterjack.hookspecs import hookimpl
-from natterjack.journal import FileJournal, StreamJournal
+from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers, Event
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Verb
@@ -48,7 +50,6 @@ from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.subjects import matches
-from natterjack.triggers import EventTrigger, MessageTrigger
 
 __all__ = [
     "Agent",
@@ -95,6 +96,7 @@ __all__ = [
     "Settings",
     "StartError",
     "StreamJournal",
+    "StreamTrigger",
     "TeamClient",
     "ToolServer",
     "Trigger",

@@ -203,6 +203,15 @@ class Trigger(Component):
         """Fire until cancelled. Returning or raising ends the agent's process with an error."""
 
 
+class StreamTrigger(Trigger):
+    """Base of triggers that handle what a durable consumer delivers; they only say which, in `consumers`."""
+
+    async def run(self, ctx: TriggerContext) -> None:
+        """Handle until cancelled."""
+        (spec,) = self.consumers(ctx.agent)
+        await ctx.consume(spec)
+
+
 # Guards
 
 

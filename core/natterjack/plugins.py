@@ -34,7 +34,7 @@ DISABLED: Final = "NATTERJACK_DISABLED_PLUGINS"
 """Environment variable: names of plugins not to load, joined by commas."""
 
 # By name, because importing the built-in components imports most of the kernel.
-_BUILT_IN: Final = EntryPoint("natterjack", "natterjack.builtin", GROUP)
+_BUILT_IN: Final = EntryPoint("natterjack", "natterjack.builtin.plugin", GROUP)
 
 _HOOKS: Final[dict[str, tuple[Kind, type[Component] | None]]] = {
     "natterjack_agents": ("agent", Agent),

@@ -17,10 +17,10 @@ from natterjack.bus import Bus
 from natterjack.components import ConsumerSpec, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
+from natterjack.inbox import InboxTrigger
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
-from natterjack.triggers import InboxTrigger
 
 log = logging.getLogger("natterjack.provision")
 

@@ -19,6 +19,7 @@ from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownA
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
+from natterjack.inbox import InboxTrigger
 from natterjack.messages import Answer, Answers
 from natterjack.peers import ASK_TIMEOUT
 from natterjack.plugins import Plugins
@@ -27,7 +28,6 @@ from natterjack.provision import agent_triggers, provision, stored_team
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo
 from natterjack.team import AgentSpec, Team
-from natterjack.triggers import InboxTrigger
 
 log = logging.getLogger("natterjack.runtime")
 

@@ -1,25 +1,15 @@
-"""The built-in triggers: events, messages, and every agent's own inbox."""
+"""The built-in triggers: events and messages."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
 from natterjack import subjects
-from natterjack.components import ConsumerSpec, Settings, Trigger, TriggerContext
-from natterjack.rights import Right
+from natterjack.components import ConsumerSpec, Settings, StreamTrigger
 
 Pattern = Annotated[str, AfterValidator(subjects.check_pattern)]
-
-
-class StreamTrigger(Trigger):
-    """Base of triggers that handle what a durable consumer delivers."""
-
-    async def run(self, ctx: TriggerContext) -> None:
-        """Handle until cancelled."""
-        (spec,) = self.consumers(ctx.agent)
-        await ctx.consume(spec)
 
 
 class EventTrigger(StreamTrigger):
@@ -88,23 +78,3 @@ class MessageTrigger(StreamTrigger):
         """One durable on MESSAGES."""
         stored = subjects.stored_messages(self.config.topic)
         return [ConsumerSpec(subjects.MESSAGES, subjects.durable(agent, self.label), stored)]
-
-
-class InboxTrigger(StreamTrigger):
-    """Fires for what is addressed to this agent alone: `inject_event`, other triggers, retried dead letters.
-
-    Every agent has it; it is not written anywhere.
-    """
-
-    name: ClassVar[str] = "inbox"
-
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
-
-    def consumers(self, agent: str) -> list[ConsumerSpec]:
-        """One durable on INBOX."""
-        return [ConsumerSpec(subjects.INBOX, subjects.durable(agent, self.label), subjects.stored_inbox(agent))]
-
-    def needs(self, agent: str) -> list[Right]:
-        """Its consumer, and to put something into it: that is how triggers fire."""
-        return [*super().needs(agent), Right("inject", f"{agent}.>")]

@@ -1,13 +1,15 @@
-"""The kernel's own components, brought through the same hooks as everybody's."""
+"""The hooks of the built-in components."""
 
 from __future__ import annotations
 
+from natterjack.builtin.journals import FileJournal
+from natterjack.builtin.peers import NatsPeers
+from natterjack.builtin.triggers import EventTrigger, MessageTrigger
 from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.hookspecs import hookimpl
-from natterjack.journal import FileJournal, StreamJournal
+from natterjack.inbox import InboxTrigger
+from natterjack.journal import StreamJournal
 from natterjack.kinds import PythonAgent
-from natterjack.remote import NatsPeers
-from natterjack.triggers import EventTrigger, InboxTrigger, MessageTrigger
 
 
 @hookimpl

@@ -1,0 +1,6 @@
+"""The components that come with the kernel, brought through the same hooks as everybody's."""
+
+from natterjack.builtin.journals import FileJournal
+from natterjack.builtin.triggers import EventTrigger, MessageTrigger
+
+__all__ = ["EventTrigger", "FileJournal", "MessageTrigger"]

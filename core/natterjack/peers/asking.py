@@ -1,0 +1,187 @@
+"""Asking peers: one request, one reply, with a deadline, and cancelled with who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from natterjack import codec, subjects
+from natterjack.bus import Bus, Message, error_of
+from natterjack.components import PeerScheme
+from natterjack.errors import (
+    ConfigError,
+    DisconnectedError,
+    NoRespondersError,
+    PayloadError,
+    PeerError,
+    PeerRefusedError,
+    PeerTimeoutError,
+    PeerUnavailableError,
+    RefusedError,
+    RequestTimeoutError,
+    nearest,
+    peer_error,
+)
+from natterjack.guards import Guards
+from natterjack.messages import Answer, Answers, Envelope
+from natterjack.peers.wire import ASK_TIMEOUT, DRAINING
+
+log = logging.getLogger("natterjack.peers")
+
+
+class Peers:
+    """Asks peers as one principal.
+
+    Args:
+        bus: Its connection.
+        guards: Asked before anything is sent.
+        addresses: Where a name lives, if not at the agent of that name: another name, or `<scheme>://…`.
+        schemes: What resolves addresses with a scheme.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        guards: Guards,
+        addresses: Mapping[str, str] | None = None,
+        schemes: Mapping[str, PeerScheme] | None = None,
+    ) -> None:
+        self._bus, self._guards = bus, guards
+        self._addresses, self._schemes = addresses or {}, schemes or {}
+
+    async def ask(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, envelope: Envelope | None = None
+    ) -> Answer:
+        """Ask one agent and return its answer.
+
+        Args:
+            name: The agent.
+            question: Text.
+            timeout: Seconds; the peer knows it, and stops working when it is over.
+            envelope: Causation to carry along.
+
+        Raises:
+            PeerUnavailableError: Nobody serves that name.
+            PeerTimeoutError: No answer in time.
+            PeerBusyError: It is at its limit.
+            PeerRefusedError: A guard or the broker refuses.
+            PeerError: It failed.
+        """
+        address, scheme = self._resolve(name)
+        payload = _encode(question)
+        try:
+            self._guards.check(self._bus.principal, "ask", name if scheme else address)
+        except RefusedError as error:
+            raise PeerRefusedError(name, 403, str(error)) from error
+        if scheme:
+            return await scheme.ask(address, question, timeout)
+        return await self._ask(name, address, payload, timeout, envelope or Envelope())
+
+    def _resolve(self, name: str) -> tuple[str, PeerScheme | None]:
+        """Return where a name lives, and what asks there if it is no agent of this team."""
+        address = self._addresses.get(name, name)
+        scheme, has_scheme, _ = address.partition("://")
+        if not has_scheme:
+            return subjects.check_name(address), None
+        if scheme not in self._schemes:
+            hint = nearest(scheme, self._schemes)
+            msg = f"no plugin resolves {address!r}.{hint} Try `pip install natterjack-{scheme}`."
+            raise ConfigError(msg)
+        return address, self._schemes[scheme]
+
+    async def _ask(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Answer:
+        request = secrets.token_hex(16)
+        deadline, pause = time.monotonic() + timeout, 0.01
+        try:
+            while True:
+                left = deadline - time.monotonic()
+                told = round(max(left, 0.001), 3)
+                sent = replace(envelope, source=self._bus.principal, timeout=told, request=request)
+                reply = await self._send(name, agent, question, left, sent)
+                problem = error_of(reply)
+                if problem is None:
+                    return _read_answer(name, reply)
+                code, text = problem
+                if code != DRAINING or time.monotonic() + pause > deadline:
+                    raise peer_error(name, code, text)
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who ask again
+                pause = min(0.25, pause * 2)
+        except (asyncio.CancelledError, PeerTimeoutError) as error:
+            if not isinstance(error, PeerUnavailableError):
+                await self._cancel(agent, request)
+            raise
+
+    async def _send(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Message:
+        headers = {codec.HEADER: codec.pack(envelope)}
+        try:
+            return await self._bus.request(subjects.ask(agent), question, timeout=max(timeout, 0.001), headers=headers)
+        except NoRespondersError as error:
+            raise PeerUnavailableError(name, 503, "nobody serves that name; is it running?") from error
+        except RequestTimeoutError as error:
+            raise PeerTimeoutError(name, 408, "no answer within the deadline") from error
+        except RefusedError as error:
+            raise PeerRefusedError(name, 403, str(error)) from error
+        except DisconnectedError as error:
+            raise PeerUnavailableError(name, 503, str(error)) from error
+
+    async def _cancel(self, agent: str, request: str) -> None:
+        try:
+            await self._bus.publish(subjects.cancel(agent, request))
+        except DisconnectedError as error:
+            log.debug("cannot cancel %s at %s: %s", request, agent, error)
+
+    async def broadcast(
+        self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT, envelope: Envelope | None = None
+    ) -> Answers:
+        """Ask several agents at once; never raises for a peer's fault.
+
+        Returns:
+            The answers that came, by name, with `.failures` for the others.
+
+        Raises:
+            InvalidNameError: A name is malformed; nobody was asked.
+            ConfigError: No plugin resolves an address; nobody was asked.
+            PayloadError: The question cannot be sent.
+        """
+        asked = list(dict.fromkeys([names] if isinstance(names, str) else names))
+        for name in asked:
+            self._resolve(name)
+        self._bus.check_size(_encode(question), None)
+        results = await asyncio.gather(*(self._try(name, question, timeout, envelope) for name in asked))
+        answers = {name: result for name, result in zip(asked, results, strict=True) if isinstance(result, Answer)}
+        failures = {name: result for name, result in zip(asked, results, strict=True) if isinstance(result, PeerError)}
+        return Answers(answers, failures)
+
+    async def _try(self, name: str, question: str, timeout: float, envelope: Envelope | None) -> Answer | PeerError:
+        try:
+            return await self.ask(name, question, timeout=timeout, envelope=envelope)
+        except PeerError as error:
+            return error
+        except Exception as error:  # a scheme is a stranger's code; the others' answers must not be lost for it
+            log.exception("asking %s failed", name)
+            return PeerError(name, 500, f"it could not be asked: {type(error).__name__}: {error}")
+
+
+def _encode(question: str) -> bytes:
+    if not isinstance(question, str):
+        msg = f"a question is text, not {type(question).__name__}; send JSON as text if it must be data"
+        raise PayloadError(msg)
+    try:
+        return question.encode()
+    except UnicodeEncodeError as error:
+        msg = f"the question is no valid text: {error}"
+        raise PayloadError(msg) from error
+
+
+def _read_answer(name: str, reply: Message) -> Answer:
+    try:
+        text = codec.decode_text(reply.data)
+        run = codec.unpack((reply.headers or {}).get(codec.HEADER)).run
+    except PayloadError as error:
+        raise PeerError(name, 500, f"its answer cannot be read: {error}") from error
+    return Answer(text, agent=name, run_id=run)

@@ -62,6 +62,20 @@ def _stored(root: str) -> dict[str, Any]:
     }
 
 
+def _objects(bucket: str, max_age: int) -> dict[str, Any]:
+    """A bucket of the object store; its objects never change, so nothing needs a rollup or a purge."""
+    return {
+        "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
+        "storage": "file",
+        "allow_direct": True,
+        "discard": "old",
+        "max_age": max_age,
+        "max_bytes": 4 * _GIB,
+        "deny_delete": True,
+        "deny_purge": True,
+    }
+
+
 STREAMS: Final[dict[str, dict[str, Any]]] = {
     subjects.EVENTS: _stored("events"),
     subjects.MESSAGES: _stored("messages"),
@@ -85,6 +99,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = {
         "deny_delete": True,
         "deny_purge": True,
     },
+    subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
     subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
     subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     subjects.bucket_stream(subjects.CONTEXT_BUCKET): _BUCKET

@@ -62,7 +62,15 @@ def _serve(agent: str) -> tuple[list[str], list[str]]:
 
 def _journal(agent: str) -> tuple[list[str], list[str]]:
     own = subjects.journal(agent, "*", "*")
-    return [own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}"], [subjects.feed_journal(agent)]
+    large = objects(subjects.JOURNAL_OBJECTS, agent)
+    return [own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}", *large], [subjects.feed_journal(agent)]
+
+
+def objects(bucket: str, owner: str) -> list[str]:
+    """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
+    chunks = subjects.object_chunk(bucket, owner, "*")
+    meta = subjects.object_meta(bucket, "*")
+    return [chunks, meta, f"{_API}.DIRECT.GET.{subjects.object_stream(bucket)}.{chunks}"]
 
 
 _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {

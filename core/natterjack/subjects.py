@@ -7,6 +7,7 @@ The left column of the table in the README is what publishers use; what a stream
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from typing import Final
 
 from natterjack.errors import InvalidNameError, PatternError
@@ -18,6 +19,8 @@ JOURNAL: Final = "JOURNAL"
 DEAD: Final = "DEAD"
 CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
+JOURNAL_OBJECTS: Final = "journal"
+"""Bucket of the object store for what is too large for one journal entry."""
 OPERATOR: Final = "operator"
 """The principal of the runtime itself, of the command line and of outside programs."""
 ANYONE: Final = "anyone"
@@ -216,6 +219,26 @@ def journal(agent: str, run: str, index: int | str) -> str:
 def feed_journal(agent: str = "*", run: str = "*", index: int | str = "*") -> str:
     """`feed.journal.<agent>.<run>.<n>`: the live copy of journal entries."""
     return f"feed.journal.{agent}.{run}.{index}"
+
+
+def object_stream(bucket: str) -> str:
+    """`OBJ_<bucket>`: the stream behind a bucket of the object store (ADR-20)."""
+    return f"OBJ_{bucket}"
+
+
+def object_chunk(bucket: str, owner: str, id: str, index: int | str = "*") -> str:
+    """`$O.<bucket>.C.<owner>.<id>.<n>`: what an object store's client reads as `$O.<bucket>.C.<nuid>`."""
+    return f"$O.{bucket}.C.{object_nuid(owner, id, index)}"
+
+
+def object_nuid(owner: str, id: str, index: int | str = "*") -> str:
+    """`<owner>.<id>.*`: a pattern for a nuid, so that each chunk can be read by its own subject."""
+    return f"{owner}.{id}.{index}"
+
+
+def object_meta(bucket: str, name: str) -> str:
+    """`$O.<bucket>.M.<name>`, the name in URL-safe base64, or `*`."""
+    return f"$O.{bucket}.M.{name if name == '*' else urlsafe_b64encode(name.encode()).decode()}"
 
 
 def dead(agent: str, trigger: str) -> str:

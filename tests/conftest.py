@@ -12,6 +12,7 @@ from unittest.mock import patch
 import nats
 import pytest
 import pytest_asyncio
+from hypothesis import is_hypothesis_test, settings
 from nats.aio.client import Client
 
 from natterjack.bus import Bus
@@ -20,6 +21,23 @@ from natterjack.server import Server
 from natterjack.subjects import OPERATOR
 from natterjack.testing import NatsServer
 from natterjack.testing.command import Cli
+
+# A loaded machine takes its time. The full suite tries more, and runs the property tests with it.
+settings.register_profile("default", deadline=None)
+settings.register_profile("full", deadline=None, max_examples=2000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("full" if config.option.markexpr == "full" else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items if config.option.markexpr == "full" else ():
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("full")
+            item.add_marker(pytest.mark.timeout(900))
+
 
 TEAM = """\
 [team]

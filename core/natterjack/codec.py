@@ -5,10 +5,11 @@ A payload is JSON; UTF-8 that is no JSON is text. Everything here takes hostile 
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from enum import Enum
+from itertools import accumulate
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -48,18 +49,24 @@ def encode(value: object) -> bytes:
 
 
 def _check_numbers(value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        msg = f"{value!r} cannot be sent as JSON; send a finite number, text or None"
-        raise PayloadError(msg)
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        value = value.values()
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for item in value:
-            _check_numbers(item)
+    """Raise for a number that is not finite, by the standard library's encoder: it alone refuses them."""
+    try:
+        _STRICT.encode(value)
+    except ValueError as error:
+        msg = "NaN and infinity cannot be sent as JSON; send a finite number, text or None"
+        raise PayloadError(msg) from error
+
+
+def _parts(value: object) -> object:
+    """Return what may hold numbers; all else that orjson can write holds none."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Enum):
+        return value.value
+    return _plain(value) if isinstance(value, BaseModel | set | frozenset) else None
+
+
+_STRICT: Final = json.JSONEncoder(allow_nan=False, skipkeys=True, check_circular=False, default=_parts)
 
 
 def _plain(value: object) -> object:
@@ -98,18 +105,19 @@ def decode_text(data: bytes) -> str:
         raise PayloadError(msg) from error
 
 
+# Possessive, and an open string goes to the end: linear, whatever comes.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\2\2\0\0")
+
+
 def _check_depth(data: bytes) -> None:
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
-    depth = 0
-    for bracket in re.findall(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', data):
-        if bracket in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                msg = f"the payload nests deeper than {MAX_DEPTH} levels; send it flatter"
-                raise PayloadError(msg)
-        elif bracket in b"]}":
-            depth -= 1
+    steps = _STRING.sub(b"", data).translate(_STEPS, _NO_BRACKETS)
+    if max(accumulate(steps, lambda depth, step: depth + step - 1, initial=0)) > MAX_DEPTH:
+        msg = f"the payload nests deeper than {MAX_DEPTH} levels; send it flatter"
+        raise PayloadError(msg)
 
 
 _KEYS: Final = {"s": "source", "c": "cause", "d": "depth", "t": "timeout", "r": "revision", "q": "request", "u": "run"}

@@ -257,5 +257,8 @@ def is_durable(name: str) -> bool:
 
 
 def label(kind: str, pattern: str) -> str:
-    """Name of a trigger within its agent, e.g. `event-research+@`: injective, and one subject token."""
-    return f"{kind}-{pattern.replace('.', '+').replace('*', '@').replace('>', '@@')}"
+    """Name of a trigger within its agent, e.g. `event-research+@`: injective, and one subject token.
+
+    A pattern never starts with `-`, so that the first odd run of them ends the kind.
+    """
+    return f"{kind.replace('-', '--')}-{pattern.replace('.', '+').replace('*', '@').replace('>', '@@')}"

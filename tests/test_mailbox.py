@@ -13,7 +13,7 @@ from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
 
-async def silence(*_: object) -> None:
+def silence(*_: object) -> None:
     """Send nothing."""
 
 

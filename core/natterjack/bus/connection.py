@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,15 +20,17 @@ import nats
 import nats.errors
 from nats.aio.subscription import Subscription as RawSubscription
 
+from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.login import check_server_version, login_error, login_options, own_words
 from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.bus.rawclient import RawClient
-from natterjack.bus.streams import Streams
-from natterjack.errors import DisconnectedError, NatterjackError, RefusedError
+from natterjack.bus.streams import Streams, too_large
+from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError
 from natterjack.server import Server
 
 log = logging.getLogger("natterjack.bus")
 
+_BLANK: Final = re.compile(r"\s")
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
 
 
@@ -88,7 +91,7 @@ class Bus(Streams):
         self.closed = asyncio.Event()
         self.reason = ""
         self._nc = RawClient()
-        self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self.publish)
+        self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self.send)
         self._connected = asyncio.Event()
         self._began = self._closing = False
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -142,7 +145,7 @@ class Bus(Streams):
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
         self._began = True
         self._up()
-        await self.subscribe(f"{self._mailbox.prefix}.*", self._mailbox.receive)
+        await self.listen(f"{self._mailbox.prefix}.*", self._mailbox.receive)
 
     def _up(self) -> None:
         self._gone = asyncio.get_running_loop().create_future()
@@ -305,14 +308,37 @@ class Bus(Streams):
             PayloadError: Larger than the server takes.
             DisconnectedError: The connection is closed, or its buffer full.
         """
-        self.check_size(data, headers)
-        try:
-            await self._nc.publish(subject, data, reply, headers)  # type: ignore[arg-type]  # it only reads them
-        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
-            raise DisconnectedError(self.reason or "the connection is closed") from error
-        except nats.errors.OutboundBufferLimitError as error:
+        self.send(subject, data, encode_headers(headers), reply)
+        await self._nc.breathe()
+
+    def send(self, subject: str, data: bytes, headers: bytes = b"", reply: str = "") -> None:
+        """Publish at once, headers given as a block; for who sends little, or waits for what comes back.
+
+        Raises:
+            PayloadError: Larger than the server takes, or the subject has blanks.
+            DisconnectedError: The connection is closed, or its buffer full.
+        """
+        size = len(data) + len(headers)
+        if size > self._nc.max_payload:
+            raise too_large(size, self._nc.max_payload)
+        if _BLANK.search(subject) or _BLANK.search(reply) or not subject:
+            msg = f"{subject!r} is no subject to publish on, or {reply!r} none to reply to; use no blanks"
+            raise PayloadError(msg)
+        if not self._nc.is_connected:
+            self._check_buffer(size)
+        self._nc.write(subject, data, headers, reply)
+
+    def _check_buffer(self, size: int) -> None:
+        """Raise unless what cannot be sent now may wait until it can."""
+        if self._nc.is_closed or self._closing:
+            raise DisconnectedError(self.reason or "the connection is closed")
+        if not self._nc.has_room(size):
             msg = f"{self.server} is away and the buffer for it is full"
-            raise DisconnectedError(msg) from error
+            raise DisconnectedError(msg)
+
+    async def listen(self, subject: str, listener: Callable[[Message], None], *, queue: str = "") -> Subscription:
+        """Subscribe by a plain function, called as soon as a message is read: it must be quick. Errors as below."""
+        return await self._subscribe(subject, self._nc.listen(subject, listener, queue), None)
 
     async def subscribe(
         self,
@@ -334,11 +360,16 @@ class Bus(Streams):
         Raises:
             RefusedError: The broker does not allow it.
         """
+        return await self._subscribe(subject, self._nc.subscribe(subject, queue=queue, cb=callback), on_lost)
+
+    async def _subscribe(
+        self, subject: str, subscribing: Awaitable[RawSubscription], on_lost: Callable[[], None] | None
+    ) -> Subscription:
         attempt = _Attempt(subject.lower())  # as nats-py spells it in errors
         self._subscribing.append(attempt)
         raw = None
         try:
-            raw = await self._nc.subscribe(subject, queue=queue, cb=callback)
+            raw = await subscribing
             if on_lost is not None:
                 self._on_slow[raw._id] = on_lost
             await self.flush()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from natterjack import codec
+from natterjack.bus.headers import encode
 from natterjack.errors import NatterjackError, NoRespondersError, RequestTimeoutError
 
 NO_RESPONDERS: Final = "503"
@@ -31,8 +32,8 @@ class Message(Protocol):
         """Its headers, the last of each name."""
 
 
-Publish = Callable[[str, bytes, Mapping[str, str] | None, str], Awaitable[None]]
-"""Publishes subject, data, headers, reply subject."""
+Send = Callable[[str, bytes, bytes, str], None]
+"""Sends subject, data, header block, reply subject."""
 
 
 @dataclass(slots=True)
@@ -52,12 +53,12 @@ class Mailbox:
 
     Args:
         prefix: Subject of the inbox.
-        publish: Sends requests.
+        send: Sends requests.
     """
 
-    def __init__(self, prefix: str, publish: Publish) -> None:
+    def __init__(self, prefix: str, send: Send) -> None:
         self.prefix = prefix
-        self._publish = publish
+        self._send = send
         self._waiting: dict[str, _Waiter] = {}
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -69,7 +70,7 @@ class Mailbox:
         data: bytes,
         *,
         timeout: float,
-        headers: Mapping[str, str] | None = None,
+        headers: bytes = b"",
         collect: Callable[[Message], bool] | None = None,
         fails_on_disconnect: bool = False,
     ) -> Message:
@@ -79,7 +80,7 @@ class Mailbox:
             subject: Where to.
             data: Payload.
             timeout: Seconds.
-            headers: Headers.
+            headers: Headers, as a block.
             collect: Called with each reply; returns True on the last.
             fails_on_disconnect: Raise as soon as the connection goes, for what may be sent again.
 
@@ -93,7 +94,7 @@ class Mailbox:
         self._waiting[token] = waiter
         self._watch(waiter.deadline)
         try:
-            await self._publish(subject, data, headers, f"{self.prefix}.{token}")
+            self._send(subject, data, headers, f"{self.prefix}.{token}")
             return await waiter.done
         finally:
             del self._waiting[token]
@@ -121,7 +122,7 @@ class Mailbox:
             else:
                 self._watch(waiter.deadline)
 
-    async def receive(self, message: Message) -> None:
+    def receive(self, message: Message) -> None:
         """Hand a reply to who waits for it; a late one is dropped."""
         waiter = self._waiting.get(message.subject[len(self.prefix) + 1 :])
         if waiter is None or waiter.done.done():
@@ -180,7 +181,7 @@ class Requests:
             DisconnectedError: The connection is closed, or went meanwhile.
         """
         reply = await self._mailbox.request(
-            subject, data, timeout=timeout, headers=headers, fails_on_disconnect=fails_on_disconnect
+            subject, data, timeout=timeout, headers=encode(headers), fails_on_disconnect=fails_on_disconnect
         )
         if not reply.data and status_of(reply) == NO_RESPONDERS:
             raise NoRespondersError(subject)

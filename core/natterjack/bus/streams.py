@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from natterjack import codec
-from natterjack.bus.mailbox import Message, Requests, status_of
+from natterjack.bus.headers import encode
+from natterjack.bus.mailbox import NO_RESPONDERS, Message, Requests, status_of
 from natterjack.errors import (
     BrokerError,
     ConflictError,
@@ -35,6 +36,12 @@ PAGE: Final = 256
 
 _WRONG_LAST: Final = (10071, 10164)
 _NOT_FOUND: Final = (10059, 10014, 10037)
+
+
+def too_large(size: int, limit: int) -> PayloadError:
+    """Return what to raise for more bytes than the server takes."""
+    msg = f"payload and headers have {size:,} bytes, but the server takes {limit:,}; send a reference instead"
+    return PayloadError(msg)
 
 
 class Stored(NamedTuple):
@@ -67,18 +74,19 @@ class Streams(Requests, ABC):
 
     @property
     @abstractmethod
+    def connected(self) -> bool:
+        """Whether the connection is up at this moment."""
+
+    @property
+    @abstractmethod
     def max_payload(self) -> int:
         """Bytes a message may have on this server."""
 
     def check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
         """Raise `PayloadError` for what the server would answer by closing the connection."""
-        size = len(data)
-        if headers:
-            size += 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        size = len(data) + len(encode(headers))
         if size > self.max_payload:
-            limit = self.max_payload
-            msg = f"payload and headers have {size:,} bytes, but the server takes {limit:,}; send a reference instead"
-            raise PayloadError(msg)
+            raise too_large(size, self.max_payload)
 
     @abstractmethod
     async def until_connected(self, timeout: float) -> None:
@@ -134,15 +142,16 @@ class Streams(Requests, ABC):
             StreamError: The stream refuses, e.g. because it is full.
         """
         message_id = id or self.new_id()
-        sent = {**(headers or {}), codec.MSG_ID: message_id}
+        sent = {**headers, codec.MSG_ID: message_id} if headers else {codec.MSG_ID: message_id}
         if expect is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+        block = encode(sent)
         deadline = time.monotonic() + budget
         pause, tried, checked = 0.02, 0, False
         while True:
             tried += 1
             try:
-                return await self._store_once(subject, data, sent, min(5.0, max(0.05, deadline - time.monotonic())))
+                return await self._store_once(subject, data, block, min(5.0, max(0.05, deadline - time.monotonic())))
             except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
                 if isinstance(error, NoRespondersError) and not checked:
                     await self._check_stream(subject)
@@ -157,9 +166,12 @@ class Streams(Requests, ABC):
                     raise
                 return ours
 
-    async def _store_once(self, subject: str, data: bytes, headers: Mapping[str, str], timeout: float) -> Stored:
-        await self.until_connected(timeout)
-        reply = await self.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
+    async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
+        if not self.connected:
+            await self.until_connected(timeout)
+        reply = await self._mailbox.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
+        if not reply.data and status_of(reply) == NO_RESPONDERS:
+            raise NoRespondersError(subject)
         try:
             ack = orjson.loads(reply.data)
         except orjson.JSONDecodeError as error:

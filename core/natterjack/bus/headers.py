@@ -1,0 +1,55 @@
+"""Header blocks, as they stand before a payload; nats-py's writer and reader of them cost more than all the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from natterjack.errors import PayloadError
+
+_LINE: Final = b"NATS/1.0"
+_NAME: Final = re.compile(r"[!-9;-~]+\Z")
+_BREAKS: Final = re.compile(r"[\r\n]+")
+
+
+def encode(headers: Mapping[str, str] | None) -> bytes:
+    """Return the block of some headers, empty for none. A line break in a value becomes a space.
+
+    Raises:
+        PayloadError: A name has other characters than a header's may have.
+    """
+    if not headers:
+        return b""
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    text = "\r\n".join(lines)
+    if text.count("\r") >= len(lines) or text.count("\n") >= len(lines) or not all(map(_NAME.match, headers)):
+        text = "\r\n".join(_safe(name, value) for name, value in headers.items())
+    return f"NATS/1.0\r\n{text}\r\n\r\n".encode(errors="replace")
+
+
+def _safe(name: str, value: str) -> str:
+    if not _NAME.match(name):
+        msg = f"{name!r} cannot be the name of a header; use letters, digits and '-'"
+        raise PayloadError(msg)
+    return f"{name}: {_BREAKS.sub(' ', value)}"
+
+
+def decode(block: bytes) -> dict[str, str] | None:
+    """Return the headers of a block, the last of each name, or None for none; no bytes are too bad.
+
+    A status that the server put in place of a payload is the header `Status`, its text `Description`.
+    """
+    first, _, rest = block.partition(b"\r\n")
+    headers = {}
+    if len(first) > len(_LINE):
+        status = first[len(_LINE) :].decode(errors="replace").strip()
+        if status[:3].isdigit():
+            headers["Status"] = status[:3]
+        if status[3:]:
+            headers["Description"] = status[3:].strip()
+    for line in rest.decode(errors="replace").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip()] = value.strip()
+    return headers or None

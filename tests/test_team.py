@@ -31,7 +31,8 @@ from natterjack.messages import Answer
 from natterjack.plugins import Plugins
 from natterjack.team.check import check_options, check_team, make_trigger, trigger_settings
 from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
-from natterjack.team.model import AgentSpec, Team, TriggerSpec, plain
+from natterjack.team.model import AgentSpec, Team, TriggerSpec
+from natterjack.team.values import plain
 
 NEWSROOM = """\
 [team]
@@ -501,7 +502,7 @@ def test_file_that_is_no_team(write: Write, text: str, problem: str) -> None:
     ("line", "problem"),
     [
         ("emit = []", "unknown key 'emit'. Did you mean 'emits'?"),
-        ("result_events = {}", "unknown key 'result_events'. Did you mean 'result_event'?"),
+        ("result_evens = {}", "unknown key 'result_evens'. Did you mean 'result_events'?"),
         ("replica = 2", "unknown key 'replica'. Did you mean 'replicas'?"),
         ("replicas = 0", "'replicas' is 0: it must be greater than or equal to 1"),
         ("replicas = true", "'replicas' is True: it must be a valid integer"),

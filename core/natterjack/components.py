@@ -184,6 +184,9 @@ class Trigger(Component):
                     await ctx.fire({"every": self.config.every})
     """
 
+    accepts: Callable[[Event], bool] | None = None
+    """Whether to handle an event that a consumer delivers; what it refuses is acked without a run. None: all."""
+
     @property
     def label(self) -> str:
         """Name of this trigger within its agent: a part of durable names and dead letters' subjects."""

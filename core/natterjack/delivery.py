@@ -27,6 +27,7 @@ from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackErr
 from natterjack.events import event_id, read_event
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
+from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Delivery:
         label: Name of the trigger.
         handler: Does the work.
         slots: Bounds what the agent handles at once, over all its triggers.
+        accepts: Which events to handle; None: all.
+        routing: Which events carry the results; None: none.
     """
 
     def __init__(
@@ -92,9 +95,11 @@ class Delivery:
         label: str,
         handler: Handler,
         slots: Slots,
+        accepts: Callable[[Event], bool] | None = None,
+        routing: Routing | None = None,
     ) -> None:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
-        self._slots = slots
+        self._slots, self._accepts, self._routing = slots, accepts, routing
         self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=spec.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: set[str] = set()
@@ -141,6 +146,9 @@ class Delivery:
             event, envelope = read_event(message, place)
             if envelope.depth > MAX_DEPTH:
                 raise LoopError(loop_message(envelope))
+            if self._accepts is not None and not self._accepts(event):
+                await self._consumer.ack(message)
+                return
         except NatterjackError as error:
             await self._give_up_unread(message, place, str(error))
             return
@@ -195,6 +203,8 @@ class Delivery:
 
     async def _attempt(self, event: Event, envelope: Envelope, ctx: RunContext) -> Any:
         """Run the handler within its deadline, and everything that must be durable before the ack."""
+        if self._routing is not None and (found := decided(ctx)) is not None:
+            return await emit_decided(ctx, found)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         ctx.deadline = time.time() + self._spec.timeout
@@ -210,9 +220,7 @@ class Delivery:
                 raise
             msg = f"it did not end within {self._spec.timeout:g} s"
             raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
-        if self._spec.result_event:
-            await ctx.emit(self._spec.result_event, result)
-        return result
+        return result if self._routing is None else await self._routing.emit(ctx, event, result)
 
     async def _complete(self, ctx: RunContext, result: Any, event: Event) -> None:
         ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt}

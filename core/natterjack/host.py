@@ -20,6 +20,7 @@ from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Envelope
 from natterjack.peers import AskServer, Peers
+from natterjack.routing import Routing
 from natterjack.runs import Facilities, RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
 from natterjack.team import AgentSpec
@@ -67,6 +68,7 @@ class AgentHost:
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)
         self._slots = Slots(spec.concurrency)
+        self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
         self._deliveries: list[Delivery] = []
         self._tasks: list[asyncio.Task[None]] = []
         description = (inspect.getdoc(agent) or "").partition("\n")[0]
@@ -157,7 +159,9 @@ class AgentHost:
     async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
         """Handle what a durable delivers, until cancelled."""
         handler = through([middleware.handle for middleware in self._facilities.middleware], self._agent.handle)
-        delivery = Delivery(self._facilities, self.spec, spec, trigger.label, handler, self._slots)
+        delivery = Delivery(
+            self._facilities, self.spec, spec, trigger.label, handler, self._slots, trigger.accepts, self._routing
+        )
         self._deliveries.append(delivery)
         await delivery.run()
 

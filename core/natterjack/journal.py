@@ -21,8 +21,8 @@ log = logging.getLogger("natterjack.journal")
 
 ENDINGS: Final = ("done", "dead")
 """Kinds of the entry that ends a run."""
-RESERVED: Final = ("started", "failed", "interrupted", "corrupt", *ENDINGS)
-"""Kinds by which attempts are counted and runs end."""
+RESERVED: Final = ("started", "failed", "interrupted", "routed", "corrupt", *ENDINGS)
+"""Kinds by which attempts are counted, results routed, and runs end."""
 
 _WINDOW: Final = 16
 
@@ -124,7 +124,7 @@ class RunJournal:
             FencedError: Another replica took this run over.
         """
         if kind in RESERVED:
-            what, rule = "kind of journal entry", "the kernel counts attempts by it; choose another"
+            what, rule = "kind of journal entry", "the kernel keeps its own account by it; choose another"
             raise InvalidNameError(what, kind, rule)
         return await self.record(kind, data)
 

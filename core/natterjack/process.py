@@ -36,6 +36,9 @@ class AgentProcess:
         publishes: Patterns of topics it may publish to; None: any.
         asks: Agents it may ask; None: any.
         result_event: Type of the event that carries what `handle` returned.
+        result_events: Types of further such events, each with the condition under which it is emitted, e.g.
+            `{"analysis.approved": "result.quality >= 3"}`; a condition may also name `data`, `type`, `source`, `id`
+            and `time` of the event that was handled.
         cross_agents: Addresses of peers by the names it calls them.
         concurrency: Events and questions it works on at once.
         max_attempts: Failed handlings after which an event is dead.
@@ -59,6 +62,7 @@ class AgentProcess:
         publishes: Sequence[str] | None = None,
         asks: Sequence[str] | None = None,
         result_event: str | None = None,
+        result_events: Mapping[str, str] | None = None,
         cross_agents: Mapping[str, str] | None = None,
         concurrency: int = 16,
         max_attempts: int = 5,
@@ -82,6 +86,7 @@ class AgentProcess:
             publishes=publishes,
             asks=asks,
             result_event=result_event,
+            result_events=dict(result_events or {}),
             cross_agents=dict(cross_agents or {}),
             concurrency=concurrency,
             max_attempts=max_attempts,
@@ -92,9 +97,12 @@ class AgentProcess:
     def _spec(self, agent_config: Mapping[str, Any] | None, **own: Any) -> AgentSpec:
         described = {"kind": "python", "options": {"target": target_of(self.agent)}}
         if agent_config is not None:
-            given = dict(agent_config)
-            described = {"kind": given.pop("kind", MODEL_KIND), "options": given}
-        on = [TriggerSpec(kind=t.name, settings=t.config.model_dump(mode="json")) for t in self.triggers]
+            options = dict(agent_config)
+            described = {"kind": options.pop("kind", MODEL_KIND), "options": options}
+        on = [
+            TriggerSpec(kind=t.name, settings=t.config.model_dump(mode="json", exclude_unset=True))
+            for t in self.triggers
+        ]
         try:
             return AgentSpec.model_validate({**described, "on": on, **own})
         except ValidationError as error:

@@ -139,7 +139,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
     for verb, declared in (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes)):
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
-    needs += [Right("emit", spec.result_event)] if spec.result_event else []
+    needs += [Right("emit", event) for event in spec.result_types]
     needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
     needs += [Right("read", ">")]
     for trigger in agent_triggers(spec, plugins):

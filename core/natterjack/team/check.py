@@ -89,8 +89,9 @@ def check_team(team: Team, plugins: Plugins) -> None:
                 read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
         with problems.at(team.place(name, "reads")):
             _check_reads(spec)
-        with problems.at(team.place(name, "result_event")):
-            _check_result_event(spec)
+        for event in spec.result_types:
+            with problems.at(team.place(name, spec.result_key(event), event)):
+                _check_result_event(spec, event)
     if not plugins.tool_servers:
         for name in team.tools:
             msg = "no installed plugin serves tools: `pip install natterjack-mcp`"
@@ -230,8 +231,10 @@ def _check_reads(spec: AgentSpec) -> None:
         raise ConfigError(msg)
 
 
-def _check_result_event(spec: AgentSpec) -> None:
-    event = spec.result_event
-    if event and spec.emits is not None and not any(matches(pattern, event) for pattern in spec.emits):
+def _check_result_event(spec: AgentSpec, event: str) -> None:
+    if event == spec.result_event and event in spec.result_events:
+        msg = f"{event!r} is both the result_event and among the result_events; remove one"
+        raise ConfigError(msg)
+    if spec.emits is not None and not any(matches(pattern, event) for pattern in spec.emits):
         msg = f"the result_event {event!r} is not among what it emits; add it to `emits`"
         raise ConfigError(msg)

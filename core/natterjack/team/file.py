@@ -16,7 +16,8 @@ from natterjack.codec import MAX_DEPTH
 from natterjack.components import Settings
 from natterjack.errors import ConfigError
 from natterjack.team.check import path_text, report, sentence
-from natterjack.team.model import AgentSpec, ContextKey, Name, Origins, Plain, Team, TeamTable, ToolName, TriggerSpec
+from natterjack.team.model import AgentSpec, Origins, Team, TeamTable, TriggerSpec
+from natterjack.team.values import ContextKey, Name, Plain, ToolName
 
 MAX_BYTES: Final = 1_000_000
 """Size of a team file: provisioning stores the team as one message."""

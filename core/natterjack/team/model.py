@@ -5,113 +5,57 @@ A team comes from `team.toml` or from Python, and is stored in the KV bucket `te
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
 from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from natterjack.codec import MAX_DEPTH
 from natterjack.components import Rule, Settings
 from natterjack.errors import nearest
 from natterjack.rights import Verb
-from natterjack.subjects import OPERATOR, check_name, check_pattern, check_type, overlap
+from natterjack.subjects import OPERATOR, check_pattern, overlap
+from natterjack.team.values import (
+    ContextKey,
+    EventType,
+    JournalName,
+    Kind,
+    Name,
+    Names,
+    OneOrMore,
+    Patterns,
+    Plain,
+    RoutingCondition,
+    TeamName,
+    ToolName,
+    TriggerName,
+    listed,
+)
 
 _GRANTS: Final[dict[Verb, str]] = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes"}
 _PATTERN_FIELD: Final = {"event": "event_type", "message": "topic"}
-_IMPORT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+WHERE: Final = "where"
+"""The one key that may stand beside a trigger's own in its short form."""
 _TRIGGER_FORMS: Final = (
-    'a trigger is an event pattern such as "research.start", or a table of one key: { message = "reports.*" } or'
-    " { tick = { every = 2 } }"
+    'a trigger is an event pattern such as "research.start", or a table of one key and perhaps `where`:'
+    ' { message = "reports.*" }, { event = "order.*", where = "data.total > 100" } or { tick = { every = 2 } }'
 )
-
-
-# Values of a team file
-
-
-def plain(value: object, depth: int = 0) -> Any:
-    """Return a value as JSON will give it back: tuples as lists, dates and times as ISO 8601 text.
-
-    Raises:
-        ValueError: JSON has no form for it, or it nests deeper than 64 levels.
-    """
-    if depth > MAX_DEPTH:
-        msg = f"nested deeper than {MAX_DEPTH} levels; write it flatter"
-        raise ValueError(msg)
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {_text_key(key): plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
-    if isinstance(value, date | datetime | time):
-        return value.isoformat()
-    if value is None or isinstance(value, str | bool) or _is_json_number(value):
-        return value
-    msg = f"{value!r} has no form in JSON; use text, finite numbers up to 64 bits, lists and tables"
-    raise ValueError(msg)
-
-
-def _is_json_number(value: object) -> bool:
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**64
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _text_key(key: object) -> str:
-    if not isinstance(key, str):
-        msg = f"the key {key!r} is no text"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic reports a ValueError with its place
-    return key
-
-
-def _listed(value: object) -> object:
-    """One item alone is a list of one."""
-    return (value,) if isinstance(value, str | Mapping | TriggerSpec) else value
-
-
-def _check_kind(kind: str) -> str:
-    if not _IMPORT.match(kind):
-        if ":" in kind or "." in kind:
-            msg = f"{kind!r} is no valid kind; write 'module:Class', e.g. 'my_package.agents:Counter'"
-            raise ValueError(msg)
-        check_name(kind, "kind of agent")
-    return kind
-
-
-Plain = Annotated[Any, BeforeValidator(plain)]
-Name = Annotated[str, AfterValidator(check_name)]
-ToolName = Annotated[str, AfterValidator(lambda name: check_name(name, "tool server name"))]
-TeamName = Annotated[str, AfterValidator(lambda name: check_name(name, "team name"))]
-JournalName = Annotated[str, AfterValidator(lambda name: check_name(name, "journal"))]
-TriggerName = Annotated[str, AfterValidator(lambda name: check_name(name, "trigger"))]
-EventType = Annotated[str, AfterValidator(check_type)]
-ContextKey = Annotated[str, AfterValidator(lambda name: check_type(name, "context key"))]
-Pattern = Annotated[str, AfterValidator(check_pattern)]
-_List = BeforeValidator(_listed, json_schema_input_type=str | list[str])
-Names = Annotated[tuple[Name, ...], _List]
-Patterns = Annotated[tuple[Pattern, ...], _List]
-
-
-# The models
 
 
 def _trigger_schema(schema: dict[str, Any]) -> None:
     for key in ("properties", "required"):
         del schema[key]
-    schema.update(type=["string", "object"], minProperties=1, maxProperties=1, additionalProperties=True)
+    schema.update(type=["string", "object"], minProperties=1, maxProperties=2, additionalProperties=True)
 
 
 class TriggerSpec(Settings):
     """One trigger of an agent.
 
     A team file writes `"research.start"` for an event, `{ message = "reports.*" }` or `{ cron = "0 7 * * *" }` for
-    a trigger with one setting, and `{ tick = { every = 2 } }` for one with several.
+    a trigger with one setting, and `{ tick = { every = 2 } }` for one with several. `where`, a condition on the event,
+    may stand beside the first: `{ event = "order.*", where = "data.total > 100" }`.
 
     Attributes:
         kind: `event`, `message`, or what a plugin brings.
@@ -130,8 +74,10 @@ class TriggerSpec(Settings):
             return _expand("event", value)
         if isinstance(value, TriggerSpec) or (isinstance(value, Mapping) and "kind" in value):
             return value
-        if isinstance(value, Mapping) and len(value) == 1:
-            return _expand(*next(iter(value.items())))
+        if isinstance(value, Mapping):
+            rest = {key: item for key, item in value.items() if key != WHERE}
+            if len(rest) == 1:
+                return _expand(*next(iter(rest.items())), {WHERE: value[WHERE]} if WHERE in value else {})
         raise ValueError(_TRIGGER_FORMS)
 
     @model_validator(mode="after")
@@ -151,9 +97,9 @@ class TriggerSpec(Settings):
         return self.settings.get("event_type") if self.kind == "event" else None
 
 
-def _expand(kind: str, value: object) -> dict[str, object]:
+def _expand(kind: str, value: object, more: Mapping[str, object] | None = None) -> dict[str, object]:
     settings = value if isinstance(value, Mapping) else {_PATTERN_FIELD.get(kind, ""): value}
-    return {"kind": kind, "settings": settings}
+    return {"kind": kind, "settings": {**settings, **(more or {})}}
 
 
 def _agent_schema(schema: dict[str, Any]) -> None:
@@ -173,6 +119,7 @@ class AgentSpec(Settings):
         writes: Patterns of the context keys it may write; None: any, unless some agent of the team declares writes.
         reads: Patterns of the context keys it may read; None: all.
         result_event: Type of the event that carries what `handle` returned.
+        result_events: Types of further such events, each with the condition under which it is emitted.
         cross_agents: Addresses of peers by the names it calls them.
         journal: Journals beside the stream.
         replicas: Processes that share its work.
@@ -185,9 +132,9 @@ class AgentSpec(Settings):
 
     model_config = ConfigDict(json_schema_extra=_agent_schema)
 
-    kind: Annotated[str, AfterValidator(_check_kind)]
+    kind: Kind
     on: Annotated[
-        tuple[TriggerSpec, ...], BeforeValidator(_listed, json_schema_input_type=TriggerSpec | list[TriggerSpec])
+        tuple[TriggerSpec, ...], BeforeValidator(listed, json_schema_input_type=TriggerSpec | list[TriggerSpec])
     ] = ()
     emits: Patterns | None = None
     publishes: Patterns | None = None
@@ -195,8 +142,9 @@ class AgentSpec(Settings):
     writes: Patterns | None = None
     reads: Patterns | None = None
     result_event: EventType | None = None
+    result_events: dict[EventType, RoutingCondition] = Field(default_factory=dict)
     cross_agents: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
-    journal: Annotated[tuple[JournalName, ...], _List] = ()
+    journal: Annotated[tuple[JournalName, ...], OneOrMore] = ()
     replicas: int = Field(1, strict=True, ge=1, le=1000)
     concurrency: int = Field(16, strict=True, ge=1, le=10_000)
     max_attempts: int = Field(5, strict=True, ge=1, le=100)
@@ -245,7 +193,16 @@ class AgentSpec(Settings):
     @property
     def emitted(self) -> tuple[str, ...]:
         """Patterns of the events that it says it emits."""
-        return tuple(dict.fromkeys([*(self.emits or ()), *([self.result_event] if self.result_event else [])]))
+        return tuple(dict.fromkeys([*(self.emits or ()), *self.result_types]))
+
+    def result_key(self, event: str) -> str:
+        """Return the key under which a result event is written."""
+        return "result_event" if event == self.result_event else "result_events"
+
+    @property
+    def result_types(self) -> tuple[str, ...]:
+        """Types of the events that may carry what `handle` returned."""
+        return (*([self.result_event] if self.result_event else []), *self.result_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +307,7 @@ class Team(TeamTable):
         awaited = _Patterns([pattern for spec in self.agents.values() for pattern in spec.awaited])
         for agent, spec in self.agents.items():
             for pattern in (each for each in spec.emitted if not awaited.meet(each)):
-                key = "emits" if pattern in (spec.emits or ()) else "result_event"
+                key = "emits" if pattern in (spec.emits or ()) else spec.result_key(pattern)
                 yield f"{self.place(agent, key)} emits {pattern!r}, which no agent of the team waits for"
 
     def _repeated(self) -> Iterator[str]:

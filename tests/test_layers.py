@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 KERNEL = ROOT / "core" / "natterjack"
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 OUTER = ("cli", "demo", "testing")  # they use the kernel as anyone does
-PUBLIC = {"natterjack", "natterjack.testing"}
+PUBLIC = {"natterjack", "natterjack.testing", "natterjack.testing.contracts"}
 
 
 def imports(source: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from natterjack.builtin import EventTrigger, FileJournal, MessageTrigger
 from natterjack.client import Run, TeamClient, connect
+from natterjack.clock import Clock
 from natterjack.components import (
     Agent,
     Component,
@@ -59,6 +60,7 @@ __all__ = [
     "Answer",
     "Answers",
     "BrokerError",
+    "Clock",
     "Component",
     "ConfigError",
     "ConflictError",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVa
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from natterjack.clock import Clock
 from natterjack.errors import ConfigError, nearest
 from natterjack.messages import Answer, Event
 from natterjack.rights import Right, Verb
@@ -146,10 +147,17 @@ class ConsumerSpec:
 
 
 class TriggerContext(Protocol):
-    """What a running trigger may do."""
+    """What a running trigger may do.
+
+    Attributes:
+        agent: Whom it wakes.
+        log: Its logger.
+        clock: The time; a trigger that waits with `ctx.clock.sleep` can be tested without waiting.
+    """
 
     agent: str
     log: logging.Logger
+    clock: Clock
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
         """Store an event for this agent; it is then handled with attempts and dead letters like any other.
@@ -180,7 +188,7 @@ class Trigger(Component):
 
             async def run(self, ctx: TriggerContext) -> None:
                 while True:
-                    await asyncio.sleep(self.config.every)
+                    await ctx.clock.sleep(self.config.every)
                     await ctx.fire({"every": self.config.every})
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from natterjack import subjects
 from natterjack.bus import Bus
+from natterjack.clock import Clock
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery, Slots
@@ -43,6 +44,7 @@ class AgentHost:
         middleware: Stands around its work.
         schemes: Resolves addresses of `cross_agents`.
         awaited: Patterns of events that the team waits for; emitting another logs one line.
+        clock: The time for its triggers.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class AgentHost:
         middleware: Sequence[Middleware] = (),
         schemes: Mapping[str, PeerScheme] | None = None,
         awaited: Sequence[str] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self.name, self.spec, self.bus = name, spec, bus
+        self.name, self.spec, self.bus, self.clock = name, spec, bus, clock or Clock()
         self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
         journal = StreamJournal()
         journal.attach(bus)
@@ -194,7 +197,7 @@ class _TriggerContext:
 
     def __init__(self, host: AgentHost, trigger: Trigger) -> None:
         self._host, self._trigger = host, trigger
-        self.agent = host.name
+        self.agent, self.clock = host.name, host.clock
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:

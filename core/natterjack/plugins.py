@@ -232,7 +232,7 @@ def _named(hook: str, kind: Kind, base: type[Component] | None, components: Sequ
     """Return components by name, each one checked."""
     named: dict[str, Any] = {}
     for component in components:
-        name = _command(component) if base is None else _component(kind, base, component)
+        name = _command(component) if base is None else check_component(kind, base, component)
         if name in named:
             msg = f"{hook} returned two of the name {name!r}"
             raise PluginError(msg)
@@ -240,7 +240,7 @@ def _named(hook: str, kind: Kind, base: type[Component] | None, components: Sequ
     return named
 
 
-def _component(kind: Kind, base: type[Component], component: Any) -> str:
+def check_component(kind: Kind, base: type[Component], component: Any) -> str:
     """Return the name of a component class that keeps the contract of its kind."""
     if not (isinstance(component, type) and issubclass(component, base)):
         msg = f"{component!r} is no class derived from natterjack.{base.__name__}"

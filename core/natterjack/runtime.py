@@ -13,6 +13,7 @@ from natterjack import subjects
 from natterjack.broker import Broker, embed
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
+from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError, described
@@ -50,6 +51,7 @@ class AgentRuntime:
         context: The shared context; an empty one by default.
         name: The team's name.
         store: Folder of the embedded broker's data; `.natterjack` by default.
+        clock: The time for its triggers; the real one by default.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class AgentRuntime:
         context: AgentContext | None = None,
         name: str = "team",
         store: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.context = context if context is not None else AgentContext()
         self.name = subjects.check_name(name, "team name")
-        self._server, self._store = server, store
+        self._server, self._store, self._clock = server, store, clock
         self._processes: dict[str, AgentProcess] = {}
         self._hosts: list[AgentHost] = []
         self._broker: Broker | None = None
@@ -139,7 +142,7 @@ class AgentRuntime:
             agent, wakes = process.make_agent(plugins), [InboxTrigger(), *process.triggers]
             make = _host(team, name, agent, wakes, process.journals, plugins)
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(make(bus=bus, context=self.context, guards=guards))
+            self._hosts.append(make(bus=bus, context=self.context, guards=guards, clock=self._clock))
         await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context)
 
@@ -312,8 +315,16 @@ def _agent_of(team: Team, name: str) -> AgentSpec:
     return team.agents[name]
 
 
-async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContext]:
+async def start_agent(
+    name: str, server: Server, *, plugins: Plugins | None = None, clock: Clock | None = None
+) -> tuple[AgentHost, AgentContext]:
     """Start one agent of the team that is provisioned on a server, with narrow rights only.
+
+    Args:
+        name: The agent.
+        server: Where its team is provisioned.
+        plugins: Where its components come from; the installed plugins by default.
+        clock: The time for its triggers; the real one by default.
 
     Raises:
         NotProvisionedError: No team has been provisioned there.
@@ -325,12 +336,12 @@ async def start_agent(name: str, server: Server) -> tuple[AgentHost, AgentContex
     context = AgentContext()
     try:
         team = await stored_team(bus)
-        spec, plugins = _agent_of(team, name), Plugins.load()
+        spec, plugins = _agent_of(team, name), plugins or Plugins.load()
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
         await context.attach(bus)
         agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
         make = _host(team, name, agent, triggers, create_journals(spec, plugins), plugins)
-        host = make(bus=bus, context=context, guards=context.guards)
+        host = make(bus=bus, context=context, guards=context.guards, clock=clock)
         await host.start()
     except BaseException:
         await context.close()

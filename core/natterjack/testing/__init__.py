@@ -1,9 +1,12 @@
-"""For the tests of those who build on Natterjack: a real broker, and waiting without sleeping.
+"""For the tests of those who build on Natterjack: a real broker, scripted agents and time, waiting without sleeping.
 
-Importing this package is cheap; the fixtures are in `natterjack.testing.plugin`.
+Importing this package needs no pytest. The fixtures are in `natterjack.testing.plugin` and come by themselves; the
+contracts, which a plugin's tests subclass, are in `natterjack.testing.contracts`.
 """
 
+from natterjack.testing.agents import ScriptedAgent
+from natterjack.testing.clock import ScriptedClock
 from natterjack.testing.servers import NatsServer
 from natterjack.testing.waiting import until
 
-__all__ = ["NatsServer", "until"]
+__all__ = ["NatsServer", "ScriptedAgent", "ScriptedClock", "until"]

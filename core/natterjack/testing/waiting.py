@@ -12,15 +12,16 @@ T = TypeVar("T")
 
 
 @overload
-async def until(condition: Callable[[], Awaitable[T]], timeout: float = 10.0) -> T: ...
+async def until(condition: Callable[[], Awaitable[T]], timeout: float = 10.0, what: str = "") -> T: ...
 @overload
-async def until(condition: Callable[[], T], timeout: float = 10.0) -> T: ...
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+async def until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
     """Return the condition's value as soon as it is true.
 
     Args:
         condition: A function, plain or async.
         timeout: Seconds after which the test fails.
+        what: What is waited for, for the message; by default the condition's source.
 
     Raises:
         AssertionError: It stayed false; with its last value.
@@ -33,6 +34,6 @@ async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
         if value:
             return value
         if time.monotonic() > deadline:
-            msg = f"still {value!r} after {timeout:g} s: {inspect.getsource(condition).strip()}"
+            msg = f"still {value!r} after {timeout:g} s: {what or inspect.getsource(condition).strip()}"
             raise AssertionError(msg)
         await asyncio.sleep(0.005)

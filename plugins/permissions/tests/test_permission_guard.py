@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natterjack import Rule, Verb
+from natterjack.testing.contracts import GuardContract
 from natterjack_permissions import PermissionGuard
 
 RULES = [
@@ -19,6 +20,14 @@ RULES = [
     Rule("researcher", "read", "notes.*", "team.toml:13"),
 ]
 GOVERNED: frozenset[tuple[str, Verb]] = frozenset({("*", "write"), ("researcher", "read")})
+
+
+class TestPermissionGuard(GuardContract):
+    component = PermissionGuard
+    rules = RULES
+    governed = GOVERNED
+    refused = ("researcher", "write", "draft")
+    allowed = ("researcher", "write", "findings")
 
 
 def guard(rules: list[Rule] = RULES, governed: frozenset[tuple[str, Verb]] = GOVERNED) -> PermissionGuard:

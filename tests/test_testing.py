@@ -46,13 +46,13 @@ async def test_a_trigger_of_hours_is_tested_at_once(runtime: AgentRuntime, clock
 async def test_clock_wakes_in_order_of_time() -> None:
     clock, woken = ScriptedClock(start=0), []
 
-    async def sleep(seconds: float) -> None:
+    async def nap(seconds: float) -> None:
         await clock.sleep(seconds)
         woken.append((seconds, clock.now()))
 
     async with asyncio.TaskGroup() as group:
         for seconds in (3, 1, 2, 0):
-            group.create_task(sleep(seconds))
+            group.create_task(nap(seconds))
         await clock.advance(2)
         assert woken == [(0, 0), (1, 1), (2, 2)]
         await clock.advance(1)

@@ -171,7 +171,7 @@ def test_header_round_trip(envelope: Envelope) -> None:
 
 
 def _fields(envelope: Envelope) -> dict[str, Any]:
-    return {name: getattr(envelope, name) for name in Envelope.__slots__}
+    return {name: getattr(envelope, name) for name in Envelope._fields}
 
 
 def test_the_header_is_short() -> None:

@@ -157,6 +157,6 @@ async def test_an_envelope_arrives_as_it_was_sent(stranger: Client, envelope: En
     message = await subscription.next_msg(5)
     await subscription.unsubscribe()
     found = codec.unpack((message.headers or {}).get(codec.HEADER))
-    sent = {name: getattr(envelope, name) for name in Envelope.__slots__}
+    sent = {name: getattr(envelope, name) for name in Envelope._fields}
     assert math.isclose(found.timeout, envelope.timeout, rel_tol=1e-5)  # six digits of a duration travel
     assert found == Envelope(**{**sent, "timeout": found.timeout})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
@@ -120,25 +120,23 @@ def _check_depth(data: bytes) -> None:
         raise PayloadError(msg)
 
 
-_KEYS: Final = {"s": "source", "c": "cause", "d": "depth", "t": "timeout", "r": "revision", "q": "request", "u": "run"}
+_KEYS: Final = dict(zip("scdtrqu", Envelope._fields, strict=True))
 _SPECIAL: Final = re.compile(r"[;%\x00-\x20\x7f]")
 _PLAIN: Final = "/:@+=,"
-_DEFAULTS: Final = {f.name: f.default for f in fields(Envelope) if f.default is not MISSING}
+_DEFAULTS: Final = Envelope._field_defaults
 
 
 def pack(envelope: Envelope) -> str:
     """Return an envelope as the text of the `Natterjack` header, e.g. `s=analyst;d=2;r=17`."""
-    parts = []
-    for key, name in _KEYS.items():
-        value = getattr(envelope, name)
-        if value != _DEFAULTS[name]:
-            parts.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={_escape(value)}")
-    return ";".join(parts)
+    values: tuple[str | float, ...] = envelope
+    return ";".join([f"{key}={_told(value)}" for key, value in zip(_KEYS, values, strict=True) if value])
 
 
-def _escape(value: str | int) -> str | int:
+def _told(value: str | float) -> str:
     """An event's id may hold what separates fields."""
-    return quote(value, safe=_PLAIN) if isinstance(value, str) and _SPECIAL.search(value) else value
+    if isinstance(value, str):
+        return quote(value, safe=_PLAIN) if _SPECIAL.search(value) else value
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def unpack(text: str | None) -> Envelope:

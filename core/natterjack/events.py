@@ -7,7 +7,6 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
@@ -118,7 +117,7 @@ class EventBus:
             self._note_unheard(kind, self._awaited)
         root, stream = _PLACES[verb]
         subject, payload = f"{root}.{kind}", codec.encode(data)
-        envelope = replace(envelope, source=self._bus.principal, revision=self._revision())
+        envelope = envelope._replace(source=self._bus.principal, revision=self._revision())
         headers = {codec.HEADER: codec.pack(envelope)}
         stored = await self._bus.store(subject, payload, headers=headers, id=id)
         if stored.duplicate and id is not None:

@@ -32,6 +32,7 @@ MAX_SUBJECT: Final = 255
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*+(?:\.[A-Za-z0-9][A-Za-z0-9_-]*+)*\Z")
 
 
 def check_name(name: object, kind: str = "agent name") -> str:
@@ -58,7 +59,7 @@ def check_type(name: object, kind: str = "event type") -> str:
         InvalidNameError: Malformed or longer than 255 characters.
     """
     rule = "use letters, digits, '-' and '_' in tokens joined by '.', e.g. 'research.complete'"
-    if not isinstance(name, str) or not all(_TOKEN.match(token) for token in name.split(".")):
+    if not isinstance(name, str) or not _TYPE.match(name):
         raise InvalidNameError(kind, name, rule)
     if len(name) > MAX_SUBJECT:
         raise InvalidNameError(kind, name, f"at most {MAX_SUBJECT} characters")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from natterjack.errors import PayloadError
@@ -23,9 +24,15 @@ def encode(headers: Mapping[str, str] | None) -> bytes:
         return b""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     text = "\r\n".join(lines)
-    if text.count("\r") >= len(lines) or text.count("\n") >= len(lines) or not all(map(_NAME.match, headers)):
+    if text.count("\r") >= len(lines) or text.count("\n") >= len(lines) or not _are_names(*headers):
         text = "\r\n".join(_safe(name, value) for name, value in headers.items())
     return f"NATS/1.0\r\n{text}\r\n\r\n".encode(errors="replace")
+
+
+@lru_cache
+def _are_names(*names: str) -> bool:
+    """Tell whether headers may have these names; few sets of them occur."""
+    return all(map(_NAME.match, names))
 
 
 def _safe(name: str, value: str) -> str:

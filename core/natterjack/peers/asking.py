@@ -8,7 +8,6 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, error_of
@@ -101,7 +100,7 @@ class Peers:
             while True:
                 left = deadline - time.monotonic()
                 told = round(max(left, 0.001), 3)
-                sent = replace(envelope, source=self._bus.principal, timeout=told, request=request)
+                sent = envelope._replace(source=self._bus.principal, timeout=told, request=request)
                 reply = await self._send(name, agent, question, left, sent)
                 problem = error_of(reply)
                 if problem is None:

@@ -77,12 +77,34 @@ def test_journal_tells_what_a_run_did(team: Cli) -> None:
 def test_journal_is_followed(team: Cli) -> None:
     first = greet(team, "Bob")["run"]
     with team.start("journal", "tail", "greeter", "--follow", "--json") as tail:
-        tail.wait_line(first)
         tail.wait_line("watching the journal")
+        tail.wait_line(first)
         second = greet(team, "Eve")["run"]
         assert json.loads(tail.wait_line(second).string)["data"]["result"] == "Hello, Eve!"
         assert tail.end(signal.SIGINT) == 130
     assert "Traceback" not in tail.output
+
+
+def test_journal_is_narrowed_by_kind_and_time(team: Cli) -> None:
+    run = greet(team, "Ada")["run"]
+    assert run in team.text("journal", "tail", "greeter", "--kind", "done", "--since", "1h")
+    assert run not in team.text("journal", "tail", "greeter", "--kind", "dead")
+    assert team.text("journal", "tail", "greeter", "--since", "2099-01-01") == ""
+    for wrong in ("yesterday", "m", "99999999999d"):
+        assert "is no time; write how long ago" in team.run("journal", "tail", "--since", wrong, code=2).stderr
+
+
+def test_runs_are_listed_and_shown(team: Cli) -> None:
+    run = greet(team, "Ada")["run"]
+    told = team.json("journal", "show", "greeter")[-1]
+    assert (told["run"], told["state"], told["entries"]) == (run, "done", 1)
+    table = team.text("journal", "show", "greeter", "--lines", "1").splitlines()
+    assert [line.split()[0] for line in table] == ["run", run]
+    (entry,) = team.json("journal", "show", "greeter", run)
+    assert (entry["kind"], entry["data"]["result"]) == ("done", "Hello, Ada!")
+    assert '"result":"Hello, Ada!"' in team.text("journal", "show", "greeter", run)
+    error = team.error("journal", "show", "greeter", "unknown", code=4)
+    assert error == "the journal has no run 'unknown' of greeter; `natterjack journal show greeter` lists its runs"
 
 
 def test_journal_of_nobody(team: Cli) -> None:

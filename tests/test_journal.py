@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from natterjack.builtin import FileJournal
 from natterjack.bus import Bus
 from natterjack.components import Entry
-from natterjack.errors import ConfigError, FencedError, InvalidNameError, PayloadError
+from natterjack.errors import ConfigError, DisconnectedError, FencedError, InvalidNameError, PayloadError
 from natterjack.journal import RESERVED, RunJournal, StreamJournal, read_entry
+from natterjack.objects import Reference
 from natterjack.provision import STREAMS
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
@@ -87,7 +89,7 @@ async def test_a_cancelled_append_does_not_fence_its_own_run(stream: StreamJourn
 
 async def test_what_cannot_be_kept_is_refused_and_the_run_goes_on(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
-    for data in (object(), "x" * 2_000_000):
+    for data in (object(), "x" * 70_000_000):
         with pytest.raises(PayloadError):
             await journal.append("step", data)
     await journal.append("step", "fine")
@@ -141,12 +143,12 @@ async def test_a_corrupt_entry_spoils_nothing_else(bus: Bus, stream: StreamJourn
 
 async def test_the_live_copy(bus: Bus, stream: StreamJournal) -> None:
     from natterjack.bus import Message
-    from natterjack.journal import live_entry
+    from natterjack.journal import stored_entry
 
     seen: list[Entry] = []
 
     async def see(message: Message) -> None:
-        seen.append(live_entry(message))
+        seen.append(stored_entry(message))
 
     await bus.subscribe("feed.journal.worker.run.*", see)
     written = await RunJournal("worker", "run", stream).append("step", {"n": 1})
@@ -171,3 +173,133 @@ async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made"):
         await FileJournal(tmp_path / "file" / "folder").open()
+
+
+# Large values
+
+
+@pytest.fixture
+async def objects(bus: Bus) -> None:
+    await bus.api("STREAM.CREATE.OBJ_journal", {"name": "OBJ_journal", **STREAMS["OBJ_journal"]})
+
+
+LARGE = {"report": "x" * 2_500_000}
+
+
+@pytest.mark.usefixtures("objects")
+async def test_what_is_too_large_for_a_message_is_journaled_by_reference(bus: Bus, stream: StreamJournal) -> None:
+    journal = RunJournal("worker", "run", stream)
+    await journal.append("step", LARGE)
+    await journal.append("step", "small")
+    assert [entry.data for entry in journal.entries()] == [LARGE, "small"]
+    assert [entry.data for entry in await stream.read("worker", "run")] == [LARGE, "small"]
+    entries = [entry async for entry in stream.entries("worker")]
+    assert isinstance(entries[0].data, Reference)
+    assert (await stream.whole(entries[0])).data == LARGE
+    assert await stream.whole(entries[1]) == entries[1]
+
+
+@pytest.mark.usefixtures("objects")
+async def test_a_large_append_that_was_cancelled_does_not_fence_its_own_run(stream: StreamJournal) -> None:
+    journal = RunJournal("worker", "run", stream)
+    for turns in range(1, 30, 4):
+        task = asyncio.create_task(journal.append("step", LARGE))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await journal.append("end")
+    assert await stream.read("worker", "run") == journal.entries()
+
+
+@pytest.mark.usefixtures("objects")
+async def test_a_large_value_that_is_gone_leaves_its_entry(bus: Bus, stream: StreamJournal) -> None:
+    await RunJournal("worker", "run", stream).record("done", LARGE)
+    await bus.api("STREAM.UPDATE.OBJ_journal", {"name": "OBJ_journal", **STREAMS["OBJ_journal"], "max_msgs": 1})
+    (entry,) = await stream.read("worker", "run")
+    assert entry.kind == "done"
+    assert "is not there any more" in entry.data["omitted"]
+
+
+@pytest.mark.usefixtures("objects")
+async def test_an_entry_cannot_refer_to_what_is_another_agents(bus: Bus, stream: StreamJournal) -> None:
+    await RunJournal("worker", "run", stream).append("step", LARGE)
+    last = await bus.last("JOURNAL", "journal.worker.run.1")
+    assert last is not None
+    with pytest.raises(PayloadError, match="which is not its agent's"):
+        read_entry("journal.spy.run.1", last.data)
+
+
+async def test_without_a_place_for_large_values_they_are_refused_and_the_run_goes_on(stream: StreamJournal) -> None:
+    journal = RunJournal("worker", "run", stream)
+    with pytest.raises(PayloadError, match="there is no place for more"):
+        await journal.append("step", LARGE)
+    await journal.append("step", "fine")
+    assert [entry.data for entry in await stream.read("worker", "run")] == ["fine"]
+
+
+# Reading back
+
+
+async def collect(stream: StreamJournal, *agent: str, **wanted: Any) -> list[Any]:
+    return [entry.data async for entry in stream.entries(*agent, **wanted)]
+
+
+async def test_entries_of_all_agents_and_runs(bus: Bus, stream: StreamJournal) -> None:
+    for n, (agent, run) in enumerate([("worker", "one"), ("other", "one"), ("worker", "two")]):
+        await RunJournal(agent, run, stream).append("step", n)
+    await bus.store("journal.worker.two.2", b"torn {")
+    assert await collect(stream) == [0, 1, 2, "torn {"]
+    assert await collect(stream, "worker") == [0, 2, "torn {"]
+    assert await collect(stream, run="one") == [0, 1]
+    assert await collect(stream, kind="corrupt") == ["torn {"]
+    middle = [entry.time async for entry in stream.entries()][2]
+    assert await collect(stream, since=datetime.fromtimestamp(middle, UTC)) == [2, "torn {"]
+    assert await collect(stream, since=middle) == [2, "torn {"]
+    assert await collect(stream, since=datetime.now(UTC) + timedelta(days=1)) == []
+
+
+async def take(tail: AsyncIterator[Entry], count: int) -> list[Any]:
+    return [(await asyncio.wait_for(anext(tail), 10)).data for _ in range(count)]
+
+
+async def test_tail_begins_with_what_is_stored_and_misses_nothing(bus: Bus, stream: StreamJournal) -> None:
+    one = RunJournal("worker", "one", stream)
+    for n in range(3):
+        await one.append("step", n)
+    async with stream.tail("worker", last=2, kind="step") as tail:
+        assert await take(tail, 2) == [1, 2]
+        await one.append("other", "unwanted")
+        await RunJournal("other", "one", stream).append("step", "unwanted")
+        for n in range(3, 300):  # a reader that sleeps meanwhile
+            await one.append("step", n)
+        await bus.store("journal.worker.two.1", b"\xff")
+        await one.append("step", 300)
+        assert await take(tail, 298) == list(range(3, 301))
+
+
+async def test_tail_without_more_tells_what_comes(stream: StreamJournal) -> None:
+    one = RunJournal("worker", "one", stream)
+    await one.append("step", 0)
+    async with stream.tail() as tail, stream.tail(last=None) as whole:
+        assert await take(whole, 1) == [0]
+        await one.append("step", 1)
+        assert await take(tail, 1) == await take(whole, 1) == [1]
+
+
+async def test_tail_goes_on_after_the_server_was_away_and_ends_with_the_connection(
+    own_server: NatsServer, bus: Bus, stream: StreamJournal
+) -> None:
+    one = RunJournal("worker", "one", stream)
+    async with stream.tail(last=None) as tail:
+        await one.append("step", 0)
+        assert await take(tail, 1) == [0]
+        own_server.stop()
+        own_server.start()
+        await one.append("step", 1)
+        assert await take(tail, 1) == [1]
+        waiting = asyncio.create_task(take(tail, 1))
+        await asyncio.sleep(0)
+        await bus.close()
+        with pytest.raises(DisconnectedError):
+            await waiting

@@ -24,7 +24,7 @@ from natterjack.errors import (
 )
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.journal import ENDINGS, StreamJournal, live_entry
+from natterjack.journal import ENDINGS, StreamJournal, stored_entry
 from natterjack.messages import Answer, Answers, Envelope, run_id
 from natterjack.peers import ASK_TIMEOUT, Peers
 from natterjack.server import Server, named_server
@@ -55,14 +55,14 @@ class Run:
         Raises:
             RunFailedError: It ended in a dead letter; with the cause.
             RequestTimeoutError: It has not ended in time; it still may.
-            PayloadError: It is done, but its result was no JSON, or too large to be kept.
+            PayloadError: It is done, but its result was no JSON, larger than 64 MiB, or is not kept any more.
             DisconnectedError: The connection was closed meanwhile.
         """
         ended: list[Entry] = []
         look = asyncio.Event()
 
         async def receive(message: Message) -> None:
-            entry = live_entry(message)
+            entry = stored_entry(message)
             if entry.kind in ENDINGS:
                 ended.append(entry)
                 look.set()
@@ -83,12 +83,11 @@ class Run:
             raise RequestTimeoutError(what, timeout) from error
         finally:
             await subscription.unsubscribe()
-        return self._outcome(ended[0])
+        return self._outcome(await StreamJournal().attach(self._bus).whole(ended[0]))
 
     async def _stored_endings(self) -> list[Entry]:
         """Return what the journal has, once the server can be asked."""
-        journal = StreamJournal()
-        journal.attach(self._bus)
+        journal = StreamJournal().attach(self._bus)
         while True:
             try:
                 return [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
@@ -116,11 +115,13 @@ class TeamClient:
         bus: Its connection.
         event_bus: Emits, publishes, subscribes.
         context: The shared context.
+        journal: What all agents did: `entries`, `tail`.
     """
 
     def __init__(self, bus: Bus, context: AgentContext, guards: Guards | None = None) -> None:
         guards = guards or Guards()
         self.bus, self.context = bus, context
+        self.journal = StreamJournal().attach(bus)
         self.event_bus = EventBus(bus, guards, lambda: context.revision)
         self._peers = Peers(bus, guards)
         self._inboxes: set[str] = set()

@@ -65,8 +65,7 @@ class AgentHost:
     ) -> None:
         self.name, self.spec, self.bus, self.clock = name, spec, bus, clock or Clock()
         self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
-        journal = StreamJournal()
-        journal.attach(bus)
+        journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)

@@ -8,6 +8,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -217,14 +218,17 @@ class Streams(Requests, ABC):
         reply = await self.request(name, body, timeout=5.0, fails_on_disconnect=True)
         return None if status_of(reply) == "404" else reply
 
-    async def read(self, stream: str, pattern: str, *, start: int = 1) -> AsyncIterator[Message]:
-        """Yield the stored messages that match a pattern, in order, from a sequence on.
+    async def read(
+        self, stream: str, pattern: str, *, start: int = 1, since: datetime | None = None
+    ) -> AsyncIterator[Message]:
+        """Yield the stored messages that match a pattern, in order, from a sequence on, or stored since a moment.
 
         Raises:
             NotProvisionedError: The stream does not exist.
         """
+        begin: dict[str, Any] = {"start_time": since.astimezone(UTC).isoformat()} if since else {"seq": start}
         while True:
-            wanted = {"seq": start, "next_by_subj": pattern, "batch": PAGE}
+            wanted = {**begin, "next_by_subj": pattern, "batch": PAGE}
             try:
                 messages, end = await self.batch(stream, wanted, timeout=10.0)
             except NoRespondersError as error:
@@ -232,7 +236,7 @@ class Streams(Requests, ABC):
                 raise NotProvisionedError(msg) from error
             for message in messages:
                 yield message
-                start = int((message.headers or {})["Nats-Sequence"]) + 1
+                begin = {"seq": int((message.headers or {})["Nats-Sequence"]) + 1}
             # The server ends a page of large messages before it is full, and says how many there are still.
             if not messages or end.get("Nats-Num-Pending", "0") == "0":
                 return

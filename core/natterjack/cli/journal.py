@@ -1,28 +1,36 @@
-"""Journals: `journal tail`."""
+"""Journals: `journal tail` and `journal show`."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from natterjack import subjects
-from natterjack.bus import Bus, Message
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined
-from natterjack.cli.output import note, one_line, write, write_json
+from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.options import (
+    JsonOption,
+    NatsContextOption,
+    ServerOption,
+    SinceOption,
+    check_agent,
+    joined,
+    read_since,
+)
+from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
 from natterjack.cli.run import run
+from natterjack.client import TeamClient
 from natterjack.components import Entry
-from natterjack.errors import BrokerError
-from natterjack.journal import live_entry, read_entry
+from natterjack.journal import ENDINGS
+from natterjack.objects import Reference
 
 app = typer.Typer(no_args_is_help=True, help="See what agents did.")
 
-MAX_LAG: Final = 100_000
-"""Live entries that may wait to be printed."""
+KindOption = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Of one kind, e.g. done or failed.")]
 
 
 @app.command()
@@ -30,6 +38,8 @@ def tail(
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="Of one agent; all by default.")] = None,
     *,
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="Of one run.")] = None,
+    kind: KindOption = None,
+    since: SinceOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last entries.")] = 50,
     server: ServerOption = None,
@@ -37,76 +47,129 @@ def tail(
     as_json: JsonOption = False,
 ) -> None:
     """Print the last journal entries, one line each."""
+    first = read_since(since)
 
     async def show() -> None:
         async with joined(server, nats_context) as client:
             if agent:
                 await check_agent(client, agent)
-            scope = agent or "*", subjects.check_type(run_id, "run id") if run_id else "*"
+            run = subjects.check_type(run_id, "run id") if run_id else "*"
             if follow:
-                await _follow(client.bus, *scope, lines, as_json=as_json)
-                return
-            entries = await _last(client.bus, *scope, lines)
-            for entry in entries:
-                _show(entry, as_json=as_json)
-            if not entries and not as_json:
-                note("no journal entries")
+                coming = client.journal.tail(agent or "*", run=run, kind=kind, since=first, last=lines)
+                async with coming as entries:
+                    note("watching the journal; Ctrl-C ends it")
+                    await _print(client, entries, as_json=as_json)
+            else:
+                stored = client.journal.entries(agent or "*", run=run, kind=kind, since=first)
+                last = deque([entry async for entry in stored], maxlen=lines)
+                await _print(client, _each(last), as_json=as_json)
+                if not last and not as_json:
+                    note("no journal entries")
 
     run(show())
 
 
-async def _last(bus: Bus, agent: str, run_id: str, count: int) -> list[Entry]:
-    pattern = subjects.journal(agent, run_id, "*")
-    last = deque([message async for message in bus.read(subjects.JOURNAL, pattern)], maxlen=count)
-    # A message that is read directly comes on a reply subject; its own stands in a header.
-    return [read_entry((message.headers or {})["Nats-Subject"], message.data) for message in last]
+async def _each(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
+    for entry in entries:
+        yield entry
 
 
-async def _follow(bus: Bus, agent: str, run_id: str, count: int, *, as_json: bool) -> None:
-    """Print what is stored, then what comes; the feed begins first, so that nothing falls between."""
-    feed = _Feed()
-    subscription = await bus.subscribe(subjects.feed_journal(agent, run_id), feed.receive, on_lost=feed.lose)
-    try:
-        shown = set()
-        for entry in await _last(bus, agent, run_id, count):
-            _show(entry, as_json=as_json)
-            shown.add((entry.agent, entry.run, entry.index))
-        note("watching the journal; Ctrl-C ends it")
-        while True:
-            entry = await feed.next()
-            if (entry.agent, entry.run, entry.index) not in shown:
-                _show(entry, as_json=as_json)
-    finally:
-        await subscription.unsubscribe()
-
-
-class _Feed:
-    """Live entries, waiting to be printed; None stands for those that were lost."""
-
-    def __init__(self) -> None:
-        self._entries: asyncio.Queue[Entry | None] = asyncio.Queue()
-
-    async def receive(self, message: Message) -> None:
-        if self._entries.qsize() < MAX_LAG:
-            self._entries.put_nowait(live_entry(message))
+async def _print(client: TeamClient, entries: AsyncIterator[Entry], *, as_json: bool) -> None:
+    """Print entries: programs get large data whole, people only that there is some."""
+    async for entry in entries:
+        if as_json:
+            write_json(_plain(await client.journal.whole(entry)))
         else:
-            self.lose()
-
-    def lose(self) -> None:
-        self._entries.put_nowait(None)
-
-    async def next(self) -> Entry:
-        entry = await self._entries.get()
-        if entry is None:
-            msg = "this tail fell behind and missed entries; start it again, with an AGENT or --run to see less"
-            raise BrokerError(msg)
-        return entry
+            time = _local(entry.time)
+            write(f"{time}  {entry.agent}  {entry.run}  {entry.index}  {entry.kind}{_short(entry.data)}")
 
 
-def _show(entry: Entry, *, as_json: bool) -> None:
-    time = datetime.fromtimestamp(entry.time, UTC)
+def _short(data: object) -> str:
+    if data is None:
+        return ""
+    return f"  ({data})" if isinstance(data, Reference) else f"  {one_line(data)}"
+
+
+def _local(time: float | datetime) -> str:
+    moment = time if isinstance(time, datetime) else _moment(time)
+    return f"{moment.astimezone():%H:%M:%S}"
+
+
+def _moment(time: float) -> datetime:
+    return datetime.fromtimestamp(time, UTC)
+
+
+def _plain(entry: Entry) -> dict[str, object]:
+    return {**asdict(entry), "time": _moment(entry.time)}
+
+
+@app.command()
+def show(
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Whose runs.")],
+    run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="One run, in full; by default a list.")] = None,
+    *,
+    since: SinceOption = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last runs.")] = 20,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the last runs of an agent, or print all entries of one run."""
+    first = read_since(since)
+
+    async def look() -> None:
+        async with joined(server, nats_context) as client:
+            await check_agent(client, agent)
+            if run_id:
+                await _show_run(client, agent, subjects.check_type(run_id, "run id"), as_json=as_json)
+                return
+            runs: dict[str, _Run] = {}
+            async for entry in client.journal.entries(agent, since=first):
+                time = _moment(entry.time)
+                runs.setdefault(entry.run, _Run(entry.run, time, time)).add(entry)
+            last = deque(sorted(runs.values(), key=lambda each: each.last), maxlen=lines)
+            _show_runs(agent, last, as_json=as_json)
+
+    run(look())
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the journal tells of one run."""
+
+    run: str
+    first: datetime
+    last: datetime
+    entries: int = 0
+    state: str = "open"
+
+    def add(self, entry: Entry) -> None:
+        self.entries += 1
+        self.last = _moment(entry.time)
+        if entry.kind in ENDINGS:
+            self.state = entry.kind
+
+
+def _show_runs(agent: str, runs: Iterable[_Run], *, as_json: bool) -> None:
     if as_json:
-        write_json({**asdict(entry), "time": time})
-    else:
-        data = "" if entry.data is None else f"  {one_line(entry.data)}"
-        write(f"{time.astimezone():%H:%M:%S}  {entry.agent}  {entry.run}  {entry.index}  {entry.kind}{data}")
+        write_json([asdict(each) for each in runs])
+        return
+    rows = [
+        (each.run, each.state, each.entries, _local(each.first), f"{(each.last - each.first).total_seconds():.1f} s")
+        for each in runs
+    ]
+    write_table(["run", "state", "entries", "first", "over"], rows, empty=f"no runs of {agent} are journaled")
+
+
+async def _show_run(client: TeamClient, agent: str, run_id: str, *, as_json: bool) -> None:
+    entries = await client.journal.read(agent, run_id)
+    if not entries:
+        msg = f"the journal has no run {run_id!r} of {agent}; `natterjack journal show {agent}` lists its runs"
+        raise CommandError(msg, ExitCode.UNKNOWN)
+    if as_json:
+        write_json([_plain(entry) for entry in entries])
+        return
+    for entry in entries:
+        write(f"{entry.index:3}  {_local(entry.time)}  {entry.kind}")
+        for line in "" if entry.data is None else text_of(entry.data).splitlines():
+            write(f"     {line}")

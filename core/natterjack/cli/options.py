@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -36,6 +37,10 @@ CountOption = Annotated[
 ]
 DataArgument = Annotated[
     str | None, typer.Argument(metavar="DATA", help="JSON, or else text; `-` reads standard input.")
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="From then on: 90s, 10m, 2h or 7d ago, or 2026-05-01T08:00."),
 ]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The embedded broker's folder.")]
 
@@ -77,6 +82,26 @@ async def check_agent(client: TeamClient, name: str) -> Team:
     if name not in team.agents:
         raise UnknownAgentError(team.name, name, team.agents)
     return team
+
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def read_since(text: str | None) -> datetime | None:
+    """Return the moment that a `--since` names; a time without a zone is a local one.
+
+    Raises:
+        BadParameter: It names none.
+    """
+    if text is None:
+        return None
+    try:
+        if text[-1:] in _UNITS:
+            return datetime.now(UTC) - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        msg = f"{text!r} is no time; write how long ago, e.g. 90s, 10m, 2h, 7d, or a time such as 2026-05-01T08:00"
+        raise typer.BadParameter(msg, param_hint="--since") from error
 
 
 def read_payload(text: str | None) -> Any:

@@ -125,6 +125,8 @@ class Cli:
     @contextmanager
     def start(self, *args: str) -> Iterator[Process]:
         """A command that goes on; killed at the end if it still runs."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children would be deaf, too
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, "-u", "-m", "natterjack", *args],
             cwd=self.folder,

@@ -143,11 +143,16 @@ class AgentHost:
                 self._started = False
                 await self._stop_agent(max(timeout, 1.0))
         finally:
-            for sink in self._facilities.sinks:
-                await sink.close()
-            for scheme in self._schemes.values():
-                await scheme.close()
+            closing: list[Journal | PeerScheme] = [*self._facilities.sinks, *self._schemes.values()]
+            for component in closing:
+                await self._close(component)
             await self.bus.close()
+
+    async def _close(self, component: Journal | PeerScheme) -> None:
+        try:
+            await component.close()
+        except Exception:  # a stranger's component must not keep the rest from ending
+            log.exception("agent %r: %s %r did not close", self.name, type(component).__name__, component.name)
 
     async def _stop_agent(self, timeout: float) -> None:
         try:

@@ -305,8 +305,7 @@ async def test_increments_of_four_processes_all_land(own_server: NatsServer, bus
 async def test_an_update_reads_what_the_feed_has_not_brought(bus: Bus, stack: AsyncExitStack) -> None:
     context = await attached(bus, stack)
     assert context._replica is not None
-    assert context._replica._subscription is not None
-    await context._replica._subscription.unsubscribe()
+    await context._replica._subscriptions.pop().unsubscribe()
     await bus.store("$KV.context.n", b"41")
     async with asyncio.timeout(2.0):
         assert await context.update("n", increment) == 42

@@ -50,12 +50,12 @@ def values(state: State) -> dict[str, object]:
 
 async def lose_feed(replica: Replica) -> None:
     """As a slow consumer or a failing node would: the messages are gone, and nobody says so."""
-    assert replica._subscription is not None
-    await replica._subscription.unsubscribe()
+    await replica._subscriptions.pop().unsubscribe()
 
 
 async def restore_feed(replica: Replica, bus: Bus) -> None:
-    replica._subscription = await bus.subscribe(subjects.feed_context(), replica._fed, on_lost=replica._wake.set)
+    feed = await bus.subscribe(subjects.feed_context(), replica._receive, on_lost=replica._wake.set)
+    replica._subscriptions.append(feed)
 
 
 async def test_it_begins_with_what_the_bucket_has(bus: Bus, stack: AsyncExitStack) -> None:
@@ -143,7 +143,7 @@ async def test_a_lost_tail_is_read_through(bus: Bus, stack: AsyncExitStack) -> N
 async def test_a_lost_tail_is_found_by_the_regular_look(
     bus: Bus, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natterjack.context.replica.CHECK_EVERY", 0.2)
+    monkeypatch.setattr("natterjack.context.follower.CHECK_EVERY", 0.2)
     state, replica = await start(bus, stack)
     await lose_feed(replica)
     await put(bus, "a", b"1")
@@ -236,7 +236,7 @@ async def test_a_bucket_made_anew_replaces_the_old_one(bus: Bus, stack: AsyncExi
 async def test_purged_messages_are_not_waited_for(
     bus: Bus, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("natterjack.context.replica._TIMEOUT", 0.3)
+    monkeypatch.setattr("natterjack.context.replica.TIMEOUT", 0.3)
     await put(bus, "a", b"1")
     state, replica = await start(bus, stack)
     await lose_feed(replica)
@@ -267,7 +267,7 @@ async def test_a_value_that_poses_as_the_servers_status_hides_no_other(
     await put(bus, "c", b"3")
     state, replica = await start(bus, stack)
     assert (values(state), replica.covered) == ({"a": 1, "b": 2, "c": 3}, 3)
-    assert [past.value for past in await read_history(bus, "b", 2)] == [2]
+    assert [past.value for past in await read_history(bus, "context", "b", 2)] == [2]
 
 
 async def test_what_is_not_json_is_text_or_bytes(bus: Bus, stack: AsyncExitStack) -> None:

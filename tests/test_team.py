@@ -439,7 +439,8 @@ def test_problems_that_plugins_tell() -> None:
         ("on = [{ event = { event_type = 'x', y = 1 } }]", "the trigger 'event' has no setting 'y'."),
         ("journal = 'fil'", "no installed plugin brings the journal 'fil'. Did you mean 'file'?"),
         ("journal = 'file'", ""),
-        ("reads = ['x']", "`reads` cannot be enforced yet: every agent reads the whole context; remove it"),
+        ("reads = ['x', 'y.*']", ""),
+        ("writes = ['fin/x']", "'fin/x' is in no bucket of the team. A table [buckets.fin] makes one."),
         ("on = ['x.*', { message = 'y.>' }]\njournal = 'stream'", ""),
     ],
 )
@@ -599,7 +600,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_schema_is_of_the_file_as_it_is_written() -> None:
     schema = team_schema()
     table = schema["$defs"]["AgentSpec"]
-    assert set(schema["properties"]) == {"team", "context", "agents", "tools"}
+    assert set(schema["properties"]) == {"team", "context", "buckets", "agents", "tools"}
     assert "options" not in table["properties"]
     assert table["additionalProperties"] is True
     assert table["properties"]["replicas"]["maximum"] == 1000

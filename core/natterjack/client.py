@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -118,8 +118,15 @@ class TeamClient:
         journal: What all agents did: `entries`, `tail`.
     """
 
-    def __init__(self, bus: Bus, context: AgentContext, guards: Guards | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        context: AgentContext,
+        guards: Guards | None = None,
+        buckets: Mapping[str, AgentContext] | None = None,
+    ) -> None:
         guards = guards or Guards()
+        self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
         self.journal = StreamJournal().attach(bus)
         self.event_bus = EventBus(bus, guards, lambda: context.revision)
@@ -133,6 +140,30 @@ class TeamClient:
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; see `Peers.broadcast`."""
         return await self._peers.broadcast(names, question, timeout=timeout, envelope=self._envelope())
+
+    async def bucket(self, name: str) -> AgentContext:
+        """Return a bucket beside the main context; it is followed from the first call on.
+
+        Raises:
+            NotProvisionedError: The team has no such bucket.
+            RefusedError: The broker does not allow to read it.
+        """
+        async with self._joining:
+            if name not in self._buckets:
+                context = AgentContext()
+                await context.attach(self.bus, subjects.check_name(name, "bucket name"))
+                self._buckets[name] = context
+        return self._buckets[name]
+
+    async def close(self) -> None:
+        """End what it follows; whoever made its connection closes that.
+
+        Raises:
+            NatterjackError: A context write that nobody awaited had failed.
+        """
+        async with AsyncExitStack() as closing:
+            for context in (self.context, *self._buckets.values()):
+                closing.push_async_callback(context.close)
 
     def _envelope(self) -> Envelope:
         return Envelope(revision=self.context.revision)
@@ -200,9 +231,10 @@ async def connect(server: str | Server | None = None, *, context: bool = True) -
     try:
         if context:
             await shared.attach(bus)
+        client = TeamClient(bus, shared)
         try:
-            yield TeamClient(bus, shared)
+            yield client
         finally:
-            await shared.close()
+            await client.close()
     finally:
         await bus.close()

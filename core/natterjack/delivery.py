@@ -214,7 +214,7 @@ class Delivery:
                 result = await self._handler(event, ctx)
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
-                await ctx.shared.settle()
+                await ctx.settle()
         except TimeoutError as error:
             if not limit.expired():
                 raise

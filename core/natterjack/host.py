@@ -39,6 +39,8 @@ class AgentHost:
         triggers: What wakes it, the inbox among them.
         bus: Its own connection.
         context: The process's replica of the shared context, attached.
+        buckets: The same of the buckets beside it.
+        closing: Buckets that end with it.
         guards: Asked before it emits, publishes or asks.
         sinks: Journals beside the stream.
         middleware: Stands around its work.
@@ -56,6 +58,8 @@ class AgentHost:
         *,
         bus: Bus,
         context: AgentContext,
+        buckets: Mapping[str, AgentContext] | None = None,
+        closing: Sequence[AgentContext] = (),
         guards: Guards,
         sinks: Sequence[Journal] = (),
         middleware: Sequence[Middleware] = (),
@@ -65,10 +69,13 @@ class AgentHost:
     ) -> None:
         self.name, self.spec, self.bus, self.clock = name, spec, bus, clock or Clock()
         self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
+        self._closing = closing
         journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
-        self._facilities = Facilities(name, bus, events, peers, context, journal, sinks, middleware)
+        self._facilities = Facilities(
+            name, bus, events, peers, context, journal, sinks, middleware, spec, buckets or {}
+        )
         self._slots = Slots(spec.concurrency)
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
         self._deliveries: list[Delivery] = []
@@ -146,6 +153,8 @@ class AgentHost:
             closing: list[Journal | PeerScheme] = [*self._facilities.sinks, *self._schemes.values()]
             for component in closing:
                 await self._close(component)
+            for bucket in self._closing:
+                await bucket.close()
             await self.bus.close()
 
     async def _close(self, component: Journal | PeerScheme) -> None:
@@ -186,7 +195,7 @@ class AgentHost:
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         text = answer_text(await call(question, ctx))
-        await ctx.shared.settle()
+        await ctx.settle()
         return Answer(text, agent=self.name, run_id=run)
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:

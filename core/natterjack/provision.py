@@ -76,6 +76,21 @@ def _objects(bucket: str, max_age: int) -> dict[str, Any]:
     }
 
 
+def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, dict[str, Any]]:
+    """Return name and configuration of the stream behind a context's bucket.
+
+    Args:
+        name: The bucket's; empty for the main context.
+        transactions: Whether it takes atomic batches. The server holds 50 of them at most, and what somebody begins
+            and abandons counts for 10 s: so only where writers are trusted [R12].
+    """
+    bucket = subjects.context_bucket(name)
+    keys = subjects.key(bucket, ">")
+    republish = {"src": keys, "dest": subjects.feed_context(">", bucket)}
+    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions}
+    return subjects.bucket_stream(bucket), _BUCKET | own
+
+
 STREAMS: Final[dict[str, dict[str, Any]]] = {
     subjects.EVENTS: _stored("events"),
     subjects.MESSAGES: _stored("messages"),
@@ -102,12 +117,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = {
     subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
     subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
     subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
-    subjects.bucket_stream(subjects.CONTEXT_BUCKET): _BUCKET
-    | {
-        "subjects": [subjects.key(subjects.CONTEXT_BUCKET, ">")],
-        "republish": {"src": subjects.key(subjects.CONTEXT_BUCKET, ">"), "dest": subjects.feed_context(">")},
-    },
-}
+} | dict([context_stream()])
 
 
 @dataclass(slots=True)
@@ -137,11 +147,11 @@ def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
 def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     """Return the rights an agent needs to run: its declared authority, and what its components need."""
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
-    for verb, declared in (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes)):
+    declarations = (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes), ("read", spec.reads))
+    for verb, declared in declarations:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
     needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
-    needs += [Right("read", ">")]
     for trigger in agent_triggers(spec, plugins):
         needs += trigger.needs(name)
     kind, settings = spec.component
@@ -162,6 +172,7 @@ async def provision(
     plugins: Plugins,
     *,
     context: AgentContext | None = None,
+    buckets: Mapping[str, AgentContext] | None = None,
     triggers: Mapping[str, Iterable[Trigger]] | None = None,
     prune: bool = False,
 ) -> Provisioned:
@@ -172,6 +183,7 @@ async def provision(
         team: The team.
         plugins: What is installed.
         context: Initial state that is stored where a key was never written.
+        buckets: The same for the buckets beside the main context.
         triggers: Triggers by agent where the team comes from Python; read from the team otherwise.
         prune: Remove the consumers of agents that are no longer in the team.
 
@@ -184,7 +196,10 @@ async def provision(
     found = await _known_team(bus)
     if found is not None and found.name != team.name:
         log.warning("team %r takes the place of team %r: a server or account holds one", team.name, found.name)
-    for name, config in STREAMS.items():
+    contexts = {"": context or AgentContext(team.context)}
+    contexts |= {name: AgentContext(state) for name, state in team.buckets.items()} | dict(buckets or {})
+    streams = STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    for name, config in streams.items():
         await _stream(bus, name, config, done)
     wanted: set[tuple[str, str]] = set()
     for name, spec in team.agents.items():
@@ -195,7 +210,8 @@ async def provision(
                 # A team's first triggers get all there is; one that is added later begins with what comes.
                 await _consumer(bus, consumer, "all" if found is None else "new", done)
     await _prune(bus, wanted, done, prune=prune)
-    await (context or AgentContext(team.context)).seed(bus)
+    for name, initial in contexts.items():
+        await initial.seed(bus, name)
     await _store_team(bus, team)
     return done
 

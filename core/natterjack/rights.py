@@ -20,8 +20,8 @@ class Right(NamedTuple):
 
     Attributes:
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
-            `read` (context keys), `hear` (live events), `consume` (`<stream>/<durable>`), `serve`, `journal` and
-            `bury` (an agent's own asks, journal and dead letters).
+            `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `consume`
+            (`<stream>/<durable>`), `serve`, `journal` and `bury` (an agent's own asks, journal and dead letters).
         what: A pattern of it.
     """
 
@@ -49,11 +49,25 @@ def _consume(what: str) -> tuple[list[str], list[str]]:
     ], []
 
 
+def _keys(what: str) -> tuple[str, str]:
+    """Return the KV bucket and the pattern of context keys that a right names."""
+    name, pattern = subjects.split_keys(what)
+    return subjects.context_bucket(name), pattern
+
+
+def _write(what: str) -> tuple[list[str], list[str]]:
+    return [subjects.key(*_keys(what))], []
+
+
 def _read(what: str) -> tuple[list[str], list[str]]:
-    stream = subjects.bucket_stream(subjects.CONTEXT_BUCKET)
+    """All of a bucket, or some keys [R11]: then no get whose payload says what it wants, because nothing bounds it."""
+    bucket, pattern = _keys(what)
+    stream = subjects.bucket_stream(bucket)
     direct = f"{_API}.DIRECT.GET.{stream}"
-    wanted = subjects.key(subjects.CONTEXT_BUCKET, what)
-    return [f"{_API}.STREAM.INFO.{stream}", direct, f"{direct}.{wanted}"], [subjects.feed_context(what)]
+    whole = [direct] if pattern == ">" else []
+    names = [f"{_API}.STREAM.INFO.{stream}"] if subjects.is_wild(pattern) else []
+    one = f"{direct}.{subjects.key(bucket, pattern)}"
+    return [*names, *whole, one], [subjects.feed_context(pattern, bucket)]
 
 
 def _serve(agent: str) -> tuple[list[str], list[str]]:
@@ -78,7 +92,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
     "inject": lambda what: ([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"], []),
     "ask": lambda what: ([subjects.ask(what), subjects.cancel(what, "*")], []),
-    "write": lambda what: ([subjects.key(subjects.CONTEXT_BUCKET, what)], []),
+    "write": _write,
     "read": _read,
     "hear": lambda what: ([], [subjects.feed_events(what), subjects.feed_messages(what)]),
     "consume": _consume,

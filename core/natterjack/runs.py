@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -13,12 +13,13 @@ from natterjack import codec
 from natterjack.bus import Bus
 from natterjack.components import Journal, Middleware
 from natterjack.context import AgentContext, SharedContext
-from natterjack.errors import LoopError
+from natterjack.errors import ConfigError, LoopError, RefusedError, nearest
 from natterjack.events import EventBus
 from natterjack.journal import RunJournal, StreamJournal
 from natterjack.messages import Answer, Answers, Envelope
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, Peers
 from natterjack.rights import Verb
+from natterjack.team import AgentSpec
 
 R = TypeVar("R")
 Call = Callable[..., Awaitable[R]]
@@ -39,6 +40,24 @@ class Facilities:
     journal: StreamJournal
     sinks: Sequence[Journal] = ()
     middleware: Sequence[Middleware] = ()
+    spec: AgentSpec | None = None
+    buckets: Mapping[str, AgentContext] = field(default_factory=dict)
+
+    def shared(self) -> SharedContext:
+        """Return the main context as this agent has it."""
+        return self.context.acting_as(self.agent, self.bus, self.spec.keys_in("", "read") if self.spec else None)
+
+    def bucket(self, name: str) -> SharedContext:
+        """Return a bucket as this agent has it; see `RunContext.bucket`."""
+        context = self.buckets.get(name)
+        if context is None or self.spec is None:
+            msg = f"the team has no bucket {name!r}.{nearest(name, self.buckets)}"
+            raise ConfigError(msg)
+        reads, writes = (self.spec.keys_in(name, verb) for verb in ("read", "write"))
+        if not reads and not writes:
+            msg = f"{self.agent!r} may use nothing in the bucket {name!r}: neither its `reads` nor its `writes` name it"
+            raise RefusedError(msg)
+        return context.acting_as(self.agent, self.bus, reads)
 
 
 class RunContext:
@@ -61,13 +80,33 @@ class RunContext:
         self._sent = 0
         self.run_id, self.agent, self.caller = run_id, facilities.agent, caller
         self.deadline = time.time() + timeout
-        self.shared: SharedContext = facilities.context.acting_as(facilities.agent, facilities.bus)
+        self.shared: SharedContext = facilities.shared()
+        self._buckets: dict[str, SharedContext] = {}
         self.journal = RunJournal(facilities.agent, run_id, facilities.journal, facilities.sinks)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that names agent and run."""
         return logging.LoggerAdapter(logging.getLogger(f"natterjack.agent.{self.agent}"), {"run": self.run_id})
+
+    def bucket(self, name: str) -> SharedContext:
+        """Return a bucket beside the main context, with this agent as writer.
+
+        An event never comes before the main context's writes that it follows from; of a bucket's writes that is not
+        so: `await bucket.refresh()` where it matters.
+
+        Raises:
+            RefusedError: The agent may neither read nor write there.
+            ConfigError: The team has no such bucket.
+        """
+        if name not in self._buckets:
+            self._buckets[name] = self._facilities.bucket(name)
+        return self._buckets[name]
+
+    async def settle(self) -> None:
+        """Return once all that this run wrote to the context is durable, or raise the first unheard failure."""
+        for view in (self.shared, *self._buckets.values()):
+            await view.settle()
 
     async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
         """Store an event, caused by what this run handles; see `EventBus.emit`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,8 @@ class AgentRuntime:
     Args:
         server: URL of a server; by default `NATS_URL`, or else an embedded one.
         context: The shared context; an empty one by default.
+        buckets: Confidential areas beside it, by name: only those may read and write there whom the permissions of
+            that `AgentContext` name.
         name: The team's name.
         store: Folder of the embedded broker's data; `.natterjack` by default.
         clock: The time for its triggers; the real one by default.
@@ -59,11 +62,13 @@ class AgentRuntime:
         server: str | Server | None = None,
         *,
         context: AgentContext | None = None,
+        buckets: Mapping[str, AgentContext] | None = None,
         name: str = "team",
         store: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.context = context if context is not None else AgentContext()
+        self.buckets = {subjects.check_name(each, "bucket name"): own for each, own in (buckets or {}).items()}
         self.name = subjects.check_name(name, "team name")
         self._server, self._store, self._clock = server, store, clock
         self._processes: dict[str, AgentProcess] = {}
@@ -95,14 +100,19 @@ class AgentRuntime:
     @property
     def team(self) -> Team:
         """The team that these agents make."""
-        permitted = self.context.write_permissions
-        specs = {
-            name: process.spec
-            if permitted is None
-            else process.spec.model_copy(update={"writes": tuple(permitted.get(name, ()))})
-            for name, process in self._processes.items()
-        }
-        return Team(name=self.name, agents=specs)
+        specs = {name: process.spec.model_copy(update=self._keys(name)) for name, process in self._processes.items()}
+        return Team(name=self.name, agents=specs, buckets={name: {} for name in self.buckets})
+
+    def _keys(self, agent: str) -> dict[str, tuple[str, ...]]:
+        """Return what the permissions of the contexts come to in an agent's table."""
+        found: dict[str, tuple[str, ...]] = {}
+        for key, attribute in (("writes", "write_permissions"), ("reads", "read_permissions")):
+            main = getattr(self.context, attribute)
+            if main is not None or self.buckets:
+                beside = {name: getattr(own, attribute) or {} for name, own in self.buckets.items()}
+                inside = [f"{name}/{each}" for name, own in beside.items() for each in own.get(agent, ())]
+                found[key] = (*((">",) if main is None else main.get(agent, ())), *inside)
+        return found
 
     async def start_all(self) -> None:
         """Find or start a broker, provision, and start every agent. Starting twice is fine.
@@ -133,18 +143,24 @@ class AgentRuntime:
         self._bus = await Bus.connect(server, principal=subjects.OPERATOR)
         team = self.team
         triggers = {name: process.triggers for name, process in self._processes.items()}
-        await provision(self._bus, team, plugins, context=self.context, triggers=triggers)
+        await provision(self._bus, team, plugins, context=self.context, buckets=self.buckets, triggers=triggers)
         await self.context.attach(self._bus)
+        for name, bucket in self.buckets.items():
+            await bucket.attach(self._bus, name)
         guards = Guards.load(team.rules(), team.governed(), plugins)
         if self.context.write_permissions is None:
             self.context.guards = guards
+        for bucket in self.buckets.values():
+            bucket.guards = guards
         for name, process in self._processes.items():
             agent, wakes = process.make_agent(plugins), [InboxTrigger(), *process.triggers]
             make = _host(team, name, agent, wakes, process.journals, plugins)
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(make(bus=bus, context=self.context, guards=guards, clock=self._clock))
+            self._hosts.append(
+                make(bus=bus, context=self.context, buckets=self.buckets, guards=guards, clock=self._clock)
+            )
         await _start_together(self._hosts)
-        self._client = TeamClient(self._bus, self.context)
+        self._client = TeamClient(self._bus, self.context, buckets=self.buckets)
 
     async def _find_server(self) -> Server:
         found = self.choose_server(None)
@@ -193,7 +209,9 @@ class AgentRuntime:
                 if isinstance(result, BaseException):
                     log.error("agent %r did not stop cleanly", host.name, exc_info=result)
             if bus is not None:
-                await self.context.close()
+                async with AsyncExitStack() as closing:
+                    for context in (self.context, *self.buckets.values()):
+                        closing.push_async_callback(context.close)
         finally:
             if bus is not None:
                 await bus.close()
@@ -289,7 +307,8 @@ class TeamRuntime(AgentRuntime):
     """
 
     def __init__(self, team: Team, server: Server, plugins: Plugins) -> None:
-        super().__init__(server, context=AgentContext(team.context), name=team.name)
+        buckets = {name: AgentContext(state) for name, state in team.buckets.items()}
+        super().__init__(server, context=AgentContext(team.context), buckets=buckets, name=team.name)
         self._team = team
         for name, spec in team.agents.items():
             self.add_process(TeamProcess(name, spec, plugins))
@@ -334,17 +353,25 @@ async def start_agent(
     """
     bus = await Bus.connect(server, principal=subjects.check_name(name))
     context = AgentContext()
+    closing: list[AgentContext] = []
     try:
         team = await stored_team(bus)
         spec, plugins = _agent_of(team, name), plugins or Plugins.load()
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
-        await context.attach(bus)
+        await context.attach(bus, reads=spec.keys_in("", "read"))
+        buckets = {each: AgentContext() for each in team.buckets}
+        for each, bucket in buckets.items():
+            reads, bucket.guards = spec.keys_in(each, "read"), context.guards
+            if reads or spec.keys_in(each, "write"):
+                closing.append(bucket)
+                await bucket.attach(bus, each, reads=reads)
         agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
         make = _host(team, name, agent, triggers, create_journals(spec, plugins), plugins)
-        host = make(bus=bus, context=context, guards=context.guards, clock=clock)
+        host = make(bus=bus, context=context, buckets=buckets, closing=closing, guards=context.guards, clock=clock)
         await host.start()
     except BaseException:
-        await context.close()
+        for begun in (context, *closing):
+            await begun.close()
         await bus.close()
         raise
     return host, context

@@ -66,6 +66,33 @@ def check_type(name: object, kind: str = "event type") -> str:
     return name
 
 
+def check_keys(pattern: object) -> str:
+    """Return a pattern of context keys; one in a bucket has the bucket's name before it: `finance/budget.*`.
+
+    Raises:
+        PatternError: Malformed.
+        InvalidNameError: The bucket's name is malformed.
+    """
+    if not isinstance(pattern, str):
+        raise PatternError(pattern, "it is no text")
+    bucket, keys = split_keys(pattern)
+    if "/" in pattern:
+        check_name(bucket, "bucket name")
+    check_pattern(keys)
+    return pattern
+
+
+def split_keys(pattern: str) -> tuple[str, str]:
+    """Return bucket and pattern of `finance/budget.*`; the main context has no name."""
+    bucket, _, keys = pattern.rpartition("/")
+    return bucket, keys
+
+
+def in_bucket(bucket: str, pattern: str) -> str:
+    """Return `<bucket>/<pattern>`, or the pattern alone for the main context."""
+    return f"{bucket}/{pattern}" if bucket else pattern
+
+
 def check_pattern(pattern: object) -> str:
     """Return a pattern: like a type, but a token may be `*`, and the last one `>`.
 
@@ -94,8 +121,17 @@ def _check_pattern_part(pattern: str, part: str) -> None:
     raise PatternError(pattern, "use letters, digits, '-' and '_' in tokens joined by '.'")
 
 
+def is_wild(pattern: str) -> bool:
+    """Tell whether a pattern stands for more than one subject."""
+    return "*" in pattern or ">" in pattern
+
+
 def matches(pattern: str, subject: str) -> bool:
-    """Tell whether a NATS pattern matches a literal subject."""
+    """Tell whether a NATS pattern matches a literal subject; of context keys, within one bucket only."""
+    if "/" in pattern or "/" in subject:
+        (bucket, pattern), (other, subject) = split_keys(pattern), split_keys(subject)
+        if bucket != other:
+            return False
     wanted, parts = pattern.split("."), subject.split(".")
     for index, part in enumerate(wanted):
         if part == ">":
@@ -207,9 +243,14 @@ def bucket_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
-def feed_context(pattern: str = ">") -> str:
-    """`feed.context.<key>`: the live copy of every context write."""
-    return f"feed.context.{pattern}"
+def context_bucket(name: str = "") -> str:
+    """Name of a context's KV bucket: `context`, or `context_<name>` for a bucket of its own."""
+    return f"{CONTEXT_BUCKET}_{name}" if name else CONTEXT_BUCKET
+
+
+def feed_context(pattern: str = ">", bucket: str = CONTEXT_BUCKET) -> str:
+    """`feed.context.<key>`: the live copy of every context write; `feed.context_<name>.<key>` of another bucket."""
+    return f"feed.{bucket}.{pattern}"
 
 
 def journal(agent: str, run: str, index: int | str) -> str:

@@ -1,12 +1,15 @@
 """The bus: one connection to NATS, what is stored there, and a continuous pull. Nothing else imports `nats`."""
 
+from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, place_of
 from natterjack.bus.mailbox import Message, error_of
 from natterjack.bus.streams import STORE_BUDGET, Stored
 
 __all__ = [
+    "MAX_BATCH",
     "STORE_BUDGET",
+    "BatchMessage",
     "Bus",
     "Consumer",
     "Message",
@@ -14,5 +17,7 @@ __all__ = [
     "Stored",
     "Subscription",
     "error_of",
+    "in_batch",
     "place_of",
+    "store_batch",
 ]

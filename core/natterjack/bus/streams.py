@@ -35,7 +35,7 @@ STORE_BUDGET: Final = 15.0
 """Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
 PAGE: Final = 256
 
-_WRONG_LAST: Final = (10071, 10164)
+WRONG_LAST: Final = (10071, 10164)
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 
@@ -155,7 +155,7 @@ class Streams(Requests, ABC):
                 return await self._store_once(subject, data, block, min(5.0, max(0.05, deadline - time.monotonic())))
             except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
                 if isinstance(error, NoRespondersError) and not checked:
-                    await self._check_stream(subject)
+                    await self.check_stream(subject)
                     checked = True
                 if self.closed.is_set() or time.monotonic() + pause > deadline:
                     raise
@@ -181,12 +181,12 @@ class Streams(Requests, ABC):
         problem = ack.get("error")
         if problem is None:
             return Stored(ack["seq"], ack.get("duplicate", False))
-        if problem.get("err_code") in _WRONG_LAST:
+        if problem.get("err_code") in WRONG_LAST:
             msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
             raise ConflictError(msg)
         raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)
 
-    async def _check_stream(self, subject: str) -> None:
+    async def check_stream(self, subject: str) -> None:
         """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
         try:
             found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)

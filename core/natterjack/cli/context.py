@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated
 
@@ -26,11 +28,22 @@ app = typer.Typer(no_args_is_help=True, help="Read and change the shared context
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Tokens joined by dots, e.g. findings")]
 
+BucketOption = Annotated[
+    str, typer.Option("--bucket", metavar="NAME", help="A bucket of the team, instead of the main context.")
+]
+
+
+@asynccontextmanager
+async def _joined(bucket: str, server: str | None, nats_context: str | None) -> AsyncIterator[AgentContext]:
+    async with joined(server, nats_context, context=not bucket) as client:
+        yield await client.bucket(bucket) if bucket else client.context
+
 
 @app.command()
 def get(
     key: KeyArgument,
     *,
+    bucket: BucketOption = "",
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -38,9 +51,9 @@ def get(
     """Print the value of a key."""
 
     async def read() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            _check_key(client.context, key)
-            value = client.context.get(key)
+        async with _joined(bucket, server, nats_context) as context:
+            _check_key(context, key)
+            value = context.get(key)
             write_json(value) if as_json else write(text_of(value))
 
     run(read())
@@ -63,6 +76,7 @@ def set(
     expected: Annotated[
         int | None, typer.Option("--expected", min=0, help="Only if the key has this revision; 0: if it is new.")
     ] = None,
+    bucket: BucketOption = "",
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -71,8 +85,8 @@ def set(
     data = read_payload(value)
 
     async def store() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            revision = await client.context.set(key, data, expected=expected)
+        async with _joined(bucket, server, nats_context) as context:
+            revision = await context.set(key, data, expected=expected)
         _tell_written(key, revision, as_json=as_json)
 
     run(store())
@@ -82,6 +96,7 @@ def set(
 def delete(
     key: KeyArgument,
     *,
+    bucket: BucketOption = "",
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -89,9 +104,9 @@ def delete(
     """Delete a key."""
 
     async def store() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            _check_key(client.context, key)
-            revision = await client.context.delete(key)
+        async with _joined(bucket, server, nats_context) as context:
+            _check_key(context, key)
+            revision = await context.delete(key)
         _tell_written(key, revision, as_json=as_json)
 
     run(store())
@@ -103,14 +118,19 @@ def _tell_written(key: str, revision: int, *, as_json: bool) -> None:
 
 @app.command("list")
 def list_keys(
-    *, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False
+    pattern: Annotated[str, typer.Argument(help="E.g. draft.*")] = ">",
+    *,
+    bucket: BucketOption = "",
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List all keys with their values."""
 
     async def read() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            keys = client.context.keys()
-            values = {key: client.context.get(key) for key in keys}
+        async with _joined(bucket, server, nats_context) as context:
+            keys = context.keys(pattern)
+            values = {key: context.get(key) for key in keys}
         if as_json:
             write_json(values)
         else:
@@ -124,6 +144,7 @@ def watch(
     pattern: Annotated[str, typer.Argument(help="E.g. findings, draft.* or >")] = ">",
     *,
     count: CountOption = None,
+    bucket: BucketOption = "",
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -131,8 +152,8 @@ def watch(
     """Print changes as they come, one line each."""
 
     async def follow() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            changes = client.context.watch(pattern)
+        async with _joined(bucket, server, nats_context) as context:
+            changes = context.watch(pattern)
             note(f"watching keys that match {pattern!r}; Ctrl-C ends it")
             seen = 0
             async for change in changes:
@@ -150,6 +171,7 @@ def watch(
 def history(
     key: KeyArgument,
     *,
+    bucket: BucketOption = "",
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -157,10 +179,10 @@ def history(
     """Print the last 16 versions of a key, oldest first."""
 
     async def read() -> None:
-        async with joined(server, nats_context, context=True) as client:
-            revisions = await client.context.history(key)
+        async with _joined(bucket, server, nats_context) as context:
+            revisions = await context.history(key)
             if not revisions:
-                _check_key(client.context, key)
+                _check_key(context, key)
         if as_json:
             write_json([asdict(revision) for revision in revisions])
             return

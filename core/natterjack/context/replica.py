@@ -1,4 +1,4 @@
-"""The replica: a local copy of the context bucket, fed by the broker.
+"""The replica: a local copy of a context's bucket, fed by the broker.
 
 The feed `feed.context.>` brings every write with its sequence. Since the bucket's stream holds nothing else, the
 sequences are gapless, and a gap says that the feed lost something; a lost tail shows when the stream's last sequence
@@ -9,103 +9,69 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
 from natterjack import subjects
-from natterjack.bus import Bus, Message, Subscription
-from natterjack.context.state import STREAM, Revision, State, read_message
-from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError, RequestTimeoutError
+from natterjack.bus import Bus, Message
+from natterjack.context.follower import RETRY_PAUSE, TIMEOUT, Follower, key_names
+from natterjack.context.state import Reassembly, Revision, State, Version, read_message
+from natterjack.errors import BrokerError, NotProvisionedError, RequestTimeoutError
 
 log = logging.getLogger("natterjack.context")
 
-CHECK_EVERY: Final = 5.0
-"""Seconds between two looks at the stream's last sequence."""
 FEED_GRACE: Final = 0.1
 """Seconds to wait for the feed before a revision is read through."""
 
-_ALL: Final = subjects.key(subjects.CONTEXT_BUCKET, ">")
-_TIMEOUT: Final = 5.0
 _PAGE: Final = 1000
 _PAGE_BYTES: Final = 4 << 20
+_AT_ONCE: Final = 4
 _LAG_PAUSE: Final = 0.02
-_RETRY_PAUSE: Final = 0.2
 
 
-async def read_history(bus: Bus, key: str, revision: int) -> list[Revision]:
-    """Return what the bucket still has of a key, oldest first, once that goes up to `revision`.
+async def read_history(bus: Bus, bucket: str, key: str, revision: int) -> list[Revision]:
+    """Return what a bucket still has of a key, oldest first, once that goes up to `revision`.
 
     Raises:
         RequestTimeoutError: No server that answers has that revision.
     """
-    wanted = {"seq": 1, "next_by_subj": subjects.key(subjects.CONTEXT_BUCKET, key), "batch": _PAGE}
-    deadline = time.monotonic() + _TIMEOUT
+    subject = subjects.key(bucket, key)
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        messages, _ = await bus.batch(STREAM, wanted, timeout=_TIMEOUT)
+        wanted = {"seq": 1, "next_by_subj": subject, "batch": _PAGE}
+        messages, _ = await bus.batch(subjects.bucket_stream(bucket), wanted, timeout=TIMEOUT)
         found = [read_message(message)[1].past(_time(message)) for message in messages]
         if (found[-1].revision if found else 0) >= revision:
             return found
         await asyncio.sleep(_LAG_PAUSE)  # the server that answered lags behind
-    raise RequestTimeoutError(subjects.key(subjects.CONTEXT_BUCKET, key), _TIMEOUT)
+    raise RequestTimeoutError(subject, TIMEOUT)
 
 
 def _time(message: Message) -> datetime:
     return datetime.fromisoformat((message.headers or {})["Nats-Time-Stamp"])
 
 
-class Replica:
-    """Keeps a state equal to the bucket.
+class Replica(Follower):
+    """Keeps a state equal to a bucket."""
 
-    Attributes:
-        covered: The state has all that was written up to this revision.
-    """
-
-    def __init__(self, state: State, bus: Bus) -> None:
-        self.covered = 0
-        self._state, self._bus = state, bus
+    def __init__(self, state: State, bus: Bus, bucket: str = subjects.CONTEXT_BUCKET) -> None:
+        super().__init__(state, bus, bucket, [">"])
         self._created = ""
+        self._all = subjects.key(bucket, ">")
+        self._feed = Reassembly()
         self._run = (0, 0)  # first and last of the gapless sequences that the feed brought last
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._wake = asyncio.Event()
         self._repairing = asyncio.Lock()
-        self._subscription: Subscription | None = None
-        self._keeper: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Subscribe, and return once the state has what the bucket has.
-
-        Raises:
-            NotProvisionedError: There is no bucket.
-            RefusedError: The broker does not allow to read it.
-        """
-        self._subscription = await self._bus.subscribe(subjects.feed_context(), self._fed, on_lost=self._wake.set)
-        try:
-            await self.repair()
-        except BaseException:
-            await self.close()
-            raise
-        self._keeper = asyncio.create_task(self._keep(), name="natterjack context replica")
-
-    async def close(self) -> None:
-        """Stop; the state stays as it is."""
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait((self._keeper,))
 
     # Following the feed
 
-    async def _fed(self, message: Message) -> None:
-        headers = message.headers or {}
-        if headers.get("Nats-Stream") != STREAM:
-            log.debug("ignored a message on %s that no server sent", message.subject)
-            return
-        self._state.apply(*read_message(message))
-        self._follow(int(headers["Nats-Sequence"]))
+    def fed(self, message: Message) -> None:
+        """Apply a message of the feed; those of a transaction all at once."""
+        whole = self._feed.take(message)
+        self._apply(whole)
+        for _, version in whole:
+            self._follow(version.revision)
 
     def _follow(self, sequence: int) -> None:
         first, last = self._run
@@ -148,31 +114,20 @@ class Replica:
                 raise
             except BrokerError as error:
                 log.debug("revision %d cannot be read through, trying again: %s", revision, error)
-                await asyncio.sleep(_RETRY_PAUSE)
+                await asyncio.sleep(RETRY_PAUSE)
 
     # Making up for what the feed lost
 
-    async def _keep(self) -> None:
-        delay = CHECK_EVERY
-        async with self._bus.reconnects(self._wake.set):
-            while not self._bus.closed.is_set():
-                with suppress(TimeoutError):  # then it is time to look
-                    async with asyncio.timeout(delay * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load
-                        await self._wake.wait()
-                self._wake.clear()
-                try:
-                    await self.repair()
-                    delay = CHECK_EVERY
-                except NatterjackError as error:
-                    log.debug("the context cannot be compared with the bucket, trying again: %s", error)
-                    delay = _RETRY_PAUSE if delay == CHECK_EVERY else min(2 * delay, 0.9 * CHECK_EVERY)
+    async def refresh(self) -> None:
+        """Return once the state has all that the bucket had at the call, from the feed if it comes soon."""
+        await self.reach(await self.last())
 
     async def last(self) -> int:
         """Return the bucket's last sequence; its leader answers, so that is never stale."""
         return int((await self._info())["state"]["last_seq"])
 
     async def _info(self) -> dict[str, Any]:
-        return await self._bus.api(f"STREAM.INFO.{STREAM}", timeout=_TIMEOUT)
+        return await self._bus.api(f"STREAM.INFO.{self._stream}", timeout=TIMEOUT)
 
     async def repair(self) -> None:
         """Return once the state has all that the bucket had at the call; many calls at once read once."""
@@ -197,32 +152,52 @@ class Replica:
         stands further on, as long as reading goes to the end that any of the answering servers knew.
         """
         at = self.covered or await self._snapshot()
-        deadline = time.monotonic() + _TIMEOUT
+        deadline, pages = time.monotonic() + TIMEOUT, Reassembly()
         while at < last:
-            wanted = {"seq": at + 1, "next_by_subj": _ALL, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
-            messages, end = await self._bus.batch(STREAM, wanted, timeout=_TIMEOUT)
+            wanted = {"seq": at + 1, "next_by_subj": self._all, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+            messages, end = await self._bus.batch(self._stream, wanted, timeout=TIMEOUT)
             if not messages and time.monotonic() > deadline:
                 log.warning("the bucket's messages %d to %d are gone; somebody must have purged them", at + 1, last)
                 break
             if not messages:  # the server that answered lags behind the leader
                 await asyncio.sleep(_LAG_PAUSE)
                 continue
-            at = self._apply_all(messages)
+            at = int((messages[-1].headers or {})["Nats-Sequence"])
+            for message in messages:
+                self._apply(pages.take(message))
             last = max(last, at + int(end.get("Nats-Num-Pending", 0)))
+        self._apply(pages.rest())
         self._cover(max(at, last))
 
     async def _snapshot(self) -> int:
-        """Take the newest of each key in one answer; return up to where that goes, 0 if there are too many."""
-        wanted = {"multi_last": [_ALL], "max_bytes": _PAGE_BYTES}
-        messages, end = await self._bus.batch(STREAM, wanted, timeout=_TIMEOUT)
-        self._apply_all(messages)
-        return int(end.get("Nats-UpTo-Sequence", 0)) if end.get("Nats-Num-Pending") == "0" else 0
+        """Take the newest of each key; return up to where that goes.
 
-    def _apply_all(self, messages: list[Message]) -> int:
-        """Apply messages and return the highest sequence of them."""
-        highest = 0
-        for message in messages:
-            key, version = read_message(message)
+        One answer has 1,024 keys at most. Of more, the names are asked for first, and then the newest of these; a
+        key that is written meanwhile for the first time has a later sequence, and comes by the feed, too. So it
+        costs as much as there are keys, however much history they have.
+        """
+        if up_to := await self._newest([self._all]):
+            return up_to
+        names = await key_names(self._bus, self._stream, self._all)
+        pages = [names[start : start + _PAGE] for start in range(0, len(names), _PAGE)]
+        ends: list[int] = []
+        while pages:
+            at_once, pages = pages[:_AT_ONCE], pages[_AT_ONCE:]
+            ends += await asyncio.gather(*map(self._newest, at_once))
+        return min(ends, default=0)
+
+    async def _newest(self, wanted: list[str]) -> int:
+        """Take the newest of some subjects; return up to where that goes, 0 if the answer does not say."""
+        body = {"multi_last": wanted, "max_bytes": _PAGE_BYTES}
+        messages, end = await self._bus.batch(self._stream, body, timeout=TIMEOUT)
+        self._apply([read_message(message) for message in messages])
+        up_to = int(end.get("Nats-UpTo-Sequence", 0))
+        if end.get("Nats-Num-Pending", "0") == "0" or not up_to:
+            return up_to
+        taken = {(message.headers or {})["Nats-Subject"] for message in messages}
+        missing = [subject for subject in wanted if subject not in taken]
+        return 0 if missing == [self._all] else min(up_to, await self._newest(missing))
+
+    def _apply(self, versions: list[tuple[str, Version]]) -> None:
+        for key, version in dict(versions).items():
             self._state.apply(key, version)
-            highest = max(highest, version.revision)
-        return highest

@@ -9,18 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus
 from natterjack.components import Rule
+from natterjack.context.follower import Follower
+from natterjack.context.partial import PartialReplica
 from natterjack.context.replica import Replica, read_history
 from natterjack.context.state import Change, Revision, State, Version, Watch
-from natterjack.context.writer import Write, Writer, Writes, create
+from natterjack.context.transaction import Check, Transaction
+from natterjack.context.view import SharedContext
+from natterjack.context.writer import Write, Writer, create, race
 from natterjack.errors import ConflictError, DisconnectedError, RequestTimeoutError, UsageError
 from natterjack.guards import Guards
 
-__all__ = ["AgentContext", "Change", "Revision", "SharedContext", "Write"]
+__all__ = ["AgentContext", "Change", "Revision", "SharedContext", "Transaction", "Write"]
+
+T = TypeVar("T")
 
 _HISTORY: Final = 16
 
@@ -41,10 +49,14 @@ class AgentContext:
     Args:
         initial_state: Values by key, to begin with.
         write_permissions: Keys, or patterns of keys, that each agent may write; the operator may write all.
+        read_permissions: The same for reading. None: every agent may read all, but in a bucket beside the main
+            context nobody but the operator may read anything.
 
     Attributes:
         guards: Asked before each write.
         write_permissions: As given.
+        read_permissions: As given.
+        bucket: Its name, once it is attached; empty for the main context.
 
     Raises:
         InvalidNameError: A key is malformed.
@@ -57,14 +69,19 @@ class AgentContext:
         self,
         initial_state: Mapping[str, Any] | None = None,
         write_permissions: Mapping[str, Sequence[str]] | None = None,
+        read_permissions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.guards = Guards() if write_permissions is None else _guards(write_permissions)
-        self.write_permissions = write_permissions
+        self.write_permissions, self.read_permissions = write_permissions, read_permissions
+        for patterns in (read_permissions or {}).values():
+            for pattern in patterns:
+                subjects.check_pattern(pattern)
+        self.bucket = ""
         self._state = State()
         self._writer = Writer(self._state)
         self._past: dict[str, deque[Revision]] = {}  # of the time on its own
         self._bus: Bus | None = None
-        self._replica: Replica | None = None
+        self._replica: Follower | None = None
         self._closed = False
         for key, value in (initial_state or {}).items():
             subjects.check_type(key, "context key")
@@ -72,30 +89,36 @@ class AgentContext:
 
     # The runtime's side
 
-    async def seed(self, bus: Bus) -> None:
+    async def seed(self, bus: Bus, bucket: str = "") -> None:
         """Store what this context has, each key only if the bucket never had it; provisioning does this."""
         for key, version in self._state.versions.items():
-            await create(bus, key, version)
+            await create(bus, subjects.context_bucket(bucket), key, version)
 
-    async def attach(self, bus: Bus) -> None:
+    async def attach(self, bus: Bus, bucket: str = "", *, reads: Sequence[str] | None = None) -> None:
         """Become a replica of the bucket.
 
         Args:
             bus: The connection it reads by, and writes by for whoever has no other.
+            bucket: The bucket's name; empty for the main context.
+            reads: Patterns of the keys that `bus` may read, all by default; see `PartialReplica`. Without any,
+                nothing is followed, and it can only be written.
 
         Raises:
             NotProvisionedError: There is no bucket.
             RefusedError: The broker does not allow to read it.
             UsageError: It is attached already.
         """
-        if self._replica is not None:
+        if self._bus is not None:
             msg = "this context is attached to a bus already; close it first, or make another AgentContext"
             raise UsageError(msg)
-        state = State(self._state.watches)
-        replica = Replica(state, bus)
-        await replica.start()
-        self._state, self._writer = state, Writer(state)
-        self._replica, self._bus, self._closed = replica, bus, False
+        state, name = State(self._state.watches), subjects.context_bucket(bucket)
+        whole = reads is None or ">" in reads
+        replica = Replica(state, bus, name) if whole else PartialReplica(state, bus, name, reads or ())
+        if whole or reads:
+            await replica.start()
+            self._replica = replica
+        self._state, self._writer = state, Writer(state, name)
+        self._bus, self.bucket, self._closed = bus, bucket, False
 
     async def close(self) -> None:
         """Wait for outstanding writes and stop. What was read stays readable.
@@ -114,9 +137,15 @@ class AgentContext:
             for watch in list(self._state.watches):
                 watch.close()
 
-    def acting_as(self, principal: str, bus: Bus) -> SharedContext:
-        """Return the context as one agent has it: it writes as that agent, by its own connection."""
-        return SharedContext(self, principal, bus)
+    def acting_as(self, principal: str, bus: Bus, reads: Sequence[str] | None = None) -> SharedContext:
+        """Return the context as one agent has it.
+
+        Args:
+            principal: Who writes.
+            bus: By which connection.
+            reads: Patterns of the keys that it may read; all by default.
+        """
+        return SharedContext(self, principal, bus, reads)
 
     # Reading
 
@@ -127,10 +156,19 @@ class AgentContext:
             return default
         return version.value()
 
-    def keys(self) -> list[str]:
-        """Return all keys, sorted."""
+    def keys(self, pattern: str = ">") -> list[str]:
+        """Return all keys that match a pattern, sorted.
+
+        Raises:
+            PatternError: The pattern is malformed.
+        """
         shown = self._state.versions | self._writer.overlay
-        return sorted(key for key, version in shown.items() if not version.deleted)
+        wanted = None if pattern == ">" else subjects.check_pattern(pattern)
+        return sorted(
+            key
+            for key, version in shown.items()
+            if not version.deleted and (wanted is None or subjects.matches(wanted, key))
+        )
 
     @property
     def revision(self) -> int:
@@ -145,7 +183,9 @@ class AgentContext:
         Raises:
             PatternError: The pattern is malformed.
         """
-        watch = Watch(subjects.check_pattern(pattern))
+        return self._watch(Watch(subjects.check_pattern(pattern)))
+
+    def _watch(self, watch: Watch) -> Watch:
         self._state.watches.add(watch)
         if self._closed:
             watch.close()
@@ -160,7 +200,7 @@ class AgentContext:
         if bus is None:
             return list(self._past.get(key, ()))
         known = self._state.versions.get(key)
-        return await read_history(bus, key, known.revision if known else 0)
+        return await read_history(bus, self._writer.bucket, key, known.revision if known else 0)
 
     async def refresh(self) -> None:
         """Return once it has all that the server had at the call.
@@ -169,7 +209,7 @@ class AgentContext:
             BrokerError: The server does not answer.
         """
         if self._replica is not None:
-            await self._replica.reach(await self._replica.last())
+            await self._replica.refresh()
 
     async def reach(self, revision: int, timeout: float = 5.0) -> None:
         """Return once it has all up to a revision of the server, reading through if the feed is late [R7].
@@ -226,6 +266,44 @@ class AgentContext:
         """
         return await self._update(key, fn, writer or subjects.OPERATOR, self._bus)
 
+    @asynccontextmanager
+    async def transaction(self, *, writer: str | None = None) -> AsyncIterator[Transaction]:
+        """Read and write several keys together: at the block's end all of it is stored, or nothing.
+
+        Example::
+
+            async with context.transaction() as tx:
+                tx.set("draft", tx.get("draft") + "The end.")
+                tx.set("status", "complete")
+
+        All processes see the writes at once, when all have arrived; readers of single keys (restricted `reads`,
+        other NATS clients) see them one after the other.
+
+        Args:
+            writer: Who writes; the operator by default.
+
+        Raises:
+            ConflictError: Something that it read was written meanwhile; nothing was changed. `transact` tries again.
+            ConfigError: The server takes no transactions for this context.
+            RefusedError: By `tx.set` and `tx.delete`: the writer may not write that key.
+            UsageError: It has more than 1,000 keys.
+        """
+        async with self._transaction(writer or subjects.OPERATOR, self._bus, _allow) as transaction:
+            yield transaction
+
+    async def transact(self, fn: Callable[[Transaction], T], *, writer: str | None = None) -> T:
+        """Call `fn` with a transaction, store what it wrote, and return what it returned.
+
+        Args:
+            fn: Reads and writes; called again when somebody was faster, so it must do nothing else.
+            writer: Who writes; the operator by default.
+
+        Raises:
+            ConflictError: Others were faster for 30 s on end.
+            NatterjackError: As `transaction`.
+        """
+        return await self._transact(fn, writer or subjects.OPERATOR, self._bus, _allow)
+
     async def flush(self) -> None:
         """Return once all writes are durable.
 
@@ -238,7 +316,7 @@ class AgentContext:
 
     def _check(self, principal: str, key: str) -> None:
         subjects.check_type(key, "context key")
-        self.guards.check(principal, "write", key)
+        self.guards.check(principal, "write", subjects.in_bucket(self.bucket, key))
         if self._closed:
             msg = "the context is closed; nothing can be written any more"
             raise DisconnectedError(msg)
@@ -275,72 +353,30 @@ class AgentContext:
         self._write_here(key, Version(codec.encode(value), principal), None)
         return value
 
+    @asynccontextmanager
+    async def _transaction(self, principal: str, bus: Bus | None, may_read: Check) -> AsyncIterator[Transaction]:
+        await self._writer.writes.quiet()  # what this process wrote before is read as it was stored
+        transaction = Transaction(self._state, principal, may_read, partial(self._check, principal))
+        yield transaction
+        if bus is None:
+            transaction.commit_here(lambda key, version: self._write_here(key, version, None)._revision)
+            return
+        try:
+            await transaction.commit(self._writer, bus)
+        except ConflictError:
+            await self._writer.read_through(transaction.read, bus)
+            raise
 
-class SharedContext:
-    """The context as one agent has it: it cannot write as anybody else. Made for each run, and cheap.
+    async def _transact(self, fn: Callable[[Transaction], T], principal: str, bus: Bus | None, may_read: Check) -> T:
+        async def attempt() -> T:
+            async with self._transaction(principal, bus, may_read) as transaction:
+                return fn(transaction)
 
-    Methods without a word of their own do what those of `AgentContext` do.
-    """
+        return await race(attempt)
 
-    __slots__ = ("_bus", "_context", "_principal", "_writes")
 
-    def __init__(self, context: AgentContext, principal: str, bus: Bus) -> None:
-        self._context, self._principal, self._bus = context, principal, bus
-        self._writes: Writes | None = None
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return a value, from memory."""
-        return self._context.get(key, default)
-
-    def keys(self) -> list[str]:
-        """Return all keys, sorted."""
-        return self._context.keys()
-
-    @property
-    def revision(self) -> int:
-        """The highest revision that was read or written in this process."""
-        return self._context.revision
-
-    def watch(self, pattern: str = ">") -> AsyncIterator[Change]:
-        """Return changes as they come."""
-        return self._context.watch(pattern)
-
-    async def history(self, key: str) -> list[Revision]:
-        """Return the last versions of a key, oldest first."""
-        return await self._context._history(key, self._bus)
-
-    async def refresh(self) -> None:
-        """Return once it has all that the server had at the call."""
-        await self._context.refresh()
-
-    async def reach(self, revision: int, timeout: float = 5.0) -> None:
-        """Return once it has all up to a revision of the server."""
-        await self._context.reach(revision, timeout)
-
-    def set(self, key: str, value: Any, *, expected: int | None = None) -> Write:
-        """Write a value."""
-        return self._kept(self._context._set(key, value, self._principal, expected, self._bus))
-
-    def delete(self, key: str) -> Write:
-        """Delete a key."""
-        return self._kept(self._context._delete(key, self._principal, self._bus))
-
-    async def update(self, key: str, fn: Callable[[Any], Any]) -> Any:
-        """Replace a value by what `fn` makes of it, and return that."""
-        return await self._context._update(key, fn, self._principal, self._bus)
-
-    async def settle(self) -> None:
-        """Return once all that was written through this view is durable, or raise the first unheard failure."""
-        if self._writes is not None:
-            await self._writes.settle()
-
-    flush = settle
-
-    def _kept(self, write: Write) -> Write:
-        if write.task is not None:
-            self._writes = self._writes or Writes()
-            self._writes.add(write)
-        return write
+def _allow(key: str) -> None:
+    """The process itself may read all that it has."""
 
 
 def _guards(permissions: Mapping[str, Sequence[str]]) -> Guards:

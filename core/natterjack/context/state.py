@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from sys import intern
 from typing import Any, Final
 from weakref import WeakSet
 
 from natterjack import codec, subjects
-from natterjack.bus import Message
+from natterjack.bus import Message, in_batch
 from natterjack.errors import PayloadError
 
 log = logging.getLogger("natterjack.context")
 
 STREAM: Final = subjects.bucket_stream(subjects.CONTEXT_BUCKET)
-"""The stream behind the bucket."""
+"""The stream behind the main context's bucket."""
 MAX_WAITING: Final = 1024
 """Changes that may wait in a watch; beyond, it keeps only the newest of each key."""
 
-_PREFIX: Final = subjects.key(subjects.CONTEXT_BUCKET, "")
 _UNREAD: Final = object()
 
 
@@ -103,15 +103,42 @@ def read_message(message: Message) -> tuple[str, Version]:
     except PayloadError as error:  # the value is good all the same
         log.debug("who wrote %s cannot be told: %s", headers["Nats-Subject"], error)
         writer = ""
-    version = Version(message.data, writer, revision=int(headers["Nats-Sequence"]), deleted=deleted)
-    return headers["Nats-Subject"].removeprefix(_PREFIX), version
+    version = Version(message.data, intern(writer), revision=int(headers["Nats-Sequence"]), deleted=deleted)
+    return headers["Nats-Subject"].split(".", 2)[2], version
+
+
+class Reassembly:
+    """Puts the messages of a transaction together again, which come one after another."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[str, Version]] = []
+        self._batch = ""
+
+    def take(self, message: Message) -> list[tuple[str, Version]]:
+        """Return what is to be applied now, all at once: nothing before a transaction's last message is there."""
+        batch, last = in_batch(message.headers or {})
+        if self._held and batch != self._batch:  # its end was lost, or has been replaced since
+            return [*self.rest(), *self.take(message)]
+        self._held.append(read_message(message))
+        self._batch = batch
+        return [] if batch and not last else self.rest()
+
+    def rest(self) -> list[tuple[str, Version]]:
+        """Return what is held, and hold nothing."""
+        held, self._held = self._held, []
+        return held
 
 
 class Watch(AsyncIterator[Change]):
-    """Changes as they come. A slow reader misses values that were replaced meanwhile, never the newest one."""
+    """Changes as they come. A slow reader misses values that were replaced meanwhile, never the newest one.
 
-    def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
+    Args:
+        pattern: Of the watched keys.
+        reads: Patterns of the keys that whoever watches may read; all by default.
+    """
+
+    def __init__(self, pattern: str, reads: Sequence[str] | None = None) -> None:
+        self._pattern, self._reads = pattern, reads
         self._waiting: deque[tuple[str, Version]] = deque()
         self._limit = MAX_WAITING
         self._wake = asyncio.Event()
@@ -120,6 +147,8 @@ class Watch(AsyncIterator[Change]):
     def put(self, key: str, version: Version) -> None:
         """Take one change, if it is of a watched key."""
         if self._closed or not subjects.matches(self._pattern, key):
+            return
+        if self._reads is not None and not any(subjects.matches(pattern, key) for pattern in self._reads):
             return
         self._waiting.append((key, version))
         if len(self._waiting) > self._limit:

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Generator
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
 from natterjack.bus import STORE_BUDGET, Bus
-from natterjack.context.state import STREAM, State, Version, read_message
+from natterjack.context.state import State, Version, read_message
 from natterjack.errors import ConflictError
 from natterjack.messages import Envelope
+
+T = TypeVar("T")
 
 log = logging.getLogger("natterjack.context")
 
@@ -75,6 +77,11 @@ class Writes:
         for write in unheard:
             await write
 
+    async def quiet(self) -> None:
+        """Return once all that is under way now has ended, well or not."""
+        if under_way := [task for task in self._open if not task.done()]:
+            await asyncio.wait(under_way)
+
     async def cancel(self) -> None:
         """Give up what is under way."""
         tasks = list(self._open)
@@ -90,16 +97,19 @@ class Writer:
 
     Args:
         state: Takes what the broker confirmed.
+        bucket: The KV bucket.
 
     Attributes:
+        bucket: The KV bucket.
+        state: What the broker confirmed.
         overlay: What was written here and is not confirmed, by key.
         writes: All writes that are not settled.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, bucket: str = subjects.CONTEXT_BUCKET) -> None:
+        self.state, self.bucket = state, bucket
         self.overlay: dict[str, Version] = {}
         self.writes = Writes()
-        self._state = state
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def cancel(self) -> None:
@@ -110,7 +120,7 @@ class Writer:
     def write(self, key: str, version: Version, expected: int | None, bus: Bus) -> Write:
         """Show a version and send it."""
         deadline = time.monotonic() + STORE_BUDGET
-        sending = self._send(key, version, expected, bus, self._lock(key), deadline)
+        sending = self._send(key, version, expected, bus, self.lock(key), deadline)
         task = asyncio.create_task(sending, name=f"natterjack write {key}")
         write = Write(task=task)
         self.overlay[key] = version
@@ -118,7 +128,7 @@ class Writer:
         task.add_done_callback(lambda _: _log_unheard(write, key, version.writer))
         return write
 
-    def _lock(self, key: str) -> asyncio.Lock:
+    def lock(self, key: str) -> asyncio.Lock:
         """Return what keeps this process's writes of a key in order, retries included."""
         lock = self._locks.get(key)
         if lock is None:
@@ -137,41 +147,56 @@ class Writer:
         return version.revision
 
     async def _store(self, key: str, version: Version, expected: int | None, bus: Bus, budget: float) -> None:
-        subject = subjects.key(subjects.CONTEXT_BUCKET, key)
-        headers = _headers(version)
-        stored = await bus.store(subject, version.data, headers=headers, expect=expected, stream=STREAM, budget=budget)
+        subject, stream = subjects.key(self.bucket, key), subjects.bucket_stream(self.bucket)
+        headers = version_headers(version)
+        stored = await bus.store(subject, version.data, headers=headers, expect=expected, stream=stream, budget=budget)
         version.revision = stored.sequence
-        self._state.apply(key, version)
+        self.state.apply(key, version)
 
     async def update(self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus) -> Any:
         """Replace a value by what `fn` makes of it; see `AgentContext.update`."""
         # A task, because tasks come to the lock in the order in which they were made, and each write is one.
-        return await asyncio.create_task(self._compare_and_set(key, fn, principal, bus, self._lock(key)))
+        return await asyncio.create_task(self._compare_and_set(key, fn, principal, bus, self.lock(key)))
 
     async def _compare_and_set(
         self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus, lock: asyncio.Lock
     ) -> Any:
-        deadline, pause = time.monotonic() + UPDATE_BUDGET, 0.001
-        async with lock:
-            while True:
-                known = self._state.versions.get(key)
-                value = fn(known.value() if known else None)
-                version = Version(codec.encode(value), principal)
-                try:
-                    await self._store(key, version, known.revision if known else 0, bus, STORE_BUDGET)
-                except ConflictError:
-                    if time.monotonic() > deadline:
-                        raise
-                else:
-                    return value
-                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads those who race
-                pause = min(0.05, 2 * pause)
-                await self._read_through(key, bus)
+        async def attempt() -> Any:
+            known = self.state.versions.get(key)
+            value = fn(known.value() if known else None)
+            version = Version(codec.encode(value), principal)
+            await self._store(key, version, known.revision if known else 0, bus, STORE_BUDGET)
+            return value
 
-    async def _read_through(self, key: str, bus: Bus) -> None:
-        found = await bus.last(STREAM, subjects.key(subjects.CONTEXT_BUCKET, key))
-        if found is not None:
-            self._state.apply(*read_message(found))
+        async with lock:
+            return await race(attempt, lambda: self.read_through([key], bus))
+
+    async def read_through(self, keys: Iterable[str], bus: Bus) -> None:
+        """Take the newest version of keys from the server."""
+        stream = subjects.bucket_stream(self.bucket)
+        for found in await asyncio.gather(*(bus.last(stream, subjects.key(self.bucket, key)) for key in keys)):
+            if found is not None:
+                self.state.apply(*read_message(found))
+
+
+async def race(attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[None]] | None = None) -> T:
+    """Return what an attempt returns, tried again for 30 s while others write first.
+
+    Args:
+        attempt: Reads, and writes what follows from it.
+        look: Called before each further attempt: reads what others wrote.
+    """
+    deadline, pause = time.monotonic() + UPDATE_BUDGET, 0.001
+    while True:
+        try:
+            return await attempt()
+        except ConflictError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads those who race
+        pause = min(0.05, 2 * pause)
+        if look is not None:
+            await look()
 
 
 def _log_unheard(write: Write, key: str, writer: str) -> None:
@@ -183,15 +208,16 @@ def _log_unheard(write: Write, key: str, writer: str) -> None:
         log.error("%s could not write %r, which shows its last value again: %s", writer, key, error)
 
 
-async def create(bus: Bus, key: str, version: Version) -> None:
+async def create(bus: Bus, bucket: str, key: str, version: Version) -> None:
     """Store the first version of a key; nothing happens if it ever had one."""
-    subject = subjects.key(subjects.CONTEXT_BUCKET, key)
+    subject, stream = subjects.key(bucket, key), subjects.bucket_stream(bucket)
     try:
-        await bus.store(subject, version.data, headers=_headers(version), expect=0, stream=STREAM)
+        await bus.store(subject, version.data, headers=version_headers(version), expect=0, stream=stream)
     except ConflictError:
         log.debug("%r has a value already", key)
 
 
-def _headers(version: Version) -> dict[str, str]:
+def version_headers(version: Version) -> dict[str, str]:
+    """Return the headers with which a version is stored."""
     headers = {codec.HEADER: codec.pack(Envelope(source=version.writer))}
     return {**headers, "KV-Operation": "DEL"} if version.deleted else headers

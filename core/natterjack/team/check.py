@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from natterjack.components import Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
-from natterjack.subjects import INBOX, durable, matches
+from natterjack.subjects import INBOX, durable, matches, split_keys
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
@@ -87,8 +87,7 @@ def check_team(team: Team, plugins: Plugins) -> None:
         for journal in spec.journal:
             with problems.at(team.place(name, "journal")):
                 read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
-        with problems.at(team.place(name, "reads")):
-            _check_reads(spec)
+        _check_keys(problems, team, name, spec)
         for event in spec.result_types:
             with problems.at(team.place(name, spec.result_key(event), event)):
                 _check_result_event(spec, event)
@@ -224,11 +223,16 @@ def _check_peer(peer: str, known: Iterable[str]) -> None:
         raise ConfigError(msg)
 
 
-def _check_reads(spec: AgentSpec) -> None:
-    """A restriction that nothing enforces must not be written."""
-    if spec.reads is not None:
-        msg = "`reads` cannot be enforced yet: every agent reads the whole context; remove it"
-        raise ConfigError(msg)
+def _check_keys(problems: _Problems, team: Team, agent: str, spec: AgentSpec) -> None:
+    """Check that the buckets that an agent reads or writes are there."""
+    for key, patterns in (("writes", spec.writes), ("reads", spec.reads)):
+        for pattern in patterns or ():
+            bucket, _ = split_keys(pattern)
+            with problems.at(team.place(agent, key)):
+                if bucket and bucket not in team.buckets:
+                    hint = nearest(bucket, team.buckets) or f" A table [buckets.{bucket}] makes one."
+                    msg = f"{pattern!r} is in no bucket of the team.{hint}"
+                    raise ConfigError(msg)
 
 
 def _check_result_event(spec: AgentSpec, event: str) -> None:

@@ -17,7 +17,7 @@ from natterjack.components import Settings
 from natterjack.errors import ConfigError
 from natterjack.team.check import path_text, report, sentence
 from natterjack.team.model import AgentSpec, Origins, Team, TeamTable, TriggerSpec
-from natterjack.team.values import ContextKey, Name, Plain, ToolName
+from natterjack.team.values import BucketName, Name, Plain, State, ToolName
 
 MAX_BYTES: Final = 1_000_000
 """Size of a team file: provisioning stores the team as one message."""
@@ -40,18 +40,21 @@ class TeamFile(Settings):
     Attributes:
         team: The team itself.
         context: The shared context's initial state.
+        buckets: A table of initial state for each bucket beside it.
         agents: A table for each agent.
         tools: A table for each tool server.
     """
 
     team: TeamTable = TeamTable()
-    context: dict[ContextKey, Plain] = Field(default_factory=dict)
+    context: State = Field(default_factory=dict)
+    buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(min_length=1)
     tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
 
     def as_team(self) -> Team:
         """Return the team that it describes."""
-        return Team(**self.team.model_dump(), context=self.context, agents=self.agents, tools=self.tools)
+        tables = {"context": self.context, "buckets": self.buckets, "agents": self.agents, "tools": self.tools}
+        return Team(**self.team.model_dump(), **tables)
 
 
 def read_team(path: Path) -> Team:

@@ -16,11 +16,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_vali
 from natterjack.components import Rule, Settings
 from natterjack.errors import nearest
 from natterjack.rights import Verb
-from natterjack.subjects import OPERATOR, check_pattern, overlap
+from natterjack.subjects import OPERATOR, check_pattern, is_wild, overlap, split_keys
 from natterjack.team.values import (
-    ContextKey,
+    BucketName,
     EventType,
     JournalName,
+    Keys,
     Kind,
     Name,
     Names,
@@ -28,6 +29,7 @@ from natterjack.team.values import (
     Patterns,
     Plain,
     RoutingCondition,
+    State,
     TeamName,
     ToolName,
     TriggerName,
@@ -116,8 +118,10 @@ class AgentSpec(Settings):
         emits: Patterns of the events it may emit; None: any, in open mode.
         publishes: Patterns of the topics it may publish to; None: any, in open mode.
         asks: Agents it may ask; None: any, in open mode.
-        writes: Patterns of the context keys it may write; None: any, unless some agent of the team declares writes.
-        reads: Patterns of the context keys it may read; None: all.
+        writes: Patterns of the context keys it may write, those of a bucket as `<bucket>/<pattern>`; None: any of the
+            main context, unless some agent of the team declares writes.
+        reads: The same for the keys it may read; None: all of the main context. A list is complete: with
+            `["finance/*"]` it reads nothing of the main context, with `[">", "finance/*"]` all of it.
         result_event: Type of the event that carries what `handle` returned.
         result_events: Types of further such events, each with the condition under which it is emitted.
         cross_agents: Addresses of peers by the names it calls them.
@@ -139,8 +143,8 @@ class AgentSpec(Settings):
     emits: Patterns | None = None
     publishes: Patterns | None = None
     asks: Names | None = None
-    writes: Patterns | None = None
-    reads: Patterns | None = None
+    writes: Keys | None = None
+    reads: Keys | None = None
     result_event: EventType | None = None
     result_events: dict[EventType, RoutingCondition] = Field(default_factory=dict)
     cross_agents: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
@@ -184,6 +188,13 @@ class AgentSpec(Settings):
             named = (self.cross_agents[name] for name in found if name in self.cross_agents)
             return tuple(dict.fromkeys([*found, *(address for address in named if "://" not in address)]))
         return found
+
+    def keys_in(self, bucket: str, verb: Verb) -> tuple[str, ...] | None:
+        """Return the patterns of a bucket's keys that it may read or write; None: all of the main context."""
+        declared = self.reads if verb == "read" else self.writes
+        if declared is None:
+            return () if bucket else None
+        return tuple(keys for name, keys in map(split_keys, declared) if name == bucket)
 
     @property
     def awaited(self) -> tuple[str, ...]:
@@ -235,11 +246,14 @@ class TeamTable(Settings):
         name: The team's name.
         external: Patterns of events that come from outside the team.
         server: Server to connect to, where none is named otherwise.
+        transactions: Whether several keys of the context can be written at once, all or nothing. Whoever may write
+            the context can hold up the transactions of all others for seconds: only where writers are trusted.
     """
 
     name: TeamName = "team"
     external: Patterns = ()
     server: Annotated[str, Field(min_length=1)] | None = None
+    transactions: bool = True
 
 
 class Team(TeamTable):
@@ -247,11 +261,13 @@ class Team(TeamTable):
 
     Attributes:
         context: The shared context's initial state.
+        buckets: Initial state of the buckets beside it, which only those may read and write who declare it.
         agents: Its agents by name.
         tools: Its tool servers by name.
     """
 
-    context: dict[ContextKey, Plain] = Field(default_factory=dict)
+    context: State = Field(default_factory=dict)
+    buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(default_factory=dict)
     tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
     _origins: Origins = PrivateAttr(default_factory=Origins)
@@ -277,16 +293,24 @@ class Team(TeamTable):
             Rule(agent, verb, pattern, self.origin(agent, key))
             for agent, spec in self.agents.items()
             for verb, key in _GRANTS.items()
-            for pattern in spec.allowed(verb) or ()
+            for pattern in self._allowed(spec, verb)
         ]
-        return rules + [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
+        rules += [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
+        return rules + [Rule(OPERATOR, "write", f"{bucket}/>") for bucket in self.buckets]
+
+    def _allowed(self, spec: AgentSpec, verb: Verb) -> tuple[str, ...]:
+        allowed = spec.allowed(verb)
+        # Where there are buckets, writes are governed; who declares none may write the main context as ever.
+        free = verb == "write" and self.buckets and all(each.writes is None for each in self.agents.values())
+        return (">",) if free else allowed or ()
 
     def governed(self) -> frozenset[tuple[str, Verb]]:
         """Return who may do what only by a rule: an agent that declares it, and for writes then everyone."""
         pairs = {
             (agent, verb) for agent, spec in self.agents.items() for verb in _GRANTS if spec.allowed(verb) is not None
         }
-        return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs)
+        writes: set[tuple[str, Verb]] = {("*", "write")} if self.buckets else set()
+        return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs) | writes
 
     def warnings(self) -> list[str]:
         """Return what is probably a mistake, one line each, and at most 20 of each sort."""
@@ -318,14 +342,10 @@ class Team(TeamTable):
         for agent, spec in self.agents.items():
             place = self.place(agent, "on")
             for index, pattern in enumerate(spec.awaited):
-                for own in (each for each in spec.emitted if not _is_wild(each) and overlap(each, pattern)):
+                for own in (each for each in spec.emitted if not is_wild(each) and overlap(each, pattern)):
                     yield f"{place} waits for {pattern!r} and emits {own!r} itself: that may never end"
                 for other in (each for each in spec.awaited[:index] if overlap(each, pattern)):
                     yield f"{place} waits for both {other!r} and {pattern!r}: an event that both match is handled twice"
-
-
-def _is_wild(pattern: str) -> bool:
-    return "*" in pattern or ">" in pattern
 
 
 class _Patterns:
@@ -333,8 +353,8 @@ class _Patterns:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.all = dict.fromkeys(patterns)
-        self._wild = [pattern for pattern in self.all if _is_wild(pattern)]
+        self._wild = [pattern for pattern in self.all if is_wild(pattern)]
 
     def meet(self, pattern: str) -> bool:
-        others = self.all if _is_wild(pattern) else self._wild
+        others = self.all if is_wild(pattern) else self._wild
         return pattern in self.all or any(overlap(pattern, other) for other in others)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from natterjack.codec import MAX_DEPTH
 from natterjack.expressions import check_routing
-from natterjack.subjects import check_name, check_pattern, check_type
+from natterjack.subjects import check_keys, check_name, check_pattern, check_type
 
 _IMPORT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
 
@@ -76,8 +76,11 @@ TriggerName = Annotated[str, AfterValidator(lambda name: check_name(name, "trigg
 RoutingCondition = Annotated[str, AfterValidator(check_routing)]
 EventType = Annotated[str, AfterValidator(check_type)]
 ContextKey = Annotated[str, AfterValidator(lambda name: check_type(name, "context key"))]
+State = dict[ContextKey, Plain]
+BucketName = Annotated[str, AfterValidator(lambda name: check_name(name, "bucket name"))]
 Pattern = Annotated[str, AfterValidator(check_pattern)]
 OneOrMore = BeforeValidator(listed, json_schema_input_type=str | list[str])
 Names = Annotated[tuple[Name, ...], OneOrMore]
 Patterns = Annotated[tuple[Pattern, ...], OneOrMore]
+Keys = Annotated[tuple[Annotated[str, AfterValidator(check_keys)], ...], OneOrMore]
 Kind = Annotated[str, AfterValidator(_check_kind)]

@@ -1,0 +1,118 @@
+"""The shared context as one agent has it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from natterjack import subjects
+from natterjack.bus import Bus
+from natterjack.context.state import Change, Revision, Watch
+from natterjack.context.transaction import Transaction
+from natterjack.context.writer import Write, Writes
+from natterjack.errors import RefusedError
+
+if TYPE_CHECKING:
+    from natterjack.context.shared import AgentContext
+
+T = TypeVar("T")
+
+
+class SharedContext:
+    """The context as one agent has it: it cannot write as anybody else. Made for each run, and cheap.
+
+    An agent with `reads` of its own gets these keys only: `keys` and `watch` pass over the others, and to name
+    another raises `RefusedError`. Methods without a word of their own do what those of `AgentContext` do.
+    """
+
+    __slots__ = ("_bus", "_context", "_principal", "_reads", "_writes")
+
+    def __init__(self, context: AgentContext, principal: str, bus: Bus, reads: Sequence[str] | None = None) -> None:
+        self._context, self._principal, self._bus = context, principal, bus
+        self._reads = None if reads is None or ">" in reads else tuple(reads)
+        self._writes: Writes | None = None
+
+    def _may_read(self, key: str) -> None:
+        if self._reads is not None and not self._readable(key):
+            key, own = subjects.in_bucket(self._context.bucket, key), ", ".join(map(repr, self._reads)) or "nothing"
+            msg = f"{self._principal!r} may not read {key!r}: here its `reads` name {own}"
+            raise RefusedError(msg)
+
+    def _readable(self, key: str) -> bool:
+        return any(subjects.matches(pattern, key) for pattern in self._reads or ())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, from memory.
+
+        Raises:
+            RefusedError: The agent may not read this key.
+        """
+        if self._reads is not None:
+            self._may_read(key)
+        return self._context.get(key, default)
+
+    def keys(self, pattern: str = ">") -> list[str]:
+        """Return all keys that match a pattern and that the agent may read, sorted."""
+        keys = self._context.keys(pattern)
+        return keys if self._reads is None else [key for key in keys if self._readable(key)]
+
+    @property
+    def revision(self) -> int:
+        """The highest revision that was read or written in this process."""
+        return self._context.revision
+
+    def watch(self, pattern: str = ">") -> AsyncIterator[Change]:
+        """Return changes of keys that the agent may read, as they come."""
+        return self._context._watch(Watch(subjects.check_pattern(pattern), self._reads))
+
+    async def history(self, key: str) -> list[Revision]:
+        """Return the last versions of a key, oldest first.
+
+        Raises:
+            RefusedError: The agent may not read this key, or on its own connection no history.
+        """
+        self._may_read(key)
+        return await self._context._history(key, self._bus)
+
+    async def refresh(self) -> None:
+        """Return once it has all that the server had at the call."""
+        await self._context.refresh()
+
+    async def reach(self, revision: int, timeout: float = 5.0) -> None:
+        """Return once it has all up to a revision of the server."""
+        await self._context.reach(revision, timeout)
+
+    def set(self, key: str, value: Any, *, expected: int | None = None) -> Write:
+        """Write a value."""
+        return self._kept(self._context._set(key, value, self._principal, expected, self._bus))
+
+    def delete(self, key: str) -> Write:
+        """Delete a key."""
+        return self._kept(self._context._delete(key, self._principal, self._bus))
+
+    async def update(self, key: str, fn: Callable[[Any], Any]) -> Any:
+        """Replace a value by what `fn` makes of it, and return that."""
+        self._may_read(key)
+        return await self._context._update(key, fn, self._principal, self._bus)
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Read and write several keys together: all of it is stored at the block's end, or nothing."""
+        return self._context._transaction(self._principal, self._bus, self._may_read)
+
+    async def transact(self, fn: Callable[[Transaction], T]) -> T:
+        """Call `fn` with a transaction, again when somebody was faster, and return what it returned."""
+        return await self._context._transact(fn, self._principal, self._bus, self._may_read)
+
+    async def settle(self) -> None:
+        """Return once all that was written through this view is durable, or raise the first unheard failure."""
+        if self._writes is not None:
+            await self._writes.settle()
+
+    flush = settle
+
+    def _kept(self, write: Write) -> Write:
+        if write.task is not None:
+            self._writes = self._writes or Writes()
+            self._writes.add(write)
+        return write

@@ -85,6 +85,7 @@ async def store_batch(
         ConfigError: The stream takes no batches.
         NotProvisionedError: No stream captures the subjects.
         StreamError: The stream refuses, e.g. because it is full.
+        PayloadError: One is larger than the server takes; nothing was sent.
         RefusedError: The broker does not allow one of the subjects.
     """
     deadline, pause, tried = time.monotonic() + budget, 0.02, 0
@@ -112,6 +113,8 @@ async def _send(bus: Streams, messages: Sequence[BatchMessage], id: str, batch: 
     headers = [{**message.stamped(), ID: batch, _SEQUENCE: str(number)} for number, message in enumerate(messages, 1)]
     headers[0][codec.MSG_ID] = id
     headers[-1][COMMIT] = "1"
+    for message, each in zip(messages, headers, strict=True):  # before any is sent: what is begun holds others up
+        bus.check_size(message.data, each)
     tasks = [
         asyncio.create_task(
             bus.request(message.subject, message.data, timeout=timeout, headers=each, fails_on_disconnect=True)

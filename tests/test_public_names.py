@@ -18,7 +18,7 @@ DOCUMENTED = {
     "AgentRuntime AgentProcess EventTrigger MessageTrigger AgentContext FileJournal",  # the table of imports
     "Agent Event RunContext",
     "Right Trigger TriggerContext hookimpl",
-    "Answer Answers StreamJournal connect",
+    "Answer Answers StreamJournal Transaction connect",
     "NatterjackError PeerError PeerTimeoutError PeerUnavailableError PeerBusyError PeerRefusedError ConflictError",
 }
 

@@ -19,7 +19,7 @@ from natterjack.components import (
     Trigger,
     TriggerContext,
 )
-from natterjack.context import AgentContext
+from natterjack.context import AgentContext, Transaction
 from natterjack.errors import (
     BrokerError,
     ConfigError,
@@ -101,6 +101,7 @@ __all__ = [
     "StreamTrigger",
     "TeamClient",
     "ToolServer",
+    "Transaction",
     "Trigger",
     "TriggerContext",
     "Verb",

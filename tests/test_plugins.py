@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from natterjack import hookspecs
+from natterjack.components import Trigger
 from natterjack.errors import PluginError
-from natterjack.plugins import DISABLED, BrokenPlugin, LoadedPlugin, Plugins
+from natterjack.plugins import DISABLED, HOOKS, BrokenPlugin, LoadedPlugin, Plugins
+from natterjack.testing.command import Cli
 
 HEAD = "from natterjack.components import *\nfrom natterjack.hookspecs import hookimpl\n"
 TRIGGER = """
@@ -268,6 +270,53 @@ def test_a_broken_plugin_is_logged(install: Install, caplog: pytest.LogCaptureFi
 def test_a_hook_of_a_newer_kernel_may_be_optional(install: Install) -> None:
     install("natterjack-new", f"{TRIGGER}\n@hookimpl(optionalhook=True)\ndef natterjack_later(): return []\n")
     assert loaded(Plugins.load(), "new").brings == {"trigger": ("tick",)}
+
+
+# Deprecated hooks
+
+
+@pytest.fixture
+def old_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel in which a hook goes out of use: another name for that of triggers."""
+
+    def natterjack_wakers() -> list[type[Trigger]]:
+        """Kinds of trigger, as they were called."""
+        return []
+
+    text = "natterjack_wakers goes with Natterjack 0.3; bring triggers by natterjack_triggers"
+    marked = hookspecs.hookspec(natterjack_wakers, warn_on_impl=DeprecationWarning(text))
+    monkeypatch.setattr(hookspecs, "natterjack_wakers", marked, raising=False)
+    monkeypatch.setitem(HOOKS, "natterjack_wakers", ("trigger", Trigger))
+
+
+OLD = TRIGGER.replace("natterjack_triggers", "natterjack_wakers")
+
+
+@pytest.mark.usefixtures("old_hook")
+def test_a_deprecated_hook_works_and_warns_once(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    install("natterjack-aged", OLD)
+    with caplog.at_level(logging.WARNING, "natterjack.plugins"):
+        plugins = [Plugins.load() for _ in range(3)][-1]
+    text = "natterjack_wakers goes with Natterjack 0.3; bring triggers by natterjack_triggers"
+    assert caplog.messages == [f"the plugin 'aged' of natterjack-aged 1.2: {text}"]
+    assert plugins.broken == []
+    assert loaded(plugins, "aged").brings == {"trigger": ("tick",)}
+    assert loaded(plugins, "aged").warnings == (text,)
+    assert plugins.trigger("tick").__name__ == "Tick"
+
+
+@pytest.mark.usefixtures("old_hook")
+def test_a_deprecated_hook_is_shown_in_the_list(install: Install, quick: Cli) -> None:
+    install("natterjack-shown", OLD)
+    (row,) = [line for line in quick.text("plugins", "list").splitlines() if line.startswith("shown")]
+    assert "deprecated  trigger: tick; natterjack_wakers goes with Natterjack 0.3" in row
+    (entry,) = [each for each in quick.json("plugins", "list")["loaded"] if each["name"] == "shown"]
+    assert entry["warnings"] == ["natterjack_wakers goes with Natterjack 0.3; bring triggers by natterjack_triggers"]
+
+
+def test_a_plugin_that_uses_nothing_deprecated_has_no_warnings(install: Install) -> None:
+    install("natterjack-tick", TRIGGER)
+    assert [plugin.warnings for plugin in Plugins.load().loaded if plugin.name in ("tick", "natterjack")] == [(), ()]
 
 
 # Two that claim one name

@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points, version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -36,7 +38,7 @@ DISABLED: Final = "NATTERJACK_DISABLED_PLUGINS"
 # By name, because importing the built-in components imports most of the kernel.
 _BUILT_IN: Final = EntryPoint("natterjack", "natterjack.builtin.plugin", GROUP)
 
-_HOOKS: Final[dict[str, tuple[Kind, type[Component] | None]]] = {
+HOOKS: Final[dict[str, tuple[Kind, type[Component] | None]]] = {
     "natterjack_agents": ("agent", Agent),
     "natterjack_triggers": ("trigger", Trigger),
     "natterjack_tool_servers": ("tool server", ToolServer),
@@ -46,6 +48,7 @@ _HOOKS: Final[dict[str, tuple[Kind, type[Component] | None]]] = {
     "natterjack_middleware": ("middleware", Middleware),
     "natterjack_commands": ("command", None),
 }
+"""Each hook: the kind of what it brings, and its class; None: typer apps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,14 @@ class LoadedPlugin:
         distribution: What `pip` calls it.
         version: Of the distribution.
         brings: Names of its components, by kind; kinds of which it brings none are left out.
+        warnings: What it uses that a later kernel will not have.
     """
 
     name: str
     distribution: str
     version: str
     brings: Mapping[Kind, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class Plugins:
     def __init__(self) -> None:
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
-        self._found: dict[Kind, dict[str, Any]] = {kind: {} for kind, _ in _HOOKS.values()}
+        self._found: dict[Kind, dict[str, Any]] = {kind: {} for kind, _ in HOOKS.values()}
         self.agents: dict[str, type[Agent]] = self._found["agent"]
         self.triggers: dict[str, type[Trigger]] = self._found["trigger"]
         self.tool_servers: dict[str, type[ToolServer]] = self._found["tool server"]
@@ -149,7 +154,7 @@ class Plugins:
     def _load(self, point: EntryPoint) -> None:
         distribution = _distribution(point)
         try:
-            found = _components(point)
+            found, warned = _components(point)
         # A plugin may fail in any way, even by leaving; the others must not suffer.
         except (Exception, SystemExit) as error:
             broken = BrokenPlugin(point.name, *distribution, _cause(error))
@@ -157,7 +162,10 @@ class Plugins:
             log.warning("%s", broken)
             log.debug("%s failed to load", point.name, exc_info=error)
             return
-        plugin = LoadedPlugin(point.name, *distribution, {kind: tuple(named) for kind, named in found.items() if named})
+        brings = {kind: tuple(named) for kind, named in found.items() if named}
+        plugin = LoadedPlugin(point.name, *distribution, brings, warned)
+        for text in warned:
+            _warn_once(f"the plugin {plugin.name!r} of {plugin.distribution} {plugin.version}: {text}")
         for kind, named in found.items():
             for name, component in named.items():
                 self._add(plugin, kind, name, component)
@@ -194,12 +202,19 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return point.dist.name, point.dist.version
 
 
-def _components(point: EntryPoint) -> dict[Kind, dict[str, Any]]:
-    """Import a plugin, call each of its hooks once, and check what they return."""
+@cache
+def _warn_once(line: str) -> None:
+    log.warning(line)
+
+
+def _components(point: EntryPoint) -> tuple[dict[Kind, dict[str, Any]], tuple[str, ...]]:
+    """Import a plugin, call each of its hooks once, check what they return, and say what is deprecated of it."""
     plugin = point.load()
     manager = PluginManager("natterjack")
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin, point.name)
+    with warnings.catch_warnings(record=True) as caught:  # `warn_on_impl` of a spec; no filter may make it an error
+        warnings.simplefilter("always")
+        manager.register(plugin, point.name)
     callers = manager.get_hookcallers(plugin)
     if not callers:
         msg = f"{point.value} has no hooks; mark its functions with @hookimpl"
@@ -207,12 +222,12 @@ def _components(point: EntryPoint) -> dict[Kind, dict[str, Any]]:
     found: dict[Kind, dict[str, Any]] = {}
     for caller in callers:
         if caller.has_spec():
-            kind, base = _HOOKS[caller.name]
+            kind, base = HOOKS[caller.name]
             found[kind] = _named(caller.name, kind, base, _call(caller))
         elif not all(hook.optionalhook for hook in caller.get_hookimpls()):
-            msg = f"there is no hook {caller.name!r}.{nearest(caller.name, _HOOKS)}"
+            msg = f"there is no hook {caller.name!r}.{nearest(caller.name, HOOKS)}"
             raise PluginError(msg)
-    return found
+    return found, tuple(str(warning.message) for warning in caught)
 
 
 def _call(caller: HookCaller) -> Sequence[Any]:

@@ -152,7 +152,7 @@ def test_up_tells_what_cannot_start(garden: Cli, own_server: NatsServer, mode: l
     [
         (["up"], 2, "team.toml does not exist. `natterjack init` makes one."),
         (["up", "nothing:here"], 2, "'nothing:here' cannot be imported"),
-        (["up", "os:path"], 2, "'os:path' is module; `up` takes a team file, or an AgentRuntime"),
+        (["up", "os:path"], 2, "'os:path' is module; name a team file, or an AgentRuntime"),
     ],
 )
 def test_up_of_what_is_no_team(quick: Cli, args: list[str], code: int, text: str) -> None:

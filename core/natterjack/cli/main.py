@@ -10,6 +10,7 @@ import typer
 
 from natterjack.cli import (
     agent,
+    asyncapi,
     bench,
     broker,
     context,
@@ -17,6 +18,7 @@ from natterjack.cli import (
     demo,
     doctor,
     events,
+    graph,
     init,
     journal,
     peers,
@@ -83,6 +85,8 @@ app.command(rich_help_panel=_TALK)(events.publish)
 app.command(rich_help_panel=_TALK)(peers.ask)
 app.command(rich_help_panel=_TALK)(peers.broadcast)
 
+app.command(rich_help_panel=_LOOK)(graph.graph)
+app.command(rich_help_panel=_LOOK)(asyncapi.asyncapi)
 app.command(rich_help_panel=_LOOK)(peers.agents)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
 app.add_typer(context.app, name="context", rich_help_panel=_LOOK)

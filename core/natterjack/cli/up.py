@@ -19,8 +19,7 @@ from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.run import first_of, run, show_logs, stopping
-from natterjack.errors import ConfigError
-from natterjack.kinds import import_object
+from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server, named_server
@@ -42,7 +41,7 @@ def up(
     nats_context: NatsContextOption = None,
 ) -> None:
     """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own."""
-    runtime = None if _is_file(team) else _import_runtime(team)
+    runtime = None if is_file(team) else import_runtime(team)
     described = read_team(Path(team)) if runtime is None else runtime.team
     plugins = Plugins.load()
     if runtime is None:
@@ -55,18 +54,6 @@ def up(
     else:
         named = runtime.choose_server(named_server(server, nats_context) if server or nats_context else None)
     run(_up(described, runtime, named, nats_context, plugins, single_process=single_process))
-
-
-def _is_file(team: str) -> bool:
-    return ":" not in team or Path(team).exists()
-
-
-def _import_runtime(target: str) -> AgentRuntime:
-    found = import_object(target)
-    if not isinstance(found, AgentRuntime):
-        msg = f"{target!r} is {type(found).__name__}; `up` takes a team file, or an AgentRuntime that does not run yet"
-        raise ConfigError(msg)
-    return found
 
 
 def _make_importable(folder: Path) -> None:

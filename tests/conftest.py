@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -108,6 +109,14 @@ class Quick(Cli):
         assert ended.value.code == code, printed
         assert "Traceback" not in printed[1]
         return subprocess.CompletedProcess(argv, code, *printed)
+
+
+@pytest.fixture(scope="session")
+def nats_command() -> str | None:
+    """The real `nats`, on PATH or as continuous integration builds it; None where there is none."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "natterjack"
+    built = sorted(cache.glob("natscli-*/bin/nats"))
+    return shutil.which("nats") or (str(built[-1]) if built else None)
 
 
 @pytest_asyncio.fixture

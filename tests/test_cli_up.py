@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,14 +24,7 @@ runtime.add_process(AgentProcess("greeter", agent=Greeter, triggers=[EventTrigge
 """
 
 
-def nats_command() -> str | None:
-    """The real `nats`, on PATH or as continuous integration builds it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "natterjack"
-    built = sorted(cache.glob("natscli-*/bin/nats"))
-    return shutil.which("nats") or (str(built[-1]) if built else None)
-
-
-def test_from_nothing_to_an_answer(cli: Cli) -> None:
+def test_from_nothing_to_an_answer(cli: Cli, nats_command: str | None) -> None:
     wrote = cli.text("init", "hello")  # 1, after `pip install natterjack`
     assert "natterjack up" in wrote
     cli.folder /= "hello"  # 2: cd hello
@@ -44,11 +36,11 @@ def test_from_nothing_to_an_answer(cli: Cli) -> None:
         told = cli.run("emit", "visitor.arrived", '{"name": "Ada"}', "--to", "greeter", *WAIT)  # 4
         assert told.stdout == "Hello, Ada!\n"
         assert cli.text("ask", "greeter", "Who was here?") == "1 so far: Ada"  # 5
-        if nats := nats_command():
+        if nats_command:
             with cli.start("events", "tail", "visitor.greeted", "--count", "1") as tail:
                 tail.wait_line("watching")
                 command = example.partition("nats ")[2]
-                subprocess.run(f"{nats} {command}", shell=True, check=True, capture_output=True, timeout=40)
+                subprocess.run(f"{nats_command} {command}", shell=True, check=True, capture_output=True, timeout=40)
                 assert tail.wait() == 0
             assert cli.text("ask", "greeter", "Who was here?") == "2 so far: Ada, stranger"
         checked = cli.json("doctor")

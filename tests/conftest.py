@@ -114,7 +114,7 @@ class Quick(Cli):
 @pytest.fixture(scope="session")
 def nats_command() -> str | None:
     """The real `nats`, on PATH or as continuous integration builds it; None where there is none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "natterjack"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natterjack"
     built = sorted(cache.glob("natscli-*/bin/nats"))
     return shutil.which("nats") or (str(built[-1]) if built else None)
 

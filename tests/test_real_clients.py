@@ -327,7 +327,7 @@ def test_bare_client_discovers_the_agents(bare: BareClient, verb: str) -> None:
 @pytest.fixture
 def javascript(garden: Cli) -> subprocess.CompletedProcess[str]:
     """What `real_client.mjs` does with the official client, in the folder where that is installed."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "natterjack"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natterjack"
     if not (cache / "node" / "node_modules" / "@nats-io" / "kv").is_dir() or shutil.which("node") is None:
         pytest.skip("no node, or no JavaScript client where .ci/run installs it")
     script = (Path(__file__).parent / "real_client.mjs").read_text()

@@ -43,6 +43,7 @@ from natterjack.testing import NatsServer, until
 SOURCE = '''
 """Three agents that use every facility."""
 import asyncio
+import contextlib
 from natterjack import Agent, ConflictError, PeerTimeoutError
 
 class Researcher(Agent):
@@ -60,8 +61,17 @@ class Researcher(Agent):
         except PeerTimeoutError:
             await ctx.emit("research.progress", {"late": True})
         answers = await ctx.broadcast(["analyst", "boss"], "all", timeout=10)
+        chunks = ctx.ask_stream("boss", "in parts", timeout=10, on_query=self.explain)
+        assert "".join([chunk async for chunk in chunks]) == "in parts, because of toads or newts" + "." * 1000
+        async with ctx.ask_stream("analyst", "hang", timeout=10) as chunks:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await anext(chunks)
         await ctx.publish("reports.draft", {"opinion": opinion, "answers": sorted(answers)})
         return {"topic": event.data["topic"], "opinion": opinion}
+
+    async def explain(self, query):
+        return f"{query.prompt} toads or newts"
 
     async def answer(self, question, ctx):
         return f"{ctx.caller} asks {question}"
@@ -83,7 +93,13 @@ class Analyst(Agent):
             except asyncio.CancelledError:
                 Analyst.cancelled += 1
                 raise
-        return f"{question} is fine"
+        if question == "in parts":
+            yield "in parts, "
+            yield await ctx.query("because of", timeout=10)
+            for _ in range(1000):
+                yield "."
+        else:
+            yield f"{question} is fine"
 
 class Writer(Agent):
     seen = []
@@ -233,7 +249,7 @@ async def test_all_works_with_what_is_granted(
             ("research.complete", "researcher"),
         ]
         assert seen[1].data == {"late": True}
-        await until(lambda: agents.Analyst.cancelled == 1)
+        await until(lambda: agents.Analyst.cancelled == 2)
         await client.event_bus.emit("research.start", {"topic": "newts"})
         await until(lambda: client.context.get("analysis") == 2)
         draft = {"opinion": "newts is fine", "answers": ["analyst", "boss"]}
@@ -328,6 +344,11 @@ FORBIDDEN: dict[str, Act] = {
     "read any journal": lambda bus: bus.at("JOURNAL", 1),
     "serve for another": hear("agents.ask.writer"),
     "serve for all": hear("agents.ask.*"),
+    "take another's prompts": hear("agents.prompt.natterjack.newsroom.writer"),
+    "hear another's answers": hear("agents.answer.writer.*"),
+    "answer another's question": lambda bus: bus.request("agents.answer.writer.x", timeout=5),
+    "prompt whom one may not ask": lambda bus: bus.request("agents.prompt.natterjack.newsroom.writer", timeout=5),
+    "feign another's heartbeat": lambda bus: bus.request("agents.hb.natterjack.newsroom.writer", timeout=5),
     "hear another's journal": hear("feed.journal.writer.>"),
     "hear all events": hear("feed.events.>"),
     "hear questions of all": hear("agents.>"),

@@ -30,8 +30,7 @@ from natterjack import (
 from natterjack.bus import Bus
 from natterjack.components import Guard, PeerScheme
 from natterjack.guards import Guards
-from natterjack.messages import Envelope
-from natterjack.peers import AskServer, Peers
+from natterjack.peers import AskServer, Peers, Question
 from natterjack.rights import Verb
 from natterjack.server import Server
 from natterjack.service import Endpoint
@@ -318,7 +317,8 @@ async def ask_server(
     """One replica of the agent `shared`, on its own connection."""
     bus = await Bus.connect(Server(server.url), principal="shared")
     stack.push_async_callback(bus.close)
-    replica = AskServer(bus, "shared", answer, concurrency=concurrency, endpoint=Endpoint("ask", "agents.ask.shared"))
+    ask, prompt = Endpoint("ask", "agents.ask.shared"), Endpoint("prompt", "agents.prompt.natterjack.team.shared")
+    replica = AskServer(bus, "shared", answer, concurrency=concurrency, ask=ask, prompt=prompt)
     await replica.start()
     stack.push_async_callback(replica.drain, 0)
     return replica
@@ -332,7 +332,7 @@ async def peers_of(stack: AsyncExitStack, server: NatsServer, guards: Guards | N
 
 async def test_replicas_share_the_asks(own_server: NatsServer, stack: AsyncExitStack) -> None:
     def replica(name: str) -> Callable[..., Any]:
-        async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
+        async def answer(question: Question) -> Answer:
             return Answer(name)
 
         return answer
@@ -351,12 +351,12 @@ async def test_drain_finishes_what_runs_and_sends_the_rest_to_another_replica(
 ) -> None:
     gate, begun = asyncio.Event(), []
 
-    async def slow(question: str, envelope: Envelope, timeout: float) -> Answer:
-        begun.append(question)
+    async def slow(question: Question) -> Answer:
+        begun.append(question.text)
         await gate.wait()
         return Answer("old")
 
-    async def quick(question: str, envelope: Envelope, timeout: float) -> Answer:
+    async def quick(question: Question) -> Answer:
         return Answer("new")
 
     old = await ask_server(stack, own_server, slow, concurrency=2)
@@ -376,8 +376,8 @@ async def slow_question(stack: AsyncExitStack, server: NatsServer) -> tuple[Slow
     """Return an agent that works on a question, its server, and who waits for the answer."""
     slow = Slow()
 
-    async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
-        return Answer(str(await slow.answer(question, None)))  # type: ignore[arg-type]
+    async def answer(question: Question) -> Answer:
+        return Answer(str(await slow.answer(question.text, None)))  # type: ignore[arg-type]
 
     replica = await ask_server(stack, server, answer)
     peers = await peers_of(stack, server)
@@ -409,9 +409,9 @@ async def test_cancel_is_heard_while_draining(own_server: NatsServer, stack: Asy
 
 
 async def test_no_ask_fails_when_a_replica_stops_under_load(own_server: NatsServer, stack: AsyncExitStack) -> None:
-    async def answer(question: str, envelope: Envelope, timeout: float) -> Answer:
+    async def answer(question: Question) -> Answer:
         await elapse(0.001)
-        return Answer(question)
+        return Answer(question.text)
 
     replicas = [await ask_server(stack, own_server, answer, concurrency=8) for _ in range(2)]
     peers = await peers_of(stack, own_server)

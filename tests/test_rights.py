@@ -37,6 +37,8 @@ def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> No
         (Right("publish", "news.>"), ["messages.news.a.b"], []),
         (Right("inject", "writer.draft"), ["inbox.writer.draft"], []),
         (Right("ask", "editor"), ["agents.ask.editor", "agents.cancel.editor.r1"], []),
+        (Right("ask", "editor"), ["agents.prompt.natterjack.team.editor", "agents.answer.editor.r1"], []),
+        (Right("ask", "agents://echo/al/main"), ["agents.prompt.echo.al.main", "$SRV.INFO.agents"], []),
         (Right("write", "draft"), ["$KV.context.draft"], []),
         (
             Right("read", "draft.>"),
@@ -53,6 +55,11 @@ def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> No
             Right("serve", "writer"),
             ["_INBOX.editor.reply"],
             ["agents.ask.writer", "agents.cancel.writer.r1", "$SRV.PING", "$SRV.INFO.agents.i1"],
+        ),
+        (
+            Right("serve", "writer"),
+            ["agents.hb.natterjack.team.writer"],
+            [f"agents.{verb}.natterjack.team.writer" for verb in ("prompt", "status")] + ["agents.answer.writer.r1"],
         ),
         (Right("journal", "writer"), ["journal.writer.run.1"], ["feed.journal.writer.run.1"]),
         (Right("bury", "writer"), ["dead.writer.event"], []),

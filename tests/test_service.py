@@ -60,7 +60,7 @@ async def survey(raw: Client, subject: str, count: int) -> list[dict[str, Any]]:
 async def test_ping(own_server: NatsServer, stack: AsyncExitStack, raw: Client) -> None:
     await team(stack, own_server, "one", "two")
     pings = await survey(raw, "$SRV.PING", 2)
-    assert {ping["metadata"]["agent"] for ping in pings} == {"one", "two"}
+    assert {ping["metadata"]["session"] for ping in pings} == {"one", "two"}
     for ping in pings:
         assert ping["type"] == "io.nats.micro.v1.ping_response"
         assert ping["name"] == "agents"
@@ -77,7 +77,10 @@ async def test_info(own_server: NatsServer, stack: AsyncExitStack, raw: Client) 
     (info,) = await survey(raw, "$SRV.INFO", 1)
     assert info["type"] == "io.nats.micro.v1.info_response"
     assert info["description"] == "Say it again."
-    assert info["endpoints"] == [{"name": "ask", "subject": "agents.ask.one", "queue_group": "agents", "metadata": {}}]
+    ask, prompt, status = info["endpoints"]
+    assert ask == {"name": "ask", "subject": "agents.ask.one", "queue_group": "agents", "metadata": {}}
+    assert (prompt["name"], prompt["subject"]) == ("prompt", "agents.prompt.natterjack.team.one")
+    assert (status["name"], status["subject"]) == ("status", "agents.status.natterjack.team.one")
     assert await survey(raw, "$SRV.INFO.agents", 1) == [info]
     assert await survey(raw, f"$SRV.INFO.agents.{info['id']}", 1) == [info]
 
@@ -94,7 +97,7 @@ async def test_stats_count_right(
     await raw.request("agents.ask.one", b"\xff", timeout=5)
     (stats,) = await survey(raw, "$SRV.STATS.agents", 1)
     assert stats["type"] == "io.nats.micro.v1.stats_response"
-    (endpoint,) = stats["endpoints"]
+    endpoint, *_ = stats["endpoints"]
     assert (endpoint["name"], endpoint["subject"], endpoint["queue_group"]) == ("ask", "agents.ask.one", "agents")
     assert endpoint["num_requests"] == 11
     assert endpoint["num_errors"] == 3
@@ -205,6 +208,6 @@ async def test_micro_client_reads_what_we_answer(own_server: NatsServer, stack: 
             key: type(value) for key, value in ours.items()
         }.items(), verb
         if verb != "PING":
-            (one,), (other,) = wanted["endpoints"], ours["endpoints"]
+            (one,), (other, *_) = wanted["endpoints"], ours["endpoints"]
             assert set(one) - {"data"} <= set(other), verb
     await theirs.stop()

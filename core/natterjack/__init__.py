@@ -38,13 +38,16 @@ from natterjack.errors import (
     PeerTimeoutError,
     PeerUnavailableError,
     PluginError,
+    QueryError,
+    QueryTimeoutError,
     RefusedError,
     RunFailedError,
     StartError,
 )
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Answers, Event
+from natterjack.messages import Answer, Answers, Attachment, Event, Query
+from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Verb
 from natterjack.runs import RunContext
@@ -58,7 +61,9 @@ __all__ = [
     "AgentProcess",
     "AgentRuntime",
     "Answer",
+    "AnswerStream",
     "Answers",
+    "Attachment",
     "BrokerError",
     "Clock",
     "Component",
@@ -88,6 +93,9 @@ __all__ = [
     "PeerTimeoutError",
     "PeerUnavailableError",
     "PluginError",
+    "Query",
+    "QueryError",
+    "QueryTimeoutError",
     "RefusedError",
     "Right",
     "Rule",

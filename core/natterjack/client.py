@@ -26,7 +26,7 @@ from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import ENDINGS, StreamJournal, stored_entry
 from natterjack.messages import Answer, Answers, Envelope, run_id
-from natterjack.peers import ASK_TIMEOUT, Peers
+from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover
 
@@ -136,6 +136,12 @@ class TeamClient:
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
         """Ask one agent; see `Peers.ask`."""
         return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope())
+
+    def ask_stream(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
+    ) -> AnswerStream:
+        """Ask one agent for its answer in chunks; see `Peers.stream`."""
+        return self._peers.stream(name, question, timeout=timeout, envelope=self._envelope(), on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; see `Peers.broadcast`."""

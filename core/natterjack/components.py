@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from natterjack.clock import Clock
 from natterjack.errors import ConfigError, nearest
-from natterjack.messages import Answer, Event
+from natterjack.messages import Answer, Event, Query
 from natterjack.rights import Right, Verb
 
 if TYPE_CHECKING:
@@ -117,7 +117,10 @@ class Agent(Component):
         raise ConfigError(msg)
 
     def answer(self, question: str, ctx: RunContext) -> Awaitable[Any] | AsyncIterator[Any]:
-        """Answer one question. Called for each ask; an `async def`."""
+        """Answer one question. Called for each ask; an `async def`, or an async generator of chunks.
+
+        The chunks stream to who asks with `ask_stream`, and are joined for who asks with `ask_peer`.
+        """
         del question, ctx
         msg = f"{type(self).__name__} was asked but has no `async def answer(self, question, ctx)`"
         raise ConfigError(msg)
@@ -327,6 +330,20 @@ class PeerScheme(Component):
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
         """Ask the agent at an address. Raise `PeerError` and its kinds; `timeout` is in seconds."""
 
+    async def stream(
+        self, address: str, question: str, timeout: float, on_query: Callable[[Query], Awaitable[str]] | None
+    ) -> AsyncGenerator[str, None]:
+        """Ask, and yield the answer in chunks; here in one, so override it where they come bit by bit.
+
+        Args:
+            address: Whom.
+            question: Text.
+            timeout: Seconds.
+            on_query: Answers what the agent asks back; None: nobody does.
+        """
+        del on_query
+        yield await self.ask(address, question, timeout)
+
     async def close(self) -> None:
         """Let go of connections."""
 
@@ -340,7 +357,14 @@ class ToolServer(Component):
 
 
 class Middleware(Component):
-    """Stands around an agent's work. Override what it cares for, and await `call` to go on."""
+    """Stands around an agent's work. Override what it cares for, and await `call` to go on.
+
+    Attributes:
+        streams: Whether its `answer` leaves the answer as it is, so that chunks may go out as they come. Else the
+            asker gets them in one piece, once `answer` has returned what it makes of them.
+    """
+
+    streams: ClassVar[bool] = False
 
     async def handle(self, event: Event, ctx: RunContext, call: Callable[[Event, RunContext], Awaitable[Any]]) -> Any:
         """Stand around one handling of an event."""

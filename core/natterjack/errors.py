@@ -19,6 +19,8 @@
     │   │   └── PeerUnavailableError    nobody serves that name
     │   ├── PeerBusyError
     │   └── PeerRefusedError (PermissionError)
+    ├── QueryError                      the asker did not answer a question of the agent
+    │   └── QueryTimeoutError (TimeoutError)
     ├── RunFailedError                  a run ended in a dead letter
     ├── StartError                      a runtime or an agent could not start
     └── BrokerError                     the wire and the server
@@ -169,12 +171,23 @@ class PeerRefusedError(PeerError, PermissionError):
 def peer_error(agent: str, code: int, message: str) -> PeerError:
     """Return the error class that stands for a service error code."""
     kinds: dict[int, type[PeerError]] = {
+        401: PeerRefusedError,
         403: PeerRefusedError,
         408: PeerTimeoutError,
         429: PeerBusyError,
         503: PeerUnavailableError,
     }
     return kinds.get(code, PeerError)(agent, code, message)
+
+
+class QueryError(NatterjackError):
+    """Nobody answers a question that an agent put to its asker. The asker may see this text."""
+
+    retry = False
+
+
+class QueryTimeoutError(QueryError, TimeoutError):
+    """The asker did not answer in time."""
 
 
 # Runs and start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,10 @@ from natterjack.delivery import CAUSALITY_WAIT, Delivery, Slots
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
+from natterjack.heartbeat import Heartbeat
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Envelope
-from natterjack.peers import AskServer, Peers
+from natterjack.peers import AskServer, Peers, Question
 from natterjack.routing import Routing
 from natterjack.runs import Facilities, RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
@@ -37,6 +37,7 @@ class AgentHost:
         spec: Its limits and routing.
         agent: Does the work.
         triggers: What wakes it, the inbox among them.
+        team: The team's name.
         bus: Its own connection.
         context: The process's replica of the shared context, attached.
         buckets: The same of the buckets beside it.
@@ -56,6 +57,7 @@ class AgentHost:
         agent: Agent,
         triggers: Sequence[Trigger],
         *,
+        team: str,
         bus: Bus,
         context: AgentContext,
         buckets: Mapping[str, AgentContext] | None = None,
@@ -81,9 +83,15 @@ class AgentHost:
         self._deliveries: list[Delivery] = []
         self._tasks: list[asyncio.Task[None]] = []
         description = (inspect.getdoc(agent) or "").partition("\n")[0]
-        endpoint = Endpoint("ask", subjects.ask(name))
-        self._service = Service(bus, name, description, {"description": description}, endpoints=[endpoint])
-        self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, endpoint=endpoint)
+        ask = Endpoint("ask", subjects.ask(name))
+        taken = {"max_payload": f"{bus.max_payload}B", "attachments_ok": "true"}
+        prompt = Endpoint("prompt", subjects.prompt(team, name), taken)
+        endpoints = [ask, prompt, Endpoint("status", subjects.status(team, name))]
+        self._service = Service(bus, team, name, description, endpoints=endpoints)
+        self._heartbeat = Heartbeat(self._service)
+        self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
+        # A middleware that may change an answer must see it whole.
+        self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
         self._started = self._stopped = False
 
     async def start(self) -> None:
@@ -99,6 +107,7 @@ class AgentHost:
             self._started = True
             await self._asks.start()
             await self._service.start()
+            await self._heartbeat.start()
             for trigger in self._triggers:
                 for spec in trigger.consumers(self.name):
                     await self.bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
@@ -143,6 +152,7 @@ class AgentHost:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._heartbeat.stop()
         await self._service.stop()
         await asyncio.gather(self._asks.drain(timeout), *(delivery.drain(timeout) for delivery in self._deliveries))
         try:
@@ -187,22 +197,35 @@ class AgentHost:
         what = f"{self.name}.{kind}"
         return (await self._facilities.events.send("inject", what, data, Envelope(), own)).sequence
 
-    async def _answer(self, question: str, envelope: Envelope, timeout: float) -> Answer:
-        run = secrets.token_hex(12)
-        cause = envelope.request or run
-        ctx = RunContext(self._facilities, run, envelope, caller=envelope.source, cause=cause, timeout=timeout)
+    async def _answer(self, question: Question) -> Answer:
+        envelope = question.envelope
+        ctx = RunContext(
+            self._facilities,
+            question.run,
+            envelope,
+            caller=envelope.source,
+            cause=envelope.request or question.run,
+            timeout=question.timeout,
+            question=question,
+        )
         call = through([middleware.answer for middleware in self._facilities.middleware], self._call_answer)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
-        text = answer_text(await call(question, ctx))
+        text = answer_text(await call(question.text, ctx))
         await ctx.settle()
-        return Answer(text, agent=self.name, run_id=run)
+        return Answer(text, agent=self.name, run_id=question.run)
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:
         result = self._agent.answer(question, ctx)
         if inspect.isawaitable(result):
             return await result
-        return "".join([answer_text(chunk) async for chunk in result])
+        chunks = []
+        stream = ctx.stream if self._streams else None
+        async for chunk in result:
+            chunks.append(answer_text(chunk))
+            if stream is not None:
+                await stream.send(chunks[-1])
+        return "".join(chunks)
 
 
 class _TriggerContext:

@@ -60,6 +60,32 @@ class Envelope(NamedTuple):
     run: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What an agent asks back in the middle of its answer.
+
+    Attributes:
+        id: Its id.
+        prompt: The question.
+    """
+
+    id: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that came with a question.
+
+    Attributes:
+        filename: Its name, as the asker says; never a path to be trusted.
+        content: Its bytes.
+    """
+
+    filename: str
+    content: bytes
+
+
 class Answer(str):
     """A peer's answer: the text itself, and where it came from.
 

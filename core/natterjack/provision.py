@@ -29,7 +29,6 @@ _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
 ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
-TEAM_KEY: Final = "team"
 MAX_CONSUMERS: Final = 100_000
 """Of one stream; without a number of its own the server stops at 1,000, and one agent has one at least."""
 _A_TEAM: Final = "a team"
@@ -151,7 +150,8 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     for verb, declared in declarations:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
-    needs += [Right("ask", peer) for peer in (("*",) if spec.asks is None else spec.allowed("ask") or ())]
+    foreign = [address for address in spec.cross_agents.values() if subjects.is_foreign(address)]
+    needs += [Right("ask", peer) for peer in (("*", *foreign) if spec.asks is None else spec.allowed("ask") or ())]
     for trigger in agent_triggers(spec, plugins):
         needs += trigger.needs(name)
     kind, settings = spec.component
@@ -284,7 +284,7 @@ async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, p
 
 async def _store_team(bus: Bus, team: Team) -> None:
     data = codec.encode(team)
-    subject = subjects.key(subjects.TEAM_BUCKET, TEAM_KEY)
+    subject = subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY)
     last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
     if last is None or last.data != data:
         await bus.store(subject, data)
@@ -306,7 +306,7 @@ async def stored_team(bus: Bus) -> Team:
     """
     stream = subjects.bucket_stream(subjects.TEAM_BUCKET)
     try:
-        message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, TEAM_KEY))
+        message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY))
     except NoRespondersError as error:
         raise NotProvisionedError(_A_TEAM) from error
     if message is None:

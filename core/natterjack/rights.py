@@ -71,7 +71,17 @@ def _read(what: str) -> tuple[list[str], list[str]]:
 
 
 def _serve(agent: str) -> tuple[list[str], list[str]]:
-    return ["_INBOX.>"], [subjects.ask(agent), subjects.cancel(agent, "*"), subjects.service(">")]
+    told = [subjects.cancel(agent, "*"), subjects.answer(agent, "*"), subjects.service(">")]
+    asked = [subjects.ask(agent), subjects.prompt("*", agent), subjects.status("*", agent)]
+    return ["_INBOX.>", subjects.heartbeat("*", agent)], [*asked, *told]
+
+
+def _ask(what: str) -> tuple[list[str], list[str]]:
+    if subjects.is_foreign(what):  # it hears answers to its questions in its own inbox
+        agent, owner, session = subjects.split_foreign(what)
+        return [subjects.prompt(owner, session, agent), subjects.service("INFO", "agents"), "_INBOX.agents.>"], []
+    spoken = [subjects.cancel(what, "*"), subjects.answer(what, "*")]
+    return [subjects.ask(what), subjects.prompt("*", what), *spoken], []
 
 
 def _journal(agent: str) -> tuple[list[str], list[str]]:
@@ -91,7 +101,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "emit": lambda what: ([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
     "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
     "inject": lambda what: ([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"], []),
-    "ask": lambda what: ([subjects.ask(what), subjects.cancel(what, "*")], []),
+    "ask": _ask,
     "write": _write,
     "read": _read,
     "hear": lambda what: ([], [subjects.feed_events(what), subjects.feed_messages(what)]),

@@ -13,11 +13,11 @@ from natterjack import codec
 from natterjack.bus import Bus
 from natterjack.components import Journal, Middleware
 from natterjack.context import AgentContext, SharedContext
-from natterjack.errors import ConfigError, LoopError, RefusedError, nearest
+from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, nearest
 from natterjack.events import EventBus
 from natterjack.journal import RunJournal, StreamJournal
-from natterjack.messages import Answer, Answers, Envelope
-from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, Peers
+from natterjack.messages import Answer, Answers, Attachment, Envelope
+from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Peers, Question
 from natterjack.rights import Verb
 from natterjack.team import AgentSpec
 
@@ -69,17 +69,28 @@ class RunContext:
         caller: Who emitted the event or asks; in open mode its own claim.
         deadline: When the work must be done, Unix seconds.
         cause: Id of the event or request that is handled.
+        attachments: Files that came with the question.
         shared: The shared context, with this agent as writer.
         journal: This run's journal.
     """
 
     def __init__(
-        self, facilities: Facilities, run_id: str, envelope: Envelope, *, caller: str, cause: str, timeout: float
+        self,
+        facilities: Facilities,
+        run_id: str,
+        envelope: Envelope,
+        *,
+        caller: str,
+        cause: str,
+        timeout: float,
+        question: Question | None = None,
     ) -> None:
         self._facilities, self._envelope, self.cause = facilities, envelope, cause
         self._sent = 0
         self.run_id, self.agent, self.caller = run_id, facilities.agent, caller
         self.deadline = time.time() + timeout
+        self.stream = question.stream if question else None
+        self.attachments: Sequence[Attachment] = question.attachments if question else ()
         self.shared: SharedContext = facilities.shared()
         self._buckets: dict[str, SharedContext] = {}
         self.journal = RunJournal(facilities.agent, run_id, facilities.journal, facilities.sinks)
@@ -132,6 +143,29 @@ class RunContext:
         """Ask another agent; see `Peers.ask`. The run's own deadline bounds `timeout` (seconds)."""
         left = min(timeout, self.deadline - time.time())
         return await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
+
+    def ask_stream(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
+    ) -> AnswerStream:
+        """Ask another agent for its answer in chunks; see `Peers.stream`. The run's deadline bounds `timeout`."""
+        left = min(timeout, self.deadline - time.time())
+        return self._facilities.peers.stream(name, question, timeout=left, envelope=self._next(name), on_query=on_query)
+
+    async def query(self, prompt: str, *, timeout: float = ASK_TIMEOUT) -> str:
+        """Ask back: put a question to whoever waits for this answer, and return the text that comes.
+
+        Args:
+            prompt: The question.
+            timeout: Seconds; the run's own deadline bounds them.
+
+        Raises:
+            QueryError: Nobody can answer: this is no streamed ask, or the asker has no `on_query`, or it is gone.
+            QueryTimeoutError: It did not answer in time.
+        """
+        if self.stream is None:
+            msg = f"nobody can answer {prompt!r}: this agent asks back, so ask it with `ask_stream(…, on_query=…)`"
+            raise QueryError(msg)
+        return await self.stream.query(prompt, min(timeout, self.deadline - time.time()))
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; see `Peers.broadcast`."""

@@ -23,7 +23,7 @@ from natterjack.guards import Guards
 from natterjack.host import AgentHost
 from natterjack.inbox import InboxTrigger
 from natterjack.messages import Answer, Answers
-from natterjack.peers import ASK_TIMEOUT
+from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, create_agent, create_journals
 from natterjack.provision import agent_triggers, provision, stored_team
@@ -248,6 +248,12 @@ class AgentRuntime:
         """Ask one agent; see `Peers.ask`."""
         return await self._running.ask_peer(name, question, timeout=timeout)
 
+    def ask_stream(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
+    ) -> AnswerStream:
+        """Ask one agent for its answer in chunks; see `Peers.stream`."""
+        return self._running.ask_stream(name, question, timeout=timeout, on_query=on_query)
+
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; see `Peers.broadcast`."""
         return await self._running.broadcast(names, question, timeout=timeout)
@@ -271,6 +277,7 @@ def _host(
         team.agents[name],
         agent,
         triggers,
+        team=team.name,
         sinks=sinks,
         middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
         schemes={scheme: kind() for scheme, kind in plugins.peers.items()},

@@ -1,4 +1,4 @@
-"""The NATS micro service `agents`: discovery and statistics of one agent (ADR-32).
+"""The NATS micro service `agents`: discovery and statistics of one agent (ADR-32, Synadia Agent Protocol 0.3).
 
 Our own, because nats-py's service handles requests one by one and drops what is queued when it stops.
 """
@@ -6,6 +6,7 @@ Our own, because nats-py's service handles requests one by one and drops what is
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,11 +16,14 @@ import orjson
 from natterjack import subjects
 from natterjack.bus import Bus, Message, Subscription
 from natterjack.codec import decode
-from natterjack.errors import PayloadError
+from natterjack.errors import NoRespondersError, PayloadError, RefusedError, RequestTimeoutError
 
 SERVICE: Final = "agents"
 QUEUE: Final = "agents"
 VERSION: Final = "0.1.0"
+PROTOCOL: Final = "0.3"
+"""Version of the Synadia Agent Protocol that the prompt endpoint speaks."""
+_FIND: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class Endpoint:
 
     name: str
     subject: str
+    metadata: dict[str, str] = field(default_factory=dict)
     num_requests: int = 0
     num_errors: int = 0
     last_error: str = ""
@@ -35,12 +40,13 @@ class Endpoint:
 
     def info(self) -> dict[str, Any]:
         """What it is."""
-        return {"name": self.name, "subject": self.subject, "queue_group": QUEUE, "metadata": {}}
+        return {"name": self.name, "subject": self.subject, "queue_group": QUEUE, "metadata": self.metadata}
 
     def stats(self) -> dict[str, Any]:
         """What it did."""
         average = self.processing_time // self.num_requests if self.num_requests else 0
-        return {**asdict(self), "queue_group": QUEUE, "average_processing_time": average}
+        counted = {name: value for name, value in asdict(self).items() if name != "metadata"}
+        return {**counted, "queue_group": QUEUE, "average_processing_time": average}
 
 
 @dataclass(slots=True)
@@ -48,13 +54,18 @@ class Service:
     """Answers `$SRV.PING`, `INFO` and `STATS` for one agent in one process."""
 
     bus: Bus
+    team: str
     agent: str
     description: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
     id: str = field(default_factory=lambda: secrets.token_hex(11))
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     endpoints: list[Endpoint] = field(default_factory=list)
     _subscription: Subscription | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Who it is, as the protocol has it in metadata and heartbeats."""
+        return {"agent": subjects.HARNESS, "owner": self.team, "session": self.agent, "protocol_version": PROTOCOL}
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -79,7 +90,7 @@ class Service:
             "name": SERVICE,
             "id": self.id,
             "version": VERSION,
-            "metadata": {"agent": self.agent, **self.metadata},
+            "metadata": {**self.names, "description": self.description},
             "type": f"io.nats.micro.v1.{verb.lower()}_response",
         }
         if verb == "PING":
@@ -98,7 +109,7 @@ class AgentInfo:
     """One running agent, as discovered.
 
     Attributes:
-        name: Its name; replicas share it.
+        name: Its name, which replicas share; the address `agents://…` of one that Natterjack does not host.
         instance: Its process's own id.
         description: First line of its class's documentation.
         started: When, ISO 8601.
@@ -127,11 +138,11 @@ def _read_info(message: Message) -> AgentInfo | None:
     """Read one answer; a stranger's service of the same name may say anything."""
     try:
         body = decode(message.data)
-        endpoints = body.get("endpoints") or []
+        endpoints = [each for each in body.get("endpoints") or [] if each["name"] in ("ask", "prompt")]
         asked = sum(int(endpoint.get("num_requests", 0)) for endpoint in endpoints)
         spent = sum(int(endpoint.get("processing_time", 0)) for endpoint in endpoints)
         return AgentInfo(
-            name=subjects.check_name(body["metadata"]["agent"]),
+            name=_read_name(body["metadata"]),
             instance=str(body["id"]),
             description=str(body["metadata"].get("description", "")),
             started=str(body.get("started", "")),
@@ -141,3 +152,45 @@ def _read_info(message: Message) -> AgentInfo | None:
         )
     except (PayloadError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
+
+
+def _read_name(metadata: Mapping[str, str]) -> str:
+    agent, owner, session = metadata["agent"], metadata["owner"], metadata.get("session", "default")
+    if agent == subjects.HARNESS:
+        return subjects.check_name(session)
+    address = f"agents://{agent}/{owner}/{session}"
+    subjects.split_foreign(address)
+    return address
+
+
+async def prompt_subject(bus: Bus, address: str, *, timeout: float) -> str:
+    """Return where an agent of an address `agents://…` takes prompts, as it registered (protocol section 4.3).
+
+    Raises:
+        NoRespondersError: No such agent answers within a second, or `timeout` seconds.
+    """
+    agent, owner, session = subjects.split_foreign(address)
+    found: list[str] = []
+
+    def last(message: Message) -> bool:
+        found.extend(_read_prompt_subjects(message, address))
+        return bool(found)
+
+    info = subjects.service("INFO", SERVICE)
+    try:
+        await bus.request_many(info, timeout=min(max(timeout, 0.001), _FIND), until=last)
+    except RequestTimeoutError as error:
+        raise NoRespondersError(address) from error
+    except RefusedError:  # who may not look around may still know the way
+        return subjects.prompt(owner, session, agent)
+    return found[0]
+
+
+def _read_prompt_subjects(message: Message, address: str) -> list[str]:
+    try:
+        body = decode(message.data)
+        if _read_name(body["metadata"]) != address:
+            return []
+        return [subjects.check_foreign(each["subject"]) for each in body["endpoints"] if each["name"] == "prompt"]
+    except (PayloadError, LookupError, TypeError, ValueError, AttributeError):
+        return []

@@ -21,6 +21,10 @@ CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
 JOURNAL_OBJECTS: Final = "journal"
 """Bucket of the object store for what is too large for one journal entry."""
+TEAM_KEY: Final = "team"
+"""Key in the bucket of that name under which the provisioned team stands."""
+HARNESS: Final = "natterjack"
+"""What the Synadia Agent Protocol calls the kind of agent; owner and session are the team and the agent's name."""
 OPERATOR: Final = "operator"
 """The principal of the runtime itself, of the command line and of outside programs."""
 ANYONE: Final = "anyone"
@@ -30,9 +34,13 @@ RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
 MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
 
+_ROOTS: Final = frozenset(
+    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "schedule", "tools"}
+)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*+(?:\.[A-Za-z0-9][A-Za-z0-9_-]*+)*\Z")
+_FOREIGN = re.compile(r"agents://([a-z0-9-]{1,64})/([A-Za-z0-9_-]{1,128})/([A-Za-z0-9_-]{1,128})\Z")
 
 
 def check_name(name: object, kind: str = "agent name") -> str:
@@ -223,6 +231,57 @@ def ask(agent: str) -> str:
 def cancel(agent: str, request: str) -> str:
     """`agents.cancel.<agent>.<request>`."""
     return f"agents.cancel.{agent}.{request}"
+
+
+def prompt(team: str, agent: str, harness: str = HARNESS) -> str:
+    """`agents.prompt.<harness>.<team>.<agent>`: streamed asks (Synadia Agent Protocol 0.3, section 2)."""
+    return f"agents.prompt.{harness}.{team}.{agent}"
+
+
+def status(team: str, agent: str) -> str:
+    """`agents.status.natterjack.<team>.<agent>`: a heartbeat on demand."""
+    return f"agents.status.{HARNESS}.{team}.{agent}"
+
+
+def heartbeat(team: str, agent: str) -> str:
+    """`agents.hb.natterjack.<team>.<agent>`."""
+    return f"agents.hb.{HARNESS}.{team}.{agent}"
+
+
+def answer(agent: str, token: str) -> str:
+    """`agents.answer.<agent>.<token>`: where an asker speaks to the one who answers it."""
+    return f"agents.answer.{agent}.{token}"
+
+
+def is_foreign(address: str) -> bool:
+    """Tell whether an address names an agent on this server that Natterjack does not host."""
+    return address.startswith("agents://")
+
+
+def split_foreign(address: str, kind: str = "address") -> tuple[str, str, str]:
+    """Return agent, owner and session of an address `agents://<agent>/<owner>/<session>`.
+
+    Raises:
+        InvalidNameError: It is none.
+    """
+    found = _FOREIGN.match(address)
+    if found is None:
+        rule = "write it like agents://<agent>/<owner>/<session>, as `natterjack agents` lists it"
+        raise InvalidNameError(kind, address, rule)
+    agent, owner, session = found.groups()
+    return agent, owner, session
+
+
+def check_foreign(subject: str, kind: str = "prompt subject") -> str:
+    """Return a subject that a stranger registered for prompts, if asking there can do no other harm.
+
+    Raises:
+        InvalidNameError: It has wildcards, or is one of ours.
+    """
+    root, *rest = subject.split(".")
+    if not rest or root in _ROOTS or not all(_TOKEN.match(token) for token in (root, *rest)):
+        raise InvalidNameError(kind, subject, "it must be literal, and none of Natterjack's own")
+    return subject
 
 
 def service(verb: str, name: str = "", instance: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from natterjack import subjects
@@ -12,7 +13,7 @@ from natterjack.components import PeerScheme
 from natterjack.errors import BrokerError, ConfigError, PeerTimeoutError, PeerUnavailableError
 from natterjack.guards import Guards
 from natterjack.messages import Answer
-from natterjack.peers import Peers
+from natterjack.peers import OnQuery, Peers
 from natterjack.server import Server
 
 
@@ -33,6 +34,20 @@ class NatsPeers(PeerScheme):
 
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
         """Ask the agent that the last part of the address names."""
+        peers, agent, left = await self._reach(address, timeout)
+        return await peers.ask(agent, question, timeout=left)
+
+    async def stream(
+        self, address: str, question: str, timeout: float, on_query: OnQuery | None
+    ) -> AsyncGenerator[str, None]:
+        """Ask, and yield the chunks of the answer as they come."""
+        peers, agent, left = await self._reach(address, timeout)
+        async with peers.stream(agent, question, timeout=left, on_query=on_query) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _reach(self, address: str, timeout: float) -> tuple[Peers, str, float]:
+        """Return who asks on the other server, the agent's name there, and the seconds left."""
         url, slash, agent = address.rpartition("/")
         if not slash or url.endswith("/"):
             msg = f"{address!r} names no agent; write it like nats://host:4222/translator"
@@ -45,8 +60,7 @@ class NatsPeers(PeerScheme):
             raise PeerTimeoutError(agent, 408, f"no connection to {Server(url)} within {timeout:g} s") from error
         except BrokerError as error:
             raise PeerUnavailableError(agent, 503, str(error)) from error
-        left = timeout - (time.monotonic() - began)
-        return await Peers(bus, Guards()).ask(agent, question, timeout=left)
+        return Peers(bus, Guards()), agent, timeout - (time.monotonic() - began)
 
     async def _bus(self, url: str) -> Bus:
         async with self._lock:

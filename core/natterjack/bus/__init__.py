@@ -3,21 +3,24 @@
 from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, place_of
-from natterjack.bus.mailbox import Message, error_of
+from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, error_of, status_of
 from natterjack.bus.streams import STORE_BUDGET, Stored
 
 __all__ = [
     "MAX_BATCH",
+    "NO_RESPONDERS",
     "STORE_BUDGET",
     "BatchMessage",
     "Bus",
     "Consumer",
     "Message",
     "Place",
+    "Replies",
     "Stored",
     "Subscription",
     "error_of",
     "in_batch",
     "place_of",
+    "status_of",
     "store_batch",
 ]

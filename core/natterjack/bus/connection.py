@@ -175,9 +175,9 @@ class Bus(Streams):
         self._down()
         self.closed.set()
         self._connected.set()  # wakes who waits for it, to be told why that is in vain
+        self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
         for callback in list(self._on_slow.values()):
             callback()
-        self._mailbox.disconnected(DisconnectedError(self.reason), for_good=True)
 
     async def flush(self, timeout: float = 10.0) -> None:
         """Wait until the server has seen all that was sent.
@@ -336,9 +336,14 @@ class Bus(Streams):
             msg = f"{self.server} is away and the buffer for it is full"
             raise DisconnectedError(msg)
 
-    async def listen(self, subject: str, listener: Callable[[Message], None], *, queue: str = "") -> Subscription:
-        """Subscribe by a plain function, called as soon as a message is read: it must be quick. Errors as below."""
-        return await self._subscribe(subject, self._nc.listen(subject, listener, queue), None)
+    async def listen(
+        self, subject: str, listener: Callable[[Message], None], *, queue: str = "", confirmed: bool = True
+    ) -> Subscription:
+        """Subscribe by a plain function, called as soon as a message is read: it must be quick. Errors as below.
+
+        If not `confirmed`, it returns before the server knows; what is published next still comes after.
+        """
+        return await self._subscribe(subject, self._nc.listen(subject, listener, queue), None, confirmed=confirmed)
 
     async def subscribe(
         self,
@@ -363,7 +368,12 @@ class Bus(Streams):
         return await self._subscribe(subject, self._nc.subscribe(subject, queue=queue, cb=callback), on_lost)
 
     async def _subscribe(
-        self, subject: str, subscribing: Awaitable[RawSubscription], on_lost: Callable[[], None] | None
+        self,
+        subject: str,
+        subscribing: Awaitable[RawSubscription],
+        on_lost: Callable[[], None] | None,
+        *,
+        confirmed: bool = True,
     ) -> Subscription:
         attempt = _Attempt(subject.lower())  # as nats-py spells it in errors
         self._subscribing.append(attempt)
@@ -372,8 +382,9 @@ class Bus(Streams):
             raw = await subscribing
             if on_lost is not None:
                 self._on_slow[raw._id] = on_lost
-            await self.flush()
-            attempt.raise_refused()
+            if confirmed:
+                await self.flush()
+                attempt.raise_refused()
         except BaseException as error:
             if raw is not None:
                 await Subscription(raw, self).unsubscribe()

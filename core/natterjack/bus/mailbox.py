@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from natterjack import codec
 from natterjack.bus.headers import encode
-from natterjack.errors import NatterjackError, NoRespondersError, RequestTimeoutError
+from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, RequestTimeoutError
 
 NO_RESPONDERS: Final = "503"
+ROOM: Final = 64 * 1024 * 1024
+"""Bytes of replies that may wait for a slow reader; a sender that keeps pace with its reader never comes near."""
 
 
 class Message(Protocol):
@@ -87,18 +91,43 @@ class Mailbox:
         Raises:
             RequestTimeoutError: No (last) reply in time.
         """
+        token, waiter = self._add(subject, timeout, collect, fails_on_disconnect=fails_on_disconnect)
+        try:
+            self._send(subject, data, headers, f"{self.prefix}.{token}")
+            return await waiter.done
+        finally:
+            self._remove(token)
+
+    def open(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> Replies:
+        """Send a request and return its replies, any number of them; close them in the end."""
+        replies = Replies()
+        token, waiter = self._add(subject, timeout, replies.collect, fails_on_disconnect=True)
+        replies.attach(waiter.done, partial(self._remove, token))
+        try:
+            self._send(subject, data, headers, f"{self.prefix}.{token}")
+        except BaseException:
+            replies.close()
+            raise
+        return replies
+
+    def _add(
+        self,
+        subject: str,
+        timeout: float,
+        collect: Callable[[Message], bool] | None,
+        *,
+        fails_on_disconnect: bool,
+    ) -> tuple[str, _Waiter]:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(subject, loop.create_future(), collect, fails_on_disconnect, timeout, loop.time() + timeout)
         self._count += 1
         token = f"{self._count:x}"
         self._waiting[token] = waiter
         self._watch(waiter.deadline)
-        try:
-            self._send(subject, data, headers, f"{self.prefix}.{token}")
-            return await waiter.done
-        finally:
-            del self._waiting[token]
-            waiter.done.cancel()
+        return token, waiter
+
+    def _remove(self, token: str) -> None:
+        self._waiting.pop(token).done.cancel()
 
     def _watch(self, deadline: float) -> None:
         """Have `_expire` called by then. A timer for each would cost 2 µs a request, a twentieth of an emit."""
@@ -149,6 +178,60 @@ class Mailbox:
 def _fail(waiter: _Waiter, error: NatterjackError) -> None:
     if not waiter.done.done():
         waiter.done.set_exception(error)
+
+
+class Replies:
+    """What comes back on one request, in order, until it is closed."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[Message] = deque()
+        self._size = 0
+        self._look = asyncio.Event()
+
+    def attach(self, failed: asyncio.Future[Message], close: Callable[[], None]) -> None:
+        """Learn from a future when no more can come, and how to close."""
+        self._failed, self._close = failed, close
+        failed.add_done_callback(self._wake)
+
+    def _wake(self, failed: asyncio.Future[Message]) -> None:
+        if not failed.cancelled():
+            failed.exception()  # seen, even if nobody reads on
+        self._look.set()
+
+    def collect(self, message: Message) -> bool:
+        """Take one that arrived; it is never the last."""
+        self._arrived.append(message)
+        self._size += len(message.data)
+        self._look.set()
+        if self._size > ROOM and not self._failed.done():
+            self._failed.set_exception(BrokerError(f"{self._size:,} bytes were sent faster than they are read"))
+        return False
+
+    async def next(self, patience: float) -> Message | None:
+        """Return the next one, or None after so many seconds without any.
+
+        Raises:
+            RequestTimeoutError: The request's own time is over.
+            RefusedError: The broker does not allow the request.
+            DisconnectedError: The connection went, so that some may be lost.
+            BrokerError: They came too fast.
+        """
+        while not self._arrived:
+            if self._failed.done():
+                self._failed.result()
+            self._look.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._look.wait()
+            except TimeoutError:
+                return None
+        message = self._arrived.popleft()
+        self._size -= len(message.data)
+        return message
+
+    def close(self) -> None:
+        """Wait no more; what still comes is dropped."""
+        self._close()
 
 
 class Requests:
@@ -211,6 +294,10 @@ class Requests:
         if status_of(replies[-1]) == NO_RESPONDERS:
             raise NoRespondersError(subject)
         return replies
+
+    def open(self, subject: str, data: bytes, *, timeout: float, headers: Mapping[str, str] | None = None) -> Replies:
+        """Send a request and return its replies, however many come within `timeout` seconds; close them in the end."""
+        return self._mailbox.open(subject, data, timeout=timeout, headers=encode(headers))
 
     async def gather(self, subject: str, *, window: float) -> list[Message]:
         """Send a request to everybody who listens and return what comes within `window` seconds."""

@@ -21,8 +21,13 @@ _PLAIN_WIDTH: Final = 60
 
 def write(line: str) -> None:
     """Print a line on standard output, at once. A reader that has gone ends the command quietly."""
+    write_part(f"{line}\n")
+
+
+def write_part(text: str) -> None:
+    """Print text that may go on in the same line."""
     try:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import threading
 from dataclasses import asdict
 from typing import Annotated, NoReturn
 
@@ -17,11 +20,11 @@ from natterjack.cli.options import (
     joined,
     read_text,
 )
-from natterjack.cli.output import note, text_of, write, write_json, write_table
+from natterjack.cli.output import note, text_of, write, write_json, write_part, write_table
 from natterjack.cli.run import run
 from natterjack.client import TeamClient
 from natterjack.errors import NotProvisionedError, PeerUnavailableError, UnknownAgentError
-from natterjack.messages import Answers
+from natterjack.messages import Answer, Answers, Query
 from natterjack.peers import ASK_TIMEOUT
 from natterjack.provision import stored_team
 
@@ -36,27 +39,64 @@ def ask(
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")] = True,
 ) -> None:
-    """Ask an agent, and print its answer."""
+    """Ask an agent, and print its answer. What it asks back is put to you, on a terminal."""
     text = read_text(question)
 
     async def send() -> None:
         async with joined(server, nats_context) as client:
             try:
-                answer = await client.ask_peer(agent, text, timeout=timeout)
+                if stream:
+                    await _ask_stream(client, agent, text, timeout, as_json=as_json)
+                else:
+                    _write_answer(await client.ask_peer(agent, text, timeout=timeout), as_json=as_json)
             except PeerUnavailableError as error:
                 await _explain(client, agent, error)
-        if as_json:
-            about = {"messages": list(answer.messages), "usage": dict(answer.usage)}
-            write_json({"agent": answer.agent, "answer": str(answer), "run": answer.run_id, **about})
-        else:
-            write(text_of(str(answer)))
 
     run(send())
 
 
+async def _ask_stream(client: TeamClient, agent: str, question: str, timeout: float, *, as_json: bool) -> None:
+    on_query = _ask_user if sys.stdin.isatty() and not as_json else None
+    chunks = []
+    async with client.ask_stream(agent, question, timeout=timeout, on_query=on_query) as stream:
+        async for chunk in stream:
+            chunks.append(chunk)
+            if not as_json:
+                write_part(text_of(chunk))
+    if as_json:
+        _write_answer(Answer("".join(chunks), agent=agent, run_id=stream.run_id), as_json=True)
+    else:
+        write("")
+
+
+def _write_answer(answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        about = {"messages": list(answer.messages), "usage": dict(answer.usage)}
+        write_json({"agent": answer.agent, "answer": str(answer), "run": answer.run_id, **about})
+    else:
+        write(text_of(str(answer)))
+
+
+async def _ask_user(query: Query) -> str:
+    """Put a question to whoever sits at the terminal; a thread reads, because Ctrl-C must not wait for it."""
+    note(f"\n? {text_of(query.prompt)}")
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        text = sys.stdin.readline().removesuffix("\n")
+        loop.call_soon_threadsafe(lambda: None if line.done() else line.set_result(text))
+
+    threading.Thread(target=read, name="natterjack-query", daemon=True).start()
+    return await line
+
+
 async def _explain(client: TeamClient, agent: str, error: PeerUnavailableError) -> NoReturn:
     """Tell a name that nobody has from an agent that does not run."""
+    if "://" in agent:
+        raise error
     try:
         await check_agent(client, agent)
     except NotProvisionedError:

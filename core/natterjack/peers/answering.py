@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Set
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Final
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Subscription
-from natterjack.errors import (
-    ConfigError,
-    DisconnectedError,
-    LoopError,
-    NatterjackError,
-    PayloadError,
-    RefusedError,
+from natterjack.errors import ConfigError, LoopError, NatterjackError, PayloadError, QueryError, RefusedError
+from natterjack.messages import Answer, Attachment, Envelope
+from natterjack.peers.replies import Reply, ReplyStream
+from natterjack.peers.wire import (
+    ASK_TIMEOUT,
+    CANCELLED,
+    DRAINING,
+    LONGEST,
+    MAX_DEPTH,
+    Prompt,
+    loop_message,
+    may_reply,
+    read_prompt,
 )
-from natterjack.messages import Answer, Envelope
-from natterjack.peers.wire import ASK_TIMEOUT, CANCELLED, DRAINING, LONGEST, MAX_DEPTH, loop_message
 from natterjack.service import QUEUE, Endpoint
 
 log = logging.getLogger("natterjack.peers")
@@ -27,24 +33,50 @@ log = logging.getLogger("natterjack.peers")
 BACKLOG: Final = 4
 """Asks that may wait, as a multiple of those that run."""
 CANCEL_WAIT: Final = 2.0
+PROMPT_TIMEOUT: Final = 600.0
+"""Seconds for a prompt that names no deadline: as long as the protocol's own client waits."""
 
-AnswerFunction = Callable[[str, Envelope, float], Awaitable[Answer]]
-"""Answers a question, given its envelope and the seconds left."""
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question to answer.
+
+    Attributes:
+        text: What is asked.
+        envelope: What came with it.
+        run: Id of the run that answers.
+        timeout: Seconds left.
+        attachments: Files that came with it.
+        stream: Takes chunks at once, and questions to the asker; None: the answer is one message.
+    """
+
+    text: str
+    envelope: Envelope
+    run: str
+    timeout: float
+    attachments: Sequence[Attachment] = ()
+    stream: ReplyStream | None = None
+
+
+AnswerFunction = Callable[[Question], Awaitable[Answer]]
 
 
 class AskServer:
-    """Serves `agents.ask.<agent>`: bounded concurrency, deadlines, cancellation, draining.
+    """Serves `agents.ask.<agent>` and the prompt endpoint: bounded concurrency, deadlines, cancellation, draining.
 
     Args:
         bus: The agent's connection.
         agent: Its name.
         answer: Does the work.
         concurrency: Asks that run at once; a few times as many may wait, more are told 429.
-        endpoint: Counts what happens.
+        ask: The endpoint of plain asks; counts what happens.
+        prompt: The endpoint of streamed asks.
     """
 
-    def __init__(self, bus: Bus, agent: str, answer: AnswerFunction, *, concurrency: int, endpoint: Endpoint) -> None:
-        self._bus, self._agent, self._answer, self._endpoint = bus, agent, answer, endpoint
+    def __init__(
+        self, bus: Bus, agent: str, answer: AnswerFunction, *, concurrency: int, ask: Endpoint, prompt: Endpoint
+    ) -> None:
+        self._bus, self._agent, self._answer, self._ask, self._prompt = bus, agent, answer, ask, prompt
         self._limit = concurrency * (1 + BACKLOG)
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +88,8 @@ class AskServer:
     async def start(self) -> None:
         """Begin to serve; replicas of one name share the work."""
         self._subscriptions.append(await self._bus.subscribe(subjects.cancel(self._agent, "*"), self._on_cancel))
-        self._subscriptions.append(await self._bus.subscribe(subjects.ask(self._agent), self._on_ask, queue=QUEUE))
+        for endpoint, receive in ((self._ask, self._on_ask), (self._prompt, self._on_prompt)):
+            self._subscriptions.append(await self._bus.subscribe(endpoint.subject, receive, queue=QUEUE))
 
     async def drain(self, timeout: float) -> None:
         """Finish what runs, answer what waits with 503, and stop within `timeout` seconds."""
@@ -79,46 +112,59 @@ class AskServer:
             task.cancel()
 
     async def _on_ask(self, message: Message) -> None:
-        if not message.reply.startswith(("_INBOX.", "_R_.")):
+        await self._receive(message, self._ask, Reply, _read_text)
+
+    async def _on_prompt(self, message: Message) -> None:
+        await self._receive(message, self._prompt, ReplyStream, read_prompt)
+
+    async def _receive(
+        self, message: Message, endpoint: Endpoint, kind: type[Reply], read: Callable[[bytes], Prompt]
+    ) -> None:
+        if not may_reply(message.reply):
             log.warning("%s: a question without a usable reply subject (%r) is ignored", self._agent, message.reply)
             return
-        self._endpoint.num_requests += 1
+        endpoint.num_requests += 1
+        reply = kind(self._bus, self._agent, secrets.token_hex(12), message.reply)
         try:
             envelope = codec.unpack((message.headers or {}).get(codec.HEADER))
-            question = codec.decode_text(message.data)
+            prompt = read(message.data)
         except PayloadError as error:
-            await self._fail(message.reply, 400, str(error))
+            await _fail(reply, endpoint, 400, str(error))
             return
         if self._draining:
-            await self._fail(message.reply, DRAINING, "draining")
+            await _fail(reply, endpoint, DRAINING, "draining")
         elif envelope.depth > MAX_DEPTH:
-            await self._fail(message.reply, 400, loop_message(envelope))
+            await _fail(reply, endpoint, 400, loop_message(envelope))
         elif len(self._tasks) >= self._limit:
-            await self._fail(message.reply, 429, f"at its limit of {self._limit} asks; try later or start a replica")
+            await _fail(reply, endpoint, 429, f"at its limit of {self._limit} asks; try later or start a replica")
         else:
-            self._spawn(message.reply, question, envelope)
+            self._spawn(self._work(reply, endpoint, prompt, envelope), envelope.request)
 
-    def _spawn(self, reply: str, question: str, envelope: Envelope) -> None:
-        task = asyncio.create_task(self._work(reply, question, envelope))
+    def _spawn(self, work: Coroutine[Any, Any, None], request: str) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
-        if envelope.request:
-            self._running[envelope.request] = task
-            task.add_done_callback(lambda _: self._running.pop(envelope.request, None))
+        if request:
+            self._running[request] = task
+            task.add_done_callback(lambda _: self._running.pop(request, None))
 
-    async def _work(self, reply: str, question: str, envelope: Envelope) -> None:
+    async def _work(self, reply: Reply, endpoint: Endpoint, prompt: Prompt, envelope: Envelope) -> None:
         arrived = time.monotonic()
-        deadline = asyncio.timeout(min(envelope.timeout or ASK_TIMEOUT, LONGEST))
+        reply.paced = bool(envelope.request)
+        patience = ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT
+        deadline = asyncio.timeout(min(envelope.timeout or patience, LONGEST))
         try:
-            async with deadline, self._slots:
+            async with deadline, reply, self._slots:
                 self._waiting.discard(asyncio.current_task())
                 left = (deadline.when() or 0.0) - asyncio.get_running_loop().time()
-                await self._reply(reply, await self._answer(question, envelope, left))
+                stream = reply if isinstance(reply, ReplyStream) else None
+                question = Question(prompt.text, envelope, reply.run, left, prompt.attachments, stream)
+                await reply.finish(await self._answer(question))
         except asyncio.CancelledError:
             code, text = (DRAINING, "draining") if self._draining else (CANCELLED, "cancelled")
-            await self._fail(reply, code, text)
+            await _fail(reply, endpoint, code, text)
             raise
         except (Exception, SystemExit) as error:
             if deadline.expired() and isinstance(error, TimeoutError):
@@ -126,21 +172,15 @@ class AskServer:
             else:
                 code, text = _safe(error)
                 log.exception("%s: a question failed with %d: %s", self._agent, code, text)
-            await self._fail(reply, code, text)
+            await _fail(reply, endpoint, code, text)
         finally:
-            self._endpoint.processing_time += int((time.monotonic() - arrived) * 1e9)
+            endpoint.processing_time += int((time.monotonic() - arrived) * 1e9)
 
-    async def _reply(self, reply: str, answer: Answer) -> None:
-        headers = {codec.HEADER: codec.pack(Envelope(source=self._agent, run=answer.run_id))}
-        await self._bus.publish(reply, answer.encode(), headers=headers)
 
-    async def _fail(self, reply: str, code: int, text: str) -> None:
-        self._endpoint.num_errors += 1
-        self._endpoint.last_error = f"{code}:{text}"
-        try:
-            await self._bus.publish(reply, headers={codec.ERROR: _one_line(text), codec.ERROR_CODE: str(code)})
-        except DisconnectedError as error:
-            log.debug("%s: cannot tell an asker about %d: %s", self._agent, code, error)
+async def _fail(reply: Reply, endpoint: Endpoint, code: int, text: str) -> None:
+    endpoint.num_errors += 1
+    endpoint.last_error = f"{code}:{text}"
+    await reply.fail(code, text)
 
 
 async def cancel_all(tasks: Set[asyncio.Task[None]], what: str) -> None:
@@ -153,16 +193,16 @@ async def cancel_all(tasks: Set[asyncio.Task[None]], what: str) -> None:
             log.error("%d %s do not react to being cancelled", len(deaf), what)
 
 
+def _read_text(data: bytes) -> Prompt:
+    return Prompt(codec.decode_text(data))
+
+
 def _safe(error: BaseException) -> tuple[int, str]:
     """Return code and text that an asker may see: our own words, never a stranger's internals."""
     if isinstance(error, RefusedError):
         return 403, str(error)
-    if isinstance(error, ConfigError | LoopError | PayloadError):
-        return 400 if isinstance(error, LoopError) else 500, str(error)
+    if isinstance(error, ConfigError | LoopError | PayloadError | QueryError):
+        return 400 if isinstance(error, LoopError | QueryError) else 500, str(error)
     if isinstance(error, NatterjackError):
         return 500, f"it failed ({type(error).__name__})"
     return 500, f"it failed with {type(error).__name__}; its log says more"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:1000].encode(errors="replace").decode()

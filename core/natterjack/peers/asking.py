@@ -1,4 +1,4 @@
-"""Asking peers: one request, one reply, with a deadline, and cancelled with who asks."""
+"""Asking peers: with a deadline, and cancelled with who asks; for one reply, or for a stream of chunks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, error_of
 from natterjack.components import PeerScheme
 from natterjack.errors import (
+    BrokerError,
     ConfigError,
     DisconnectedError,
+    NatterjackError,
     NoRespondersError,
     PayloadError,
     PeerError,
@@ -28,7 +31,9 @@ from natterjack.errors import (
 )
 from natterjack.guards import Guards
 from natterjack.messages import Answer, Answers, Envelope
-from natterjack.peers.wire import ASK_TIMEOUT, DRAINING
+from natterjack.peers.conversation import AnswerStream, Conversation, OnQuery
+from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, write_prompt
+from natterjack.service import prompt_subject
 
 log = logging.getLogger("natterjack.peers")
 
@@ -52,6 +57,7 @@ class Peers:
     ) -> None:
         self._bus, self._guards = bus, guards
         self._addresses, self._schemes = addresses or {}, schemes or {}
+        self._team = ""
 
     async def ask(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, envelope: Envelope | None = None
@@ -73,25 +79,122 @@ class Peers:
         """
         address, scheme = self._resolve(name)
         payload = _encode(question)
-        try:
-            self._guards.check(self._bus.principal, "ask", name if scheme else address)
-        except RefusedError as error:
-            raise PeerRefusedError(name, 403, str(error)) from error
+        if subjects.is_foreign(address):
+            chunks = self.stream(name, question, timeout=timeout, envelope=envelope)
+            return Answer("".join([chunk async for chunk in chunks]), agent=name)
+        self._check(name, address)
         if scheme:
             return await scheme.ask(address, question, timeout)
         return await self._ask(name, address, payload, timeout, envelope or Envelope())
 
+    def _check(self, name: str, address: str) -> None:
+        try:
+            self._guards.check(self._bus.principal, "ask", name if "://" in address else address)
+        except RefusedError as error:
+            raise PeerRefusedError(name, 403, str(error)) from error
+
     def _resolve(self, name: str) -> tuple[str, PeerScheme | None]:
-        """Return where a name lives, and what asks there if it is no agent of this team."""
+        """Return where a name lives, and the plugin that asks there if it is no agent of this server."""
         address = self._addresses.get(name, name)
         scheme, has_scheme, _ = address.partition("://")
         if not has_scheme:
             return subjects.check_name(address), None
+        if subjects.is_foreign(address):
+            subjects.split_foreign(address)
+            return address, None
         if scheme not in self._schemes:
             hint = nearest(scheme, self._schemes)
             msg = f"no plugin resolves {address!r}.{hint} Try `pip install natterjack-{scheme}`."
             raise ConfigError(msg)
         return address, self._schemes[scheme]
+
+    # Streamed
+
+    def stream(
+        self,
+        name: str,
+        question: str,
+        *,
+        timeout: float = ASK_TIMEOUT,
+        envelope: Envelope | None = None,
+        on_query: OnQuery | None = None,
+    ) -> AnswerStream:
+        """Ask one agent, and return its answer as chunks that come while it works.
+
+        Args:
+            name: The agent.
+            question: Text.
+            timeout: Seconds for the whole answer.
+            envelope: Causation to carry along.
+            on_query: Answers what the agent asks back; without it the agent is told at once that nobody will.
+
+        Raises:
+            InvalidNameError: The name is malformed.
+            ConfigError: No plugin resolves its address.
+            PayloadError: The question cannot be sent.
+            PeerRefusedError: A guard refuses. All else is raised where the next chunk would come, as by `ask`.
+        """
+        address, scheme = self._resolve(name)
+        _encode(question)
+        self._check(name, address)
+        if scheme:
+            return AnswerStream(scheme.stream(address, question, timeout, on_query))
+        agent = "" if subjects.is_foreign(address) else address
+        talk = Conversation(self._bus, name, agent, time.monotonic() + timeout, on_query)
+        return AnswerStream(self._stream(talk, name, address, question, envelope or Envelope()), talk)
+
+    async def _stream(
+        self, talk: Conversation, name: str, address: str, question: str, envelope: Envelope
+    ) -> AsyncGenerator[str, None]:
+        own = not subjects.is_foreign(address)
+        try:
+            async with aclosing(self._retry(talk, address, question, envelope)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except (BrokerError, RefusedError) as error:
+            if not (own and isinstance(error, NoRespondersError)):
+                raise fault(name, error) from error
+            self._team = ""  # it may have got another name; or the agent takes plain asks only
+            yield await self._ask(name, address, question.encode(), talk.left, envelope)
+        finally:
+            if own and not talk.ended:
+                await self._cancel(address, talk.request)
+
+    async def _retry(
+        self, talk: Conversation, address: str, question: str, envelope: Envelope
+    ) -> AsyncGenerator[str, None]:
+        """Talk to a replica, and to another one if it is draining and nothing has come yet."""
+        subject, payload, pause = await self._subject(address, talk.left), write_prompt(question), 0.01
+        while True:
+            told = round(max(talk.left, 0.001), 3)
+            sent = envelope._replace(source=self._bus.principal, timeout=told, request=talk.request)
+            try:
+                async with aclosing(talk.chunks(subject, payload, sent)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except PeerUnavailableError:
+                if talk.begun or not talk.draining or talk.left < pause:
+                    raise
+            else:
+                return
+            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who ask again
+            pause = min(0.25, pause * 2)
+
+    async def _subject(self, address: str, timeout: float) -> str:
+        """Return where an agent takes prompts."""
+        if subjects.is_foreign(address):
+            return await prompt_subject(self._bus, address, timeout=timeout)
+        self._team = self._team or await self._find_team()
+        return subjects.prompt(self._team, address)
+
+    async def _find_team(self) -> str:
+        subject = subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY)
+        stored = await self._bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
+        if stored is None:
+            raise NoRespondersError(subject)
+        return subjects.check_name(codec.decode(stored.data)["name"], "team name")
+
+    # One reply
 
     async def _ask(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Answer:
         request = secrets.token_hex(16)
@@ -119,14 +222,8 @@ class Peers:
         headers = {codec.HEADER: codec.pack(envelope)}
         try:
             return await self._bus.request(subjects.ask(agent), question, timeout=max(timeout, 0.001), headers=headers)
-        except NoRespondersError as error:
-            raise PeerUnavailableError(name, 503, "nobody serves that name; is it running?") from error
-        except RequestTimeoutError as error:
-            raise PeerTimeoutError(name, 408, "no answer within the deadline") from error
-        except RefusedError as error:
-            raise PeerRefusedError(name, 403, str(error)) from error
-        except DisconnectedError as error:
-            raise PeerUnavailableError(name, 503, str(error)) from error
+        except (BrokerError, RefusedError) as error:
+            raise fault(name, error) from error
 
     async def _cancel(self, agent: str, request: str) -> None:
         try:
@@ -164,6 +261,19 @@ class Peers:
         except Exception as error:  # a scheme is a stranger's code; the others' answers must not be lost for it
             log.exception("asking %s failed", name)
             return PeerError(name, 500, f"it could not be asked: {type(error).__name__}: {error}")
+
+
+def fault(name: str, error: NatterjackError) -> PeerError:
+    """Return what an error of the broker means for who asks a peer."""
+    if isinstance(error, NoRespondersError):
+        return PeerUnavailableError(name, 503, "nobody serves that name; is it running?")
+    if isinstance(error, RequestTimeoutError):
+        return PeerTimeoutError(name, 408, "no answer within the deadline")
+    if isinstance(error, RefusedError):
+        return PeerRefusedError(name, 403, str(error))
+    if isinstance(error, DisconnectedError):
+        return PeerUnavailableError(name, 503, str(error))
+    return PeerError(name, 500, str(error))
 
 
 def _encode(question: str) -> bytes:

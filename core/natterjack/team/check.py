@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from natterjack.components import Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
-from natterjack.subjects import INBOX, durable, matches, split_keys
+from natterjack.subjects import INBOX, durable, is_foreign, matches, split_foreign, split_keys
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
@@ -213,6 +213,8 @@ def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, p
         with problems.at(team.place(agent, "cross_agents", peer)):
             if not has_scheme:
                 _check_peer(address, team.agents)
+            elif is_foreign(address):
+                split_foreign(address)
             elif scheme not in _NATS_SCHEMES:
                 plugins.peer(scheme)
 

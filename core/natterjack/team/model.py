@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_vali
 from natterjack.components import Rule, Settings
 from natterjack.errors import nearest
 from natterjack.rights import Verb
-from natterjack.subjects import OPERATOR, check_pattern, is_wild, overlap, split_keys
+from natterjack.subjects import OPERATOR, check_pattern, is_foreign, is_wild, overlap, split_keys
 from natterjack.team.values import (
     BucketName,
     EventType,
@@ -186,7 +186,8 @@ class AgentSpec(Settings):
         found: tuple[str, ...] | None = getattr(self, _GRANTS[verb])
         if verb == "ask" and found:  # who may ask a name may ask the agent that it stands for
             named = (self.cross_agents[name] for name in found if name in self.cross_agents)
-            return tuple(dict.fromkeys([*found, *(address for address in named if "://" not in address)]))
+            here = (address for address in named if "://" not in address or is_foreign(address))
+            return tuple(dict.fromkeys([*found, *here]))
         return found
 
     def keys_in(self, bucket: str, verb: Verb) -> tuple[str, ...] | None:

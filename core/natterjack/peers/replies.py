@@ -1,0 +1,179 @@
+"""Where an answer goes: one message for an ask, a stream of them for a prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Final, Self
+
+from natterjack import codec, subjects
+from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, status_of
+from natterjack.errors import DisconnectedError, PayloadError, QueryError, QueryTimeoutError
+from natterjack.messages import Answer, Envelope
+from natterjack.peers import wire
+
+log = logging.getLogger("natterjack.peers")
+
+KEEP_ALIVE: Final = 30.0
+"""Seconds of silence after which an asker is told that the work goes on (protocol section 6.4)."""
+FLOW_CHUNKS: Final = 128
+FLOW_BYTES: Final = 256 * 1024
+FLOW_AHEAD: Final = 2
+"""How many times so many chunks, or bytes, an agent may be ahead of its reader."""
+
+
+class Reply:
+    """An answer in one message.
+
+    Args:
+        bus: The agent's connection.
+        agent: Its name.
+        run: Id of the run that answers.
+        subject: The asker's reply subject.
+
+    Attributes:
+        paced: Whether the asker can tell how far it has read.
+    """
+
+    def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
+        self._bus, self._agent, self.run, self._subject = bus, agent, run, subject
+        self.paced = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run))}
+
+    async def finish(self, answer: Answer) -> None:
+        """Send the answer, or what of it was not sent yet."""
+        await self._bus.publish(self._subject, answer.encode(), headers=self._headers)
+
+    async def fail(self, code: int, text: str) -> None:
+        """Send an error instead."""
+        headers = {codec.ERROR: _one_line(text), codec.ERROR_CODE: str(code)}
+        try:
+            await self._bus.publish(self._subject, headers=headers)
+        except DisconnectedError as error:
+            log.debug("%s: cannot tell an asker about %d: %s", self._agent, code, error)
+
+
+class ReplyStream(Reply):
+    """An answer in chunks, as they come.
+
+    Each message carries a reply subject of this stream's own, so that the server itself says when the asker is gone,
+    and the asker can tell how far it has read.
+    """
+
+    def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
+        super().__init__(bus, agent, run, subject)
+        self._address = subjects.answer(agent, secrets.token_hex(16))
+        self._ahead = asyncio.Semaphore(FLOW_AHEAD)
+        self._chunks = self._bytes = 0
+        self._began = False
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.current_task()
+        self._subscription = await self._bus.listen(self._address, self._hear, confirmed=False)
+        await self._bus.publish(self._subject, wire.ACK, headers=self._headers, reply=self._address)
+        self._keeper = asyncio.create_task(self._keep_alive())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._keeper.cancel()
+        await self._subscription.unsubscribe()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_ALIVE)
+            await self._send(wire.ACK)
+
+    def _hear(self, message: Message) -> None:
+        if status_of(message) == NO_RESPONDERS and self._worker is not None:
+            self._worker.cancel()
+        elif message.data == wire.READ:
+            self._ahead.release()
+
+    async def _send(self, data: bytes) -> None:
+        await self._bus.publish(self._subject, data, reply=self._address)
+
+    async def send(self, text: str) -> None:
+        """Send a chunk, once the asker has read enough of those before; one too large for a message in parts."""
+        size = self._bus.max_payload // 8  # a character takes at most six bytes of JSON
+        for start in range(0, len(text), size):
+            data = wire.write_response(text[start : start + size])
+            self._began = True
+            await self._send(data)
+            self._chunks, self._bytes = self._chunks + 1, self._bytes + len(data)
+            if self._chunks >= FLOW_CHUNKS or self._bytes >= FLOW_BYTES:
+                await self._keep_pace()
+
+    async def _keep_pace(self) -> None:
+        self._chunks = self._bytes = 0
+        if self.paced:
+            await self._send(wire.FLOW)
+            await self._ahead.acquire()
+        else:
+            await asyncio.sleep(0)  # a generator that never waits must not keep all else from running
+
+    async def finish(self, answer: Answer) -> None:
+        """Send what was not sent yet, and the end."""
+        if not self._began:
+            await self.send(answer)
+        self._keeper.cancel()  # nothing may come after the end
+        await self._bus.publish(self._subject, wire.TERMINATOR)
+
+    async def fail(self, code: int, text: str) -> None:
+        """Send an error, and the end."""
+        await super().fail(code, text)
+        try:
+            await self._bus.publish(self._subject, wire.TERMINATOR)
+        except DisconnectedError as error:
+            log.debug("%s: cannot end an answer: %s", self._agent, error)
+
+    async def query(self, prompt: str, timeout: float) -> str:
+        """Ask the asker, and return what it says.
+
+        Raises:
+            QueryError: It answers no questions, or is gone.
+            QueryTimeoutError: It does not answer within `timeout` seconds.
+        """
+        identity = secrets.token_hex(16)
+        subject = subjects.answer(self._agent, identity)
+        answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def receive(message: Message) -> None:
+            if not answered.done():
+                answered.set_result(message)
+
+        chunk = wire.write_query(wire.QueryChunk(identity, subject, prompt))
+        subscription = await self._bus.listen(subject, receive, confirmed=False)
+        try:
+            await self._bus.publish(self._subject, chunk, reply=subject)
+            async with asyncio.timeout(timeout):
+                return _read_answer(await answered, prompt)
+        except TimeoutError as error:
+            msg = f"the asker did not answer {prompt!r} within {timeout:g} s"
+            raise QueryTimeoutError(msg) from error
+        finally:
+            await subscription.unsubscribe()
+
+
+def _read_answer(message: Message, prompt: str) -> str:
+    problem = (wire.DRAINING, "it is gone") if status_of(message) == NO_RESPONDERS else error_of(message)
+    if problem is None:
+        try:
+            return wire.read_prompt(message.data).text
+        except PayloadError as error:
+            problem = (400, str(error))
+    msg = f"the asker does not answer {prompt!r}: {problem[1]}"
+    raise QueryError(msg)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:1000].encode(errors="replace").decode()

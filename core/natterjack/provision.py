@@ -163,7 +163,12 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
 
 def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
     """Return the narrow NATS permissions of each agent of a team, for one account."""
-    return {name: permissions(name, agent_needs(name, spec, plugins)) for name, spec in team.agents.items()}
+    declared = any(spec.writes is not None for spec in team.agents.values())  # then who declares none may write none
+    none = {"writes": ()} if declared else {}
+    specs = {
+        name: spec if spec.writes is not None else spec.model_copy(update=none) for name, spec in team.agents.items()
+    }
+    return {name: permissions(name, agent_needs(name, spec, plugins)) for name, spec in specs.items()}
 
 
 async def provision(

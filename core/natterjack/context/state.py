@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from sys import intern
+from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -95,16 +95,21 @@ class Version:
 
 
 def read_message(message: Message) -> tuple[str, Version]:
-    """Return key and version of a message of the bucket's stream, as the feed or a direct get brings it."""
+    """Return key and version of a message of a bucket's stream, as the feed or a direct get brings it."""
     headers = message.headers or {}
     deleted = headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
-    try:
-        writer = codec.unpack(headers.get(codec.HEADER)).source
-    except PayloadError as error:  # the value is good all the same
-        log.debug("who wrote %s cannot be told: %s", headers["Nats-Subject"], error)
-        writer = ""
-    version = Version(message.data, intern(writer), revision=int(headers["Nats-Sequence"]), deleted=deleted)
+    writer = _writer(headers.get(codec.HEADER))
+    version = Version(message.data, writer, revision=int(headers["Nats-Sequence"]), deleted=deleted)
     return headers["Nats-Subject"].split(".", 2)[2], version
+
+
+@lru_cache(maxsize=1024)  # a snapshot has many keys of few writers, and keeps one text for each
+def _writer(header: str | None) -> str:
+    try:
+        return codec.unpack(header).source
+    except PayloadError as error:  # the value is good all the same
+        log.debug("who wrote a key cannot be told: %s", error)
+        return ""
 
 
 class Reassembly:

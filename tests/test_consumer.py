@@ -50,10 +50,10 @@ class Worker:
     def numbers(self) -> list[int]:
         return [int(message.data) for message in self.got]
 
-    async def ack(self, count: int | None = None) -> None:
+    def ack(self, count: int | None = None) -> None:
         taken, self.got[:count] = self.got[:count], []
         for message in taken:
-            await self.consumer.ack(message)
+            self.consumer.ack(message)
 
 
 @asynccontextmanager
@@ -77,7 +77,7 @@ async def test_only_free_slots_are_filled(bus: Bus) -> None:
             assert len(worker.got) <= 4
             assert (await info(bus))[1] <= 8  # the server books acks after requests that were sent later
             seen += worker.numbers[:1]
-            await worker.ack(1)
+            worker.ack(1)
         assert seen == list(range(40))
         await settled(bus)
 
@@ -100,7 +100,7 @@ async def test_a_single_slot(bus: Bus) -> None:
             await until(lambda: worker.got)
             assert worker.numbers == [n]
             assert await info(bus) == (4 - n, 1)
-            await worker.ack()
+            worker.ack()
 
 
 async def test_place(bus: Bus) -> None:
@@ -112,7 +112,7 @@ async def test_place(bus: Bus) -> None:
         places = [place_of(message) for message in worker.got]
         assert [place[:3] for place in places] == [("WORK", 1, 1), ("WORK", 1, 2)]
         assert [place.pending for place in places] == [1, 0]
-        await worker.consumer.nak(worker.got[0])
+        worker.consumer.nak(worker.got[0])
         await until(lambda: len(worker.got) == 3)
         assert place_of(worker.got[2])[:3] == ("WORK", 2, 1)
 
@@ -131,7 +131,7 @@ async def test_nak_with_a_delay(bus: Bus) -> None:
     async with running(worker):
         await until(lambda: worker.got)
         began = asyncio.get_running_loop().time()
-        await worker.consumer.nak(worker.got.pop(), 0.3)
+        worker.consumer.nak(worker.got.pop(), 0.3)
         await until(lambda: worker.got)
         assert 0.25 < asyncio.get_running_loop().time() - began < 2
 
@@ -148,7 +148,7 @@ async def test_what_is_held_is_not_delivered_again(bus: Bus) -> None:
             await until(lambda: asyncio.get_running_loop().time() > began + 2.5)
             assert rival.got == []
             assert len(worker.got) == 3
-            await worker.ack()
+            worker.ack()
             await settled(bus)
 
 
@@ -161,8 +161,8 @@ async def test_two_share(bus: Bus) -> None:
         while total < 40:
             await until(lambda: one.got or two.got)
             total += len(one.got) + len(two.got)
-            await one.ack()
-            await two.ack()
+            one.ack()
+            two.ack()
         assert total == 40
         await settled(bus)
 
@@ -174,7 +174,7 @@ async def test_stop_gives_everything_back_at_once(bus: Bus) -> None:
     async with running(worker):
         await until(lambda: len(worker.got) == 10)
     for message in worker.got:
-        await worker.consumer.nak(message)
+        worker.consumer.nak(message)
     began = asyncio.get_running_loop().time()
     async with running(heir):
         await until(lambda: len(heir.got) == 30)
@@ -191,12 +191,12 @@ async def test_stop_under_fire_loses_nothing(bus: Bus) -> None:
         async with running(worker):
             await until(partial(len, worker.got))
         numbers += worker.numbers
-        await worker.ack()
+        worker.ack()
     await feeding
     heir = Worker(bus, slots=300)
     async with running(heir):
         await until(lambda: len(set(numbers + heir.numbers)) == 300, 3)
-        await heir.ack()
+        heir.ack()
         await settled(bus)
 
 
@@ -211,14 +211,14 @@ async def test_it_survives_restarts_of_the_server(own_server: NatsServer, bus: B
         getattr(own_server, how)()
         await until(lambda: not bus.connected)
         seen |= set(worker.numbers[:2])
-        await worker.ack(2)  # while nobody listens
+        worker.ack(2)  # while nobody listens
         own_server.start()
         await bus.until_connected(5)
         await fill(bus, 10, start=10)
         while len(seen) < 20:
             await until(lambda: worker.got)
             seen |= set(worker.numbers)
-            await worker.ack()
+            worker.ack()
         await settled(bus)
         assert not task.done()
 
@@ -268,7 +268,7 @@ async def test_a_deleted_consumer_ends_it(bus: Bus, idle: bool) -> None:
         await until(lambda: worker.consumer._asked == int(idle))
         await bus.flush()
         await bus.api(f"CONSUMER.DELETE.WORK.{SPEC.name}")
-        await worker.ack()
+        worker.ack()
         with pytest.raises(NotProvisionedError, match="agent=work"):
             await asyncio.wait_for(asyncio.shield(task), 3)
 

@@ -9,26 +9,31 @@ is counted.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from natterjack.bus import Consumer, Message, Place, place_of
+from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.codec import MSG_ID
-from natterjack.components import ConsumerSpec
+from natterjack.components import ConsumerSpec, Entry
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
-from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
+from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, read_event
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
+from natterjack.steps import Steps
 
 if TYPE_CHECKING:
     from natterjack.team import AgentSpec
@@ -40,6 +45,8 @@ CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
 _OURS: Final = str(Path(__file__).parent) + os.sep
 COLLISION_PAUSE: Final = 1.0
+TURN: Final = 0.01
+"""Seconds for which handlers that wait for nothing may follow on one another before others have a turn."""
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
 
@@ -54,23 +61,26 @@ class Slots:
     def __init__(self, count: int) -> None:
         self._count, self._free, self._turn = count, asyncio.Semaphore(count), asyncio.Lock()
 
-    @asynccontextmanager
-    async def taken(self, *, alone: bool) -> AsyncIterator[None]:
-        """Wait for a slot, or for all of them, and hold on to it."""
+    async def take(self, *, alone: bool) -> int:
+        """Wait for a slot, or for all of them, and return how many to `give` back."""
+        if not alone:
+            await self._free.acquire()
+            return 1
         held = 0
         try:
-            if alone:
-                async with self._turn:  # two that want all would wait for each other
-                    while held < self._count:
-                        await self._free.acquire()
-                        held += 1
-            else:
-                await self._free.acquire()
-                held = 1
-            yield
-        finally:
-            for _ in range(held):
-                self._free.release()
+            async with self._turn:  # two that want all would wait for each other
+                while held < self._count:
+                    await self._free.acquire()
+                    held += 1
+        except BaseException:
+            self.give(held)
+            raise
+        return held
+
+    def give(self, held: int) -> None:
+        """Free slots."""
+        for _ in range(held):
+            self._free.release()
 
 
 class Delivery:
@@ -101,8 +111,11 @@ class Delivery:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots, self._accepts, self._routing = slots, accepts, routing
         self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=spec.concurrency)
+        self._queue: deque[Message] = deque()
+        self._taker: asyncio.Task[None] | None = None  # the task that is about to begin with the queue
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: set[str] = set()
+        self._ends: dict[str, tuple[Message, asyncio.Future[Message]]] = {}  # runs whose last entry is on its way
         self._puller: asyncio.Task[Any] | None = None
 
     async def run(self) -> None:
@@ -118,43 +131,73 @@ class Delivery:
     async def drain(self, timeout: float) -> None:
         """Finish the runs that are going on; those that need longer than `timeout` seconds are given back."""
         deadline = time.monotonic() + timeout
-        while self._tasks and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(self._tasks, timeout=min(left, self._consumer.progress_every))
-            await self._consumer.tell_progress()
+        while (under_way := self._under_way()) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(under_way, timeout=min(left, self._consumer.progress_every))
+            self._consumer.tell_progress()
         await cancel_all(self._tasks, f"handlers of {self._facilities.agent!r}")
+        for _, stored_end in self._ends.values():
+            stored_end.cancel()
+        for message in [*self._queue, *(message for message, _ in self._ends.values())]:
+            self._consumer.nak(message)
+
+    def _under_way(self) -> list[asyncio.Future[Any]]:
+        return [*self._tasks, *(stored_end for _, stored_end in self._ends.values())]
+
+    # Taking messages: no task for each, but for each that has to wait for something
 
     def _deliver(self, message: Message) -> None:
-        task = asyncio.create_task(self._handle(message))
+        self._queue.append(message)
+        if self._taker is None:
+            self._taker = self._spawn(self._take())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _handle(self, message: Message) -> None:
+    async def _take(self) -> None:
+        """Handle messages one after another; with the first that waits, the others become another task's."""
+        self._taker, until = None, time.monotonic() + TURN
+        while self._queue:
+            message = self._queue.popleft()
+            handling = Steps(self._decide(message, self._handle(message)))
+            handling.begin()
+            if self._queue and not (handling.ended and time.monotonic() < until):
+                self._taker = self._spawn(self._take())
+            if self._taker or not handling.ended:
+                await handling
+                return
+
+    async def _decide(self, message: Message, work: Awaitable[None]) -> None:
+        """Work on a message; whatever comes of it, the server hears."""
         try:
-            await self._handle_once(message, place_of(message))
+            await work
         except FencedError as error:
             log.info("%s", error)
             self._consumer.drop(message)
         except asyncio.CancelledError:
-            await self._consumer.nak(message)
+            self._consumer.nak(message)
             raise
         except Exception:  # e.g. the broker was away for long: the server delivers the message again
             log.exception("%s: a message of %s is left for later", self._facilities.agent, self._label)
-            await self._consumer.nak(message, self._spec.retry_delay)
+            self._consumer.nak(message, self._spec.retry_delay)
 
-    async def _handle_once(self, message: Message, place: Place) -> None:
+    async def _handle(self, message: Message) -> None:
+        place = place_of(message)
         try:
             event, envelope = read_event(message, place)
             if envelope.depth > MAX_DEPTH:
                 raise LoopError(loop_message(envelope))
             if self._accepts is not None and not self._accepts(event):
-                await self._consumer.ack(message)
+                self._consumer.ack(message)
                 return
         except NatterjackError as error:
             await self._give_up_unread(message, place, str(error))
             return
         run = self._run_id(message, place)
-        if run in self._running:  # delivered again while it still runs here, e.g. after a restart of the server
-            await self._consumer.nak(message, COLLISION_PAUSE)
+        if run in self._running or run in self._ends:  # delivered again meanwhile, e.g. after a restart of the server
+            self._consumer.nak(message, COLLISION_PAUSE)
             return
         self._running.add(run)
         try:
@@ -175,7 +218,7 @@ class Delivery:
         if place.delivered > 1:
             await ctx.journal.load()
             if ctx.journal.ended:
-                await self._consumer.ack(message)
+                self._consumer.ack(message)
                 return
             attempt = ctx.journal.attempts + 1
             if attempt > self._spec.max_attempts:
@@ -183,7 +226,8 @@ class Delivery:
                 cause = f"the process died, or blocked its loop, while handling it, {of}"
                 await self._give_up(message, place, ctx, cause, attempt - 1)
                 return
-        async with self._slots.taken(alone=ctx.journal.died):
+        held = await self._slots.take(alone=place.delivered > 1 and ctx.journal.died)
+        try:
             if place.delivered > 1:
                 await ctx.journal.record("started", {"attempt": attempt})
                 event = replace(event, attempt=attempt)
@@ -197,9 +241,10 @@ class Delivery:
                     raise
                 await self._failed(message, place, ctx, error, attempt)
                 return
+        finally:
+            self._slots.give(held)
         self._consumer.release(message)
-        await self._complete(ctx, result, event)
-        await self._consumer.ack(message)
+        await self._complete(message, ctx, result, event)
 
     async def _attempt(self, event: Event, envelope: Envelope, ctx: RunContext) -> Any:
         """Run the handler within its deadline, and everything that must be durable before the ack."""
@@ -207,12 +252,20 @@ class Delivery:
             return await emit_decided(ctx, found)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
+        due = asyncio.get_running_loop().time() + self._spec.timeout
         ctx.deadline = time.time() + self._spec.timeout
-        limit = asyncio.timeout(self._spec.timeout)
+        work = self._handler(event, ctx)
+        steps = Steps(work if inspect.iscoroutine(work) else _awaited(work), copy_context())
+        if not steps.begin() or ctx.unsettled or _is_cancelled():
+            await self._finish(steps, ctx, asyncio.timeout_at(due))
+        return steps.result if self._routing is None else await self._routing.emit(ctx, event, steps.result)
+
+    async def _finish(self, steps: Steps[Any], ctx: RunContext, limit: asyncio.Timeout) -> None:
+        """Wait for a handler that waits for something, and for what it wrote, within its deadline."""
         try:
             async with limit:
-                result = await self._handler(event, ctx)
-                if (task := asyncio.current_task()) is not None and task.cancelling():
+                await steps
+                if _is_cancelled():
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.settle()
         except TimeoutError as error:
@@ -220,15 +273,48 @@ class Delivery:
                 raise
             msg = f"it did not end within {self._spec.timeout:g} s"
             raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
-        return result if self._routing is None else await self._routing.emit(ctx, event, result)
 
-    async def _complete(self, ctx: RunContext, result: Any, event: Event) -> None:
+    async def _complete(self, message: Message, ctx: RunContext, result: Any, event: Event) -> None:
+        """Journal that the run has ended; the message is acked when that is stored."""
         ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt}
         try:
-            await ctx.journal.record("done", ending)
+            await self._write_end(message, ctx, ending)
         except PayloadError as error:
             log.warning("%s: the result of run %s is not journaled: %s", ctx.agent, ctx.run_id, error)
-            await ctx.journal.record("done", ending | {"result": None, "omitted": str(error)})
+            await self._write_end(message, ctx, ending | {"result": None, "omitted": str(error)})
+
+    async def _write_end(self, message: Message, ctx: RunContext, ending: dict[str, Any]) -> None:
+        """Write a run's last entry; a run that wrote no other does not wait until it is stored [R18]."""
+        entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
+        if not ctx.journaled:
+            with suppress(PayloadError, DisconnectedError):  # which it may outlive, or get over, when it is awaited
+                answer = self._facilities.journal.post(entry)
+                self._ends[entry.run] = message, answer
+                answer.add_done_callback(partial(self._end_answered, message, entry))
+                return
+        await ctx.journal.record(entry.kind, entry.data)
+        self._consumer.ack(message)
+
+    def _end_answered(self, message: Message, entry: Entry, answer: asyncio.Future[Message]) -> None:
+        """Ack a message whose run is journaled to its end, or else try again, as for every other entry."""
+        if answer.cancelled():  # by `drain`, which gives the message back
+            return
+        try:
+            stored("journal", answer.result())
+        except NatterjackError as error:
+            log.debug("%s: the end of run %s is written again: %s", entry.agent, entry.run, error)
+            self._running.add(entry.run)
+            self._spawn(self._decide(message, self._write_again(message, entry)))
+        else:
+            self._consumer.ack(message)
+        del self._ends[entry.run]
+
+    async def _write_again(self, message: Message, entry: Entry) -> None:
+        try:
+            await self._facilities.journal.write(entry)
+        finally:
+            self._running.discard(entry.run)
+        self._consumer.ack(message)
 
     async def _interrupted(self, place: Place, ctx: RunContext, attempt: int) -> None:
         """Take back that an attempt started: neither the agent's end nor the broker's is the handler's fault."""
@@ -246,7 +332,7 @@ class Delivery:
         if isinstance(error, BrokerError) and retry:  # the broker's fault is no attempt of the handler
             log.warning("%s: %s; run %s goes on in %.3g s", ctx.agent, cause, ctx.run_id, delay)
             await self._interrupted(place, ctx, attempt)
-            await self._consumer.nak(message, delay)
+            self._consumer.nak(message, delay)
             return
         if attempt >= limit or not retry:
             text = "%s: attempt %d/%d failed for good: %s"
@@ -256,7 +342,7 @@ class Delivery:
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
         log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=_seen_once(error, attempt))
         await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
-        await self._consumer.nak(message, delay)
+        self._consumer.nak(message, delay)
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:
         """Dead-letter what no handler shall see; its run ends, too, for whoever waits for the result."""
@@ -268,14 +354,24 @@ class Delivery:
             log.error("%s: %s %d is dead-lettered unread: %s", ctx.agent, place.stream, place.sequence, cause)
             await self._give_up(message, place, ctx, cause, 0)
         else:
-            await self._consumer.ack(message)
+            self._consumer.ack(message)
 
     async def _give_up(self, message: Message, place: Place, ctx: RunContext, cause: str, attempts: int) -> None:
         origin = (place.stream, message.subject, place.sequence)
         letter = DeadLetter(ctx.agent, self._label, cause, attempts, *origin, ctx.cause, ctx.run_id)
         await bury(self._facilities.bus, letter, message)
         await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
-        await self._consumer.ack(message)
+        self._consumer.ack(message)
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+def _is_cancelled() -> bool:
+    """Tell whether somebody has cancelled the task that is running."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _cause(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message
+from natterjack.bus import Bus, Message, expecting
 from natterjack.components import Entry, Journal
 from natterjack.errors import (
     BrokerError,
@@ -49,6 +49,7 @@ Moment = datetime | float
 
 _WINDOW: Final = 16
 _PAUSE: Final = 0.2
+_FREE: Final = expecting(0)
 
 
 def read_entry(subject: str, data: bytes) -> Entry:
@@ -104,12 +105,11 @@ class StreamJournal(Journal):
             FencedError: The run has another entry at this place already.
             PayloadError: It cannot be sent as JSON, or has more than 64 MiB.
         """
-        body = codec.encode({"kind": entry.kind, "data": entry.data, "time": entry.time})
+        subject, body = _written(entry)
         if is_large(self._bus, body):
             content, name = codec.encode(entry.data), f"{entry.run}.{entry.index}"
             reference = await self._put(content, name)
             body = codec.encode({"kind": entry.kind, "large": reference, "time": entry.time})
-        subject = subjects.journal(entry.agent, entry.run, entry.index)
         try:
             await self._bus.store(subject, body, expect=0, stream=subjects.JOURNAL)
         except ConflictError as error:
@@ -125,6 +125,16 @@ class StreamJournal(Journal):
         except NotProvisionedError as error:
             msg = f"{len(content):,} bytes are too many for one message, and there is no place for more: {error}"
             raise PayloadError(msg) from error
+
+    def post(self, entry: Entry) -> asyncio.Future[Message]:
+        """Send an entry without waiting; its place must be free. The server's answer is for `bus.stored`.
+
+        Raises:
+            PayloadError: It cannot be sent as JSON, or is too large for one message.
+            DisconnectedError: The connection is closed.
+        """
+        subject, body = _written(entry)
+        return self._bus.post(subject, body, _FREE)
 
     async def read(self, agent: str, run: str) -> list[Entry]:
         """Return the entries of a run, in order, large ones whole; a corrupt one has that kind."""
@@ -261,6 +271,12 @@ class _Feed:
             return
         await self.more.wait()
         self.more.clear()
+
+
+def _written(entry: Entry) -> tuple[str, bytes]:
+    """Return the subject and the payload of an entry."""
+    body = codec.encode({"kind": entry.kind, "data": entry.data, "time": entry.time})
+    return subjects.journal(entry.agent, entry.run, entry.index), body
 
 
 class RunJournal:

@@ -70,8 +70,6 @@ class RunContext:
         deadline: When the work must be done, Unix seconds.
         cause: Id of the event or request that is handled.
         attachments: Files that came with the question.
-        shared: The shared context, with this agent as writer.
-        journal: This run's journal.
     """
 
     def __init__(
@@ -91,9 +89,34 @@ class RunContext:
         self.deadline = time.time() + timeout
         self.stream = question.stream if question else None
         self.attachments: Sequence[Attachment] = question.attachments if question else ()
-        self.shared: SharedContext = facilities.shared()
-        self._buckets: dict[str, SharedContext] = {}
-        self.journal = RunJournal(facilities.agent, run_id, facilities.journal, facilities.sinks)
+        self._views: dict[str, SharedContext] = {}  # by bucket; "" is the main context
+        self._journal: RunJournal | None = None
+
+    # Made when first used, because most runs use neither.
+
+    @property
+    def shared(self) -> SharedContext:
+        """The shared context, with this agent as writer."""
+        if "" not in self._views:
+            self._views[""] = self._facilities.shared()
+        return self._views[""]
+
+    @property
+    def journal(self) -> RunJournal:
+        """This run's journal."""
+        if self._journal is None:
+            self._journal = RunJournal(self.agent, self.run_id, self._facilities.journal, self._facilities.sinks)
+        return self._journal
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something that was written to the context may not be durable yet."""
+        return any(view.unsettled for view in self._views.values())
+
+    @property
+    def journaled(self) -> bool:
+        """Whether the journal was used, or goes to further places."""
+        return self._journal is not None or bool(self._facilities.sinks)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -110,13 +133,13 @@ class RunContext:
             RefusedError: The agent may neither read nor write there.
             ConfigError: The team has no such bucket.
         """
-        if name not in self._buckets:
-            self._buckets[name] = self._facilities.bucket(name)
-        return self._buckets[name]
+        if name not in self._views:
+            self._views[name] = self._facilities.bucket(name)
+        return self._views[name]
 
     async def settle(self) -> None:
         """Return once all that this run wrote to the context is durable, or raise the first unheard failure."""
-        for view in (self.shared, *self._buckets.values()):
+        for view in self._views.values():
             await view.settle()
 
     async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:

@@ -4,7 +4,7 @@ from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, place_of
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, error_of, status_of
-from natterjack.bus.streams import STORE_BUDGET, Stored
+from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
 
 __all__ = [
     "MAX_BATCH",
@@ -19,8 +19,10 @@ __all__ = [
     "Stored",
     "Subscription",
     "error_of",
+    "expecting",
     "in_batch",
     "place_of",
     "status_of",
     "store_batch",
+    "stored",
 ]

@@ -111,7 +111,7 @@ class Consumer:
         while True:
             try:
                 await self._check()
-                return await self._bus.subscribe(self._inbox, self._receive)
+                return await self._bus.listen(self._inbox, self._receive)
             except BrokerError as error:
                 if not error.retry or self._bus.closed.is_set():
                     raise
@@ -120,13 +120,13 @@ class Consumer:
 
     async def _step(self) -> None:
         if time.monotonic() - self._told >= self.progress_every:
-            await self.tell_progress()
+            self.tell_progress()
         if self._doubted:
             await self._check_again()
         if self._asked and time.monotonic() - self._heard > 2 * self._heartbeat + 1:
             log.info("%s: the server is silent about %s, asking again", self._bus.principal, self.spec.name)
             self._start_over()
-        await self._pull()
+        self._pull()
         self._wake.clear()
         try:
             async with asyncio.timeout(min(self._heartbeat, self.progress_every)):
@@ -148,16 +148,16 @@ class Consumer:
         except BrokerError as error:
             log.debug("%s: cannot look for consumer %s: %s", self._bus.principal, self.spec.name, error)
 
-    async def _pull(self) -> None:
+    def _pull(self) -> None:
         free = self._slots - len(self._busy) - self._asked
         if free <= 0 or self._asked > self._slots // 2 or not self._bus.connected:
             return
         body = {"batch": free, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
         self._asked += free
         self._heard = time.monotonic()
-        await self._publish(self._next, orjson.dumps(body), reply=self._inbox)
+        self._send(self._next, orjson.dumps(body), reply=self._inbox)
 
-    async def _receive(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         self._heard = time.monotonic()
         status = (message.headers or {}).get("Status") if not message.reply else None
         if status is not None:
@@ -165,13 +165,13 @@ class Consumer:
             return
         self._asked = max(0, self._asked - 1)
         if self._stopping:
-            await self._publish(message.reply, _NAK)
+            self._send(message.reply, _NAK)
             return
         self._held[message.reply] = message
         self._busy.add(message.reply)
         self._deliver(message)
         if self._asked <= self._slots // 2:
-            await self._pull()
+            self._pull()
 
     def _on_status(self, status: str, message: Message) -> None:
         if status == "100":  # idle heartbeat
@@ -195,11 +195,11 @@ class Consumer:
         self._asked = 0
         self._wake.set()
 
-    async def tell_progress(self) -> None:
+    def tell_progress(self) -> None:
         """Tell the server that what is held is still worked on; `run` does so by itself."""
         self._told = time.monotonic()
         for reply in list(self._held):
-            await self._publish(reply, _PROGRESS)
+            self._send(reply, _PROGRESS)
 
     def release(self, message: Message) -> None:
         """Free the slot of a message whose verdict follows; the server still hears that it is held."""
@@ -207,26 +207,26 @@ class Consumer:
         if self._asked <= self._slots // 2 and not self._stopping:
             self._wake.set()
 
-    async def ack(self, message: Message) -> None:
+    def ack(self, message: Message) -> None:
         """Tell the server that the message is done with."""
-        await self._finish(message, _ACK)
+        self._finish(message, _ACK)
 
-    async def nak(self, message: Message, delay: float = 0.0) -> None:
+    def nak(self, message: Message, delay: float = 0.0) -> None:
         """Give the message back, to be delivered again after `delay` seconds."""
-        await self._finish(message, _NAK + (b' {"delay": %d}' % int(delay * 1e9) if delay else b""))
+        self._finish(message, _NAK + (b' {"delay": %d}' % int(delay * 1e9) if delay else b""))
 
     def drop(self, message: Message) -> None:
         """Let go of a message that another replica took over."""
         self._held.pop(message.reply, None)
         self.release(message)
 
-    async def _finish(self, message: Message, verdict: bytes) -> None:
+    def _finish(self, message: Message, verdict: bytes) -> None:
         if self._held.pop(message.reply, None) is not None:
-            await self._publish(message.reply, verdict)
+            self._send(message.reply, verdict)
         self.release(message)
 
-    async def _publish(self, subject: str, data: bytes, reply: str = "") -> None:
+    def _send(self, subject: str, data: bytes, reply: str = "") -> None:
         try:
-            await self._bus.publish(subject, data, reply=reply)
+            self._bus.send(subject, data, reply=reply)
         except DisconnectedError as error:  # the server will deliver again; nothing is lost
             log.debug("%s: %s", self._bus.principal, error)

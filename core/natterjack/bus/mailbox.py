@@ -11,7 +11,6 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
@@ -40,16 +39,18 @@ Send = Callable[[str, bytes, bytes, str], None]
 """Sends subject, data, header block, reply subject."""
 
 
-@dataclass(slots=True)
 class _Waiter:
     """Somebody waiting for one reply, or for several."""
 
-    subject: str
-    done: asyncio.Future[Message]
-    collect: Callable[[Message], bool] | None
-    fails_on_disconnect: bool
-    timeout: float
-    deadline: float
+    __slots__ = ("collect", "deadline", "done", "fails_on_disconnect", "subject", "timeout")
+
+    def __init__(
+        self, subject: str, collect: Callable[[Message], bool] | None, fails_on_disconnect: bool, timeout: float
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.subject, self.collect, self.fails_on_disconnect = subject, collect, fails_on_disconnect
+        self.timeout, self.deadline = timeout, loop.time() + timeout
+        self.done: asyncio.Future[Message] = loop.create_future()
 
 
 class Mailbox:
@@ -91,43 +92,39 @@ class Mailbox:
         Raises:
             RequestTimeoutError: No (last) reply in time.
         """
-        token, waiter = self._add(subject, timeout, collect, fails_on_disconnect=fails_on_disconnect)
+        waiter = _Waiter(subject, collect, fails_on_disconnect, timeout)
+        token = self._begin(waiter, data, headers)
         try:
-            self._send(subject, data, headers, f"{self.prefix}.{token}")
             return await waiter.done
         finally:
-            self._remove(token)
+            self._remove(token, waiter)
 
     def open(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> Replies:
         """Send a request and return its replies, any number of them; close them in the end."""
         replies = Replies()
-        token, waiter = self._add(subject, timeout, replies.collect, fails_on_disconnect=True)
-        replies.attach(waiter.done, partial(self._remove, token))
-        try:
-            self._send(subject, data, headers, f"{self.prefix}.{token}")
-        except BaseException:
-            replies.close()
-            raise
+        waiter = _Waiter(subject, replies.collect, fails_on_disconnect=True, timeout=timeout)
+        token = self._begin(waiter, data, headers)
+        replies.attach(waiter.done, partial(self._remove, token, waiter))
         return replies
 
-    def _add(
-        self,
-        subject: str,
-        timeout: float,
-        collect: Callable[[Message], bool] | None,
-        *,
-        fails_on_disconnect: bool,
-    ) -> tuple[str, _Waiter]:
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(subject, loop.create_future(), collect, fails_on_disconnect, timeout, loop.time() + timeout)
+    def _remove(self, token: str, waiter: _Waiter) -> None:
+        self._waiting.pop(token, None)
+        waiter.done.cancel()
+
+    def post(self, subject: str, data: bytes, *, timeout: float, headers: bytes = b"") -> asyncio.Future[Message]:
+        """Send a request and return what will be its reply, for who does not wait; it fails on a disconnect, too."""
+        waiter = _Waiter(subject, None, fails_on_disconnect=True, timeout=timeout)
+        self._begin(waiter, data, headers)
+        return waiter.done
+
+    def _begin(self, waiter: _Waiter, data: bytes, headers: bytes) -> str:
+        """Send a request and remember who waits; returns the last token of the reply's subject."""
         self._count += 1
         token = f"{self._count:x}"
+        self._send(waiter.subject, data, headers, f"{self.prefix}.{token}")
         self._waiting[token] = waiter
         self._watch(waiter.deadline)
-        return token, waiter
-
-    def _remove(self, token: str) -> None:
-        self._waiting.pop(token).done.cancel()
+        return token
 
     def _watch(self, deadline: float) -> None:
         """Have `_expire` called by then. A timer for each would cost 2 µs a request, a twentieth of an emit."""
@@ -145,39 +142,41 @@ class Mailbox:
     def _expire(self) -> None:
         """Fail those whose time is over, and come back for the next."""
         now, self._due = asyncio.get_running_loop().time(), math.inf
-        for waiter in self._waiting.values():
+        for token, waiter in list(self._waiting.items()):
             if waiter.deadline <= now:
-                _fail(waiter, RequestTimeoutError(waiter.subject, waiter.timeout))
+                self._fail(token, RequestTimeoutError(waiter.subject, waiter.timeout))
             else:
                 self._watch(waiter.deadline)
 
     def receive(self, message: Message) -> None:
         """Hand a reply to who waits for it; a late one is dropped."""
-        waiter = self._waiting.get(message.subject[len(self.prefix) + 1 :])
-        if waiter is None or waiter.done.done():
+        token = message.subject[len(self.prefix) + 1 :]
+        waiter = self._waiting.get(token)
+        if waiter is None or (waiter.collect is not None and not waiter.collect(message)):
             return
-        if waiter.collect is None or waiter.collect(message):
+        del self._waiting[token]
+        if not waiter.done.done():
             waiter.done.set_result(message)
 
     def refuse(self, subject: str, error: NatterjackError) -> bool:
         """Fail those who wait on a subject, given in lower case; returns whether anybody did."""
-        waiters = [waiter for waiter in self._waiting.values() if waiter.subject.lower() == subject]
-        for waiter in waiters:
-            _fail(waiter, error)
-        return bool(waiters)
+        tokens = [token for token, waiter in self._waiting.items() if waiter.subject.lower() == subject]
+        for token in tokens:
+            self._fail(token, error)
+        return bool(tokens)
 
     def disconnected(self, error: NatterjackError, *, for_good: bool) -> None:
         """Fail those whose reply cannot come any more."""
-        for waiter in self._waiting.values():
+        for token, waiter in list(self._waiting.items()):
             if for_good or waiter.fails_on_disconnect:
-                _fail(waiter, error)
+                self._fail(token, error)
         if for_good:
             self._stop_watching()
 
-
-def _fail(waiter: _Waiter, error: NatterjackError) -> None:
-    if not waiter.done.done():
-        waiter.done.set_exception(error)
+    def _fail(self, token: str, error: NatterjackError) -> None:
+        waiter = self._waiting.pop(token)
+        if not waiter.done.done():
+            waiter.done.set_exception(error)
 
 
 class Replies:

@@ -35,6 +35,10 @@ STORE_BUDGET: Final = 15.0
 """Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
 PAGE: Final = 256
 
+_REPLY: Final = 5.0
+"""Seconds a server has to acknowledge one try."""
+
+_EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST: Final = (10071, 10164)
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
@@ -145,14 +149,14 @@ class Streams(Requests, ABC):
         message_id = id or self.new_id()
         sent = {**headers, codec.MSG_ID: message_id} if headers else {codec.MSG_ID: message_id}
         if expect is not None:
-            sent["Nats-Expected-Last-Subject-Sequence"] = str(expect)
+            sent[_EXPECT] = str(expect)
         block = encode(sent)
         deadline = time.monotonic() + budget
         pause, tried, checked = 0.02, 0, False
         while True:
             tried += 1
             try:
-                return await self._store_once(subject, data, block, min(5.0, max(0.05, deadline - time.monotonic())))
+                return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
             except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
                 if isinstance(error, NoRespondersError) and not checked:
                     await self.check_stream(subject)
@@ -167,24 +171,21 @@ class Streams(Requests, ABC):
                     raise
                 return ours
 
+    def post(self, subject: str, data: bytes, headers: bytes) -> asyncio.Future[Message]:
+        """Publish into a stream without waiting; `stored` reads what comes back. Nothing is tried again.
+
+        Args:
+            subject: A subject that a stream captures.
+            data: Payload.
+            headers: Headers, as a block.
+        """
+        return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers)
+
     async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
         if not self.connected:
             await self.until_connected(timeout)
         reply = await self._mailbox.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
-        if not reply.data and status_of(reply) == NO_RESPONDERS:
-            raise NoRespondersError(subject)
-        try:
-            ack = orjson.loads(reply.data)
-        except orjson.JSONDecodeError as error:
-            msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"
-            raise BrokerError(msg) from error
-        problem = ack.get("error")
-        if problem is None:
-            return Stored(ack["seq"], ack.get("duplicate", False))
-        if problem.get("err_code") in WRONG_LAST:
-            msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
-            raise ConflictError(msg)
-        raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)
+        return stored(subject, reply)
 
     async def check_stream(self, subject: str) -> None:
         """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
@@ -264,3 +265,33 @@ class Streams(Requests, ABC):
         """Return a fresh deduplication id that nobody else can guess [R6]."""
         self._stored += 1
         return f"{self._ids}{self._stored:x}"
+
+
+def expecting(last: int) -> bytes:
+    """Return the header block of a publish that shall be stored only if its subject has this last sequence."""
+    return encode({_EXPECT: str(last)})
+
+
+def stored(subject: str, reply: Message) -> Stored:
+    """Read what a stream answered to a publish.
+
+    Raises:
+        NoRespondersError: No stream captures the subject, or its leader is being elected.
+        ConflictError: An expectation did not hold.
+        StreamError: The stream refuses.
+        BrokerError: Somebody else answered.
+    """
+    if not reply.data and status_of(reply) == NO_RESPONDERS:
+        raise NoRespondersError(subject)
+    try:
+        ack = orjson.loads(reply.data)
+    except orjson.JSONDecodeError as error:
+        msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"
+        raise BrokerError(msg) from error
+    problem = ack.get("error")
+    if problem is None:
+        return Stored(ack["seq"], ack.get("duplicate", False))
+    if problem.get("err_code") in WRONG_LAST:
+        msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
+        raise ConflictError(msg)
+    raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)

@@ -104,6 +104,11 @@ class SharedContext:
         """Call `fn` with a transaction, again when somebody was faster, and return what it returned."""
         return await self._context._transact(fn, self._principal, self._bus, self._may_read)
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something to settle."""
+        return self._writes is not None
+
     async def settle(self) -> None:
         """Return once all that was written through this view is durable, or raise the first unheard failure."""
         if self._writes is not None:

@@ -287,7 +287,7 @@ class Delivery:
         """Write a run's last entry; a run that wrote no other does not wait until it is stored [R18]."""
         entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
         if not ctx.journaled:
-            with suppress(PayloadError, DisconnectedError):  # which it may outlive, or get over, when it is awaited
+            with suppress(PayloadError, DisconnectedError):  # too large for one message, or away: then it is awaited
                 answer = self._facilities.journal.post(entry)
                 self._ends[entry.run] = message, answer
                 answer.add_done_callback(partial(self._end_answered, message, entry))

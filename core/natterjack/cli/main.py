@@ -20,6 +20,7 @@ from natterjack.cli import (
     events,
     graph,
     init,
+    install,
     journal,
     peers,
     plugins,
@@ -74,6 +75,8 @@ app.command(rich_help_panel=_BUILD)(doctor.doctor)
 app.command(rich_help_panel=_BUILD)(provision.schema)
 app.command(rich_help_panel=_BUILD)(bench.bench)
 app.add_typer(plugins.app, name="plugins", rich_help_panel=_BUILD)
+app.command(rich_help_panel=_BUILD)(install.install)
+app.command(rich_help_panel=_BUILD)(install.uninstall)
 
 app.command(rich_help_panel=_SERVE)(up.up)
 app.command(rich_help_panel=_SERVE)(provision.provision)

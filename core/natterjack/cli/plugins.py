@@ -1,4 +1,4 @@
-"""Plugins: `plugins list`, `plugins new`."""
+"""Plugins: `plugins list`, `plugins new`, `plugins reference`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from natterjack.cli.exits import CommandError
 from natterjack.cli.options import JsonOption
 from natterjack.cli.output import write, write_json, write_table
+from natterjack.cli.reference import reference, updated
 from natterjack.cli.scaffold import SORTS, check_plugin_name, package_files
 from natterjack.plugins import LoadedPlugin, Plugins
 
@@ -98,3 +99,21 @@ def _next_commands(folder: Path, files: dict[str, str], name: str) -> list[str]:
         "pytest",
         "natterjack up example/team.toml" if team else f"natterjack plugins list    # shows {name}",
     ]
+
+
+@app.command("reference")
+def show_reference(
+    *,
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE", help="Write it between the markers of this file.")
+    ] = None,
+) -> None:
+    """Print all hooks and what plugins implement and are given, with their arguments, as Markdown."""
+    if into is None:
+        write(reference().rstrip())
+        return
+    try:
+        into.write_text(updated(into.read_text(encoding="utf-8")), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        msg = f"{str(into)!r} cannot be written: {error}"
+        raise CommandError(msg) from error

@@ -27,6 +27,8 @@ class Gauge(Guard):
 @hookimpl
 def natterjack_guards(): return [Gauge]
 """
+pytestmark = pytest.mark.timeout(300)  # environments are made, and each command is a new process
+
 UV = shutil.which("uv")
 PIPX = importlib.util.find_spec("pipx")
 

@@ -358,6 +358,11 @@ def agent(**table: Any) -> Team:
         ({"kind": "llm", "emit": "x", "model": "m"}, "unknown key 'emit'. Did you mean 'emits'?"),
         ({"kind": "llm", "model": "m", "tools": [1]}, "'tools[0]' is 1: it must be text"),
         ({"asks": ["writter"]}, "'writter' is no agent of the team. Did you mean 'writer'?"),
+        (
+            {"cross_agents": {"x": "agents://echo/alice"}},
+            "'agents://echo/alice' is no valid address: write it like agents://<agent>/<owner>/<session>, "
+            "as `natterjack agents` lists it.",
+        ),
         ({"cross_agents": {"x": "writr"}}, "'writr' is no agent of the team. Did you mean 'writer'?"),
         (
             {"result_event": "a.b", "emits": ["a.c"]},
@@ -405,6 +410,7 @@ def test_what_is_not_installed(table: dict[str, Any], problem: str) -> None:
         {"on": [{"now": {}}, "x", "y.*"]},
         {"kind": "llm", "model": "m", "k": 3},
         {"cross_agents": {"x": "writer", "y": "nats://host", "z": "http://host"}, "asks": ["x", "a", "writer"]},
+        {"cross_agents": {"x": "agents://echo/alice/main"}, "asks": ["x"]},
         {"result_event": "a.b", "emits": ["a.*"]},
         {"anything": "for a class"},
     ],

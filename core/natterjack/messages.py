@@ -47,7 +47,8 @@ class Envelope(NamedTuple):
         timeout: Seconds the asker will still wait, measured when it asked. A duration and not a clock time,
             so that two machines need not agree on the time of day.
         revision: The context revision the sender had seen; the receiver waits for it [R7].
-        request: Id by which an ask can be cancelled; 128 random bits.
+        request: Id by which an ask can be cancelled, and in answer to it, by which the stream is spoken to; 128
+            random bits.
         run: Run that answered or emitted.
     """
 

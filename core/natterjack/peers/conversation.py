@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Self
 
-from natterjack import codec
+from natterjack import codec, subjects
 from natterjack.bus import NO_RESPONDERS, Bus, Message, Replies, error_of, status_of
 from natterjack.errors import (
+    InvalidNameError,
     NoRespondersError,
     PayloadError,
     PeerError,
@@ -106,18 +107,22 @@ class Conversation:
         """Return the text of a message, which may be empty; answer it if it is a question."""
         try:
             if not self._inbox:
-                self._inbox = message.subject
-                self.run_id = codec.unpack((message.headers or {}).get(codec.HEADER)).run
+                self._begin(message)
             chunk = wire.read_chunk(message.data)
-        except PayloadError as error:
+        except (PayloadError, InvalidNameError) as error:
             raise PeerError(self._name, 500, f"its answer cannot be read: {error}") from error
-        if self._agent and wire.may_reply(message.reply, self._agent):
-            self._address = message.reply
         if isinstance(chunk, wire.QueryChunk):
             await self._answer(chunk)
         elif message.data == wire.FLOW and self._address:
             await self._bus.publish(self._address, wire.READ, reply=self._inbox)
         return chunk if isinstance(chunk, str) else ""
+
+    def _begin(self, message: Message) -> None:
+        """Learn from the first message which run answers, and where it hears us."""
+        about = codec.unpack((message.headers or {}).get(codec.HEADER))
+        self._inbox, self.run_id = message.subject, about.run
+        if self._agent and about.request:
+            self._address = subjects.answer(self._agent, subjects.check_name(about.request, "request id"))
 
     async def _answer(self, query: wire.QueryChunk) -> None:
         if not wire.may_reply(query.reply_subject, self._agent):

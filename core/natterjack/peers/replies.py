@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from typing import Final, Self
 
 from natterjack import codec, subjects
@@ -16,7 +17,9 @@ from natterjack.peers import wire
 log = logging.getLogger("natterjack.peers")
 
 KEEP_ALIVE: Final = 30.0
-"""Seconds of silence after which an asker is told that the work goes on (protocol section 6.4)."""
+"""Seconds between two messages that tell an asker that the work goes on (protocol section 6.4)."""
+LOOK: Final = 1.0
+"""Seconds between two chunks by which the server is asked whether the asker is still there."""
 FLOW_CHUNKS: Final = 128
 FLOW_BYTES: Final = 256 * 1024
 FLOW_AHEAD: Final = 2
@@ -46,13 +49,12 @@ class Reply:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run))}
+    def _headers(self, token: str = "") -> dict[str, str]:
+        return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run, request=token))}
 
     async def finish(self, answer: Answer) -> None:
         """Send the answer, or what of it was not sent yet."""
-        await self._bus.publish(self._subject, answer.encode(), headers=self._headers)
+        await self._bus.publish(self._subject, answer.encode(), headers=self._headers())
 
     async def fail(self, code: int, text: str) -> None:
         """Send an error instead."""
@@ -66,13 +68,16 @@ class Reply:
 class ReplyStream(Reply):
     """An answer in chunks, as they come.
 
-    Each message carries a reply subject of this stream's own, so that the server itself says when the asker is gone,
-    and the asker can tell how far it has read.
+    A stream has a subject of its own. Some messages carry it as reply subject, so that the server itself says when
+    the asker is gone; not each, because between accounts the server keeps a record of every one. The first message
+    tells the subject to askers of ours, who say on it how far they have read.
     """
 
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         super().__init__(bus, agent, run, subject)
-        self._address = subjects.answer(agent, secrets.token_hex(16))
+        self._token = secrets.token_hex(16)
+        self._address = subjects.answer(agent, self._token)
+        self._look = 0.0
         self._ahead = asyncio.Semaphore(FLOW_AHEAD)
         self._chunks = self._bytes = 0
         self._began = False
@@ -80,7 +85,7 @@ class ReplyStream(Reply):
     async def __aenter__(self) -> Self:
         self._worker = asyncio.current_task()
         self._subscription = await self._bus.listen(self._address, self._hear, confirmed=False)
-        await self._bus.publish(self._subject, wire.ACK, headers=self._headers, reply=self._address)
+        await self._send(wire.ACK, self._headers(self._token))
         self._keeper = asyncio.create_task(self._keep_alive())
         return self
 
@@ -99,8 +104,11 @@ class ReplyStream(Reply):
         elif message.data == wire.READ:
             self._ahead.release()
 
-    async def _send(self, data: bytes) -> None:
-        await self._bus.publish(self._subject, data, reply=self._address)
+    async def _send(self, data: bytes, headers: dict[str, str] | None = None) -> None:
+        now, reply = time.monotonic(), ""
+        if now >= self._look:
+            self._look, reply = now + LOOK, self._address
+        await self._bus.publish(self._subject, data, headers=headers, reply=reply)
 
     async def send(self, text: str) -> None:
         """Send a chunk, once the asker has read enough of those before; one too large for a message in parts."""

@@ -4,7 +4,8 @@ Streamed asks follow the Synadia Agent Protocol 0.3. A request is text, or JSON 
 (section 5). The answer comes as JSON objects of `type` and `data`: first `status` `ack`, then `response` with text,
 `query` for a question to the asker, `ack` again when nothing else was said for long; an error as headers; and last
 an empty message without headers (sections 6 to 9). Types that one does not know are skipped; one is our own: `flow`
-asks a Natterjack asker to tell, on the message's reply subject, when it has read so far.
+asks a Natterjack asker to say when it has read so far, on the subject that the `Natterjack` header of the first `ack`
+tells (`agents.answer.<agent>.<q>`).
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def read_chunk(data: bytes) -> str | QueryChunk | None:
 
 
 def may_reply(subject: str, agent: str = "") -> bool:
-    """Tell whether a subject is one to which a stranger may make us send: an inbox, or where an agent hears answers."""
+    """Tell whether a stranger may make us send to a subject: to an inbox, or where an agent hears answers."""
     own = subjects.answer(agent, "") if agent else "_INBOX."
     return subject.startswith(("_INBOX.", "_R_.", own)) and not {"*", ">", " ", "\t", "\r", "\n"} & set(subject)
 

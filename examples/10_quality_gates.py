@@ -1,18 +1,20 @@
 """A pipeline with quality gates: each stage waits for what the one before it says is complete.
 
-Nobody knows who comes next. A gate emits one event or another; here it sends too small a harvest back to the start.
+Nobody knows who comes next. A condition says which event carries a result: the gate lets a good analysis pass, and
+sends one of too few values back to the start.
 
 Prints:
     collect.start: {'wanted': 2}
     collect.complete: [3, None]
     clean.complete: [3]
-    collect.start: {'wanted': 4}
+    collect.start: {'mean': 3.0, 'of': 1, 'wanted': 4}
     collect.complete: [3, None, 7, 5]
     clean.complete: [3, 7, 5]
-    analyze.complete: {'mean': 5.0}
+    analyze.complete: {'mean': 5.0, 'of': 3, 'wanted': 4}
 """
 
 import asyncio
+from typing import Any
 
 from natterjack import Agent, AgentProcess, AgentRuntime, Event, EventTrigger, RunContext
 
@@ -34,24 +36,28 @@ class Cleaner(Agent):
 
 
 class Analyzer(Agent):
-    """The gate: it takes two values for an analysis, or has more collected."""
+    """Analyzes, and says of how many values."""
 
-    async def handle(self, event: Event, ctx: RunContext) -> None:
-        if len(event.data) < 2:
-            await ctx.emit("collect.start", {"wanted": 4})
-        else:
-            await ctx.emit("analyze.complete", {"mean": sum(event.data) / len(event.data)})
+    async def handle(self, event: Event, ctx: RunContext) -> dict[str, Any]:
+        return {"mean": sum(event.data) / len(event.data), "of": len(event.data), "wanted": 4}
 
 
 async def main() -> None:
-    stages = [  # name, agent, what it waits for, what it says when it is done
-        ("collector", Collector(), "collect.start", "collect.complete"),
-        ("cleaner", Cleaner(), "collect.complete", "clean.complete"),
-        ("analyzer", Analyzer(), "clean.complete", None),
-    ]
+    collector = AgentProcess(
+        "collector", agent=Collector(), triggers=[EventTrigger("collect.start")], result_event="collect.complete"
+    )
+    cleaner = AgentProcess(
+        "cleaner", agent=Cleaner(), triggers=[EventTrigger("collect.complete")], result_event="clean.complete"
+    )
+    analyzer = AgentProcess(
+        "analyzer",
+        agent=Analyzer(),
+        triggers=[EventTrigger("clean.complete")],
+        result_events={"analyze.complete": "result.of >= 2", "collect.start": "result.of < 2"},
+    )
     runtime = AgentRuntime()
-    for name, agent, waits_for, done in stages:
-        runtime.add_process(AgentProcess(name, agent=agent, triggers=[EventTrigger(waits_for)], result_event=done))
+    for process in (collector, cleaner, analyzer):
+        runtime.add_process(process)
     async with runtime, runtime.event_bus.subscribe() as events:
         await runtime.event_bus.emit("collect.start", {"wanted": 2})
         async for event in events:

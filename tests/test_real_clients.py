@@ -43,6 +43,8 @@ kind = "agents:Relay"
 """
 
 AGENTS = '''\
+import json
+
 from natterjack import Agent
 
 
@@ -61,10 +63,20 @@ class Relay(Agent):
     """Asks a stranger alone, and together with an agent of ours."""
 
     async def answer(self, question, ctx):
+        if question == "chunks":
+            for chunk in ("one ", "two ", "three"):
+                yield chunk
+            return
         alone = await ctx.ask_peer(question, "Who are you?", timeout=20)
         together = await ctx.broadcast([question, "greeter"], "Who are you?", timeout=20)
-        return {"alone": alone, "together": together}
+        yield json.dumps({"alone": alone, "together": together})
 '''
+
+CHUNKS = [
+    {"type": "status", "data": "ack"},
+    *({"type": "response", "data": text} for text in ("one ", "two ", "three")),
+]
+"""What the agent `relay` says to "chunks": an empty message ends it."""
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +176,15 @@ def test_nats_req_asks_an_agent(nats: NatsCommand) -> None:
     assert nats.run("req", "--raw", "agents.ask.greeter", "How long?") == "How long? 9 letters"
 
 
+def test_nats_req_reads_an_answer_in_chunks(nats: NatsCommand) -> None:
+    replies = f"--replies={len(CHUNKS) + 1}"  # this version of the command cannot wait for the empty message at the end
+    waits = (replies, "--reply-timeout=20s", "--timeout=20s")
+    told = nats.run("req", "--raw", *waits, "agents.prompt.natterjack.garden.relay", "chunks")
+    *chunks, end = (line for line in told.splitlines() if line)
+    assert [json.loads(chunk) for chunk in chunks] == CHUNKS
+    assert end == "nil body"
+
+
 def test_nats_reply_is_an_agent(nats: NatsCommand) -> None:
     with nats.start("reply", "agents.ask.stranger", "a shell line", until="Listening"):
         assert nats.cli.text("ask", "stranger", "Who are you?") == "a shell line"
@@ -190,7 +211,7 @@ def test_nats_stream_view_shows_what_is_stored(nats: NatsCommand) -> None:
 def test_nats_micro_discovers_the_agents(nats: NatsCommand) -> None:
     asked = nats.run("req", "--raw", "agents.ask.greeter", "?")
     assert asked == "? 1 letters"
-    names = [service["metadata"]["agent"] for service in json.loads(nats.run("micro", "ls", "--json"))]
+    names = [service["metadata"]["session"] for service in json.loads(nats.run("micro", "ls", "--json"))]
     assert sorted(names) == ["greeter", "greeter", "relay"]
     assert re.search(r"agents\.ask\.(greeter|relay)\b", nats.run("micro", "info", "agents"))  # of one of them
     statistics = json.loads(nats.run("micro", "stats", "agents", "--json"))
@@ -292,6 +313,12 @@ def test_bare_client_asks_an_agent(bare: BareClient) -> None:
     assert bare.request("agents.ask.greeter", "How long?") == "How long? 9 letters"
 
 
+def test_bare_client_reads_an_answer_in_chunks(bare: BareClient) -> None:
+    replies = bare.subscribe("_INBOX.bare.chunks")
+    bare.publish("agents.prompt.natterjack.garden.relay", "chunks", "_INBOX.bare.chunks")
+    assert [json.loads(data) for data in iter(lambda: bare.next(replies)[2], b"")] == CHUNKS
+
+
 def test_bare_client_is_an_agent(bare: BareClient, garden: Cli) -> None:
     questions = bare.subscribe("agents.ask.bare")
     with garden.start("ask", "relay", "bare") as asking:
@@ -318,7 +345,7 @@ def test_bare_client_discovers_the_agents(bare: BareClient, verb: str) -> None:
     bare.publish(f"$SRV.{verb}", reply="_INBOX.bare.services")
     found = [json.loads(bare.next(replies)[2]) for _ in range(3)]
     assert {service["type"] for service in found} == {f"io.nats.micro.v1.{verb.lower()}_response"}
-    assert sorted(service["metadata"]["agent"] for service in found) == ["greeter", "greeter", "relay"]
+    assert sorted(service["metadata"]["session"] for service in found) == ["greeter", "greeter", "relay"]
 
 
 # --- the JavaScript client ----------------------------------------------------------------------------------------

@@ -92,7 +92,13 @@ class AgentHost:
         self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
+        self._service.load = self._load
         self._started = self._stopped = False
+
+    def _load(self) -> dict[str, int]:
+        answering, waiting = self._asks.load
+        slots = self.spec.concurrency
+        return {"slots": slots, "busy": self._slots.busy, "answering": answering, "waiting": waiting}
 
     async def start(self) -> None:
         """Prepare the agent, then let asks and events in. Returns once all of it is really listening.

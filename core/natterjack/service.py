@@ -6,7 +6,7 @@ Our own, because nats-py's service handles requests one by one and drops what is
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -24,6 +24,7 @@ VERSION: Final = "0.1.0"
 PROTOCOL: Final = "0.3"
 """Version of the Synadia Agent Protocol that the prompt endpoint speaks."""
 _FIND: Final = 1.0
+LOAD: Final = ("slots", "busy", "answering", "waiting")
 
 
 @dataclass(slots=True)
@@ -60,6 +61,8 @@ class Service:
     id: str = field(default_factory=lambda: secrets.token_hex(11))
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     endpoints: list[Endpoint] = field(default_factory=list)
+    load: Callable[[], Mapping[str, int]] = dict
+    """How busy the agent is; the `data` of its statistics."""
     _subscription: Subscription | None = None
 
     @property
@@ -99,7 +102,7 @@ class Service:
             endpoints = [endpoint.info() for endpoint in self.endpoints]
             return identity | {"description": self.description, "endpoints": endpoints}
         if verb == "STATS":
-            statistics = [endpoint.stats() for endpoint in self.endpoints]
+            statistics = [{**endpoint.stats(), "data": self.load()} for endpoint in self.endpoints]
             return identity | {"started": self.started.isoformat(), "endpoints": statistics}
         return None
 
@@ -116,6 +119,11 @@ class AgentInfo:
         asked: Asks it has taken so far.
         failed: Those it answered with an error.
         milliseconds: Average time of an answer.
+        version: Version of its kernel.
+        slots: Events, and as many questions, that it works on at once.
+        busy: Slots that events take now.
+        answering: Questions it answers now.
+        waiting: Questions that wait for a slot.
     """
 
     name: str
@@ -125,6 +133,11 @@ class AgentInfo:
     asked: int
     failed: int
     milliseconds: float
+    version: str = ""
+    slots: int = 0
+    busy: int = 0
+    answering: int = 0
+    waiting: int = 0
 
 
 async def discover(bus: Bus, *, window: float = 0.15) -> list[AgentInfo]:
@@ -141,6 +154,8 @@ def _read_info(message: Message) -> AgentInfo | None:
         endpoints = [each for each in body.get("endpoints") or [] if each["name"] in ("ask", "prompt")]
         asked = sum(int(endpoint.get("num_requests", 0)) for endpoint in endpoints)
         spent = sum(int(endpoint.get("processing_time", 0)) for endpoint in endpoints)
+        told = (endpoints[0].get("data") or {}) if endpoints else {}
+        load = {key: int(value) for key, value in told.items() if key in LOAD}
         return AgentInfo(
             name=_read_name(body["metadata"]),
             instance=str(body["id"]),
@@ -149,6 +164,8 @@ def _read_info(message: Message) -> AgentInfo | None:
             asked=asked,
             failed=sum(int(endpoint.get("num_errors", 0)) for endpoint in endpoints),
             milliseconds=round(spent / asked / 1e6, 3) if asked else 0.0,
+            version=str(body.get("version", "")),
+            **load,
         )
     except (PayloadError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None

@@ -253,13 +253,24 @@ class Streams(Requests, ABC):
         return messages, end.headers or {}
 
     async def consumers(self, stream: str) -> list[str]:
-        """Return the names of all consumers of a stream; the server tells them in pages."""
-        names: list[str] = []
+        """Return the names of all consumers of a stream."""
+        return [str(name) async for name in self._pages(f"CONSUMER.NAMES.{stream}")]
+
+    async def consumer_infos(self, stream: str) -> list[dict[str, Any]]:
+        """Return what the server tells about all consumers of a stream."""
+        return [info async for info in self._pages(f"CONSUMER.LIST.{stream}")]
+
+    async def _pages(self, name: str) -> AsyncIterator[Any]:
+        """Yield all consumers; the server tells them in pages."""
+        count = 0
         while True:
-            page = await self.api(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
-            names += page.get("consumers") or []
-            if len(names) >= page.get("total", 0) or not page.get("consumers"):
-                return names
+            page = await self.api(name, {"offset": count})
+            found = page.get("consumers") or []
+            for consumer in found:
+                yield consumer
+            count += len(found)
+            if count >= page.get("total", 0) or not found:
+                return
 
     def new_id(self) -> str:
         """Return a fresh deduplication id that nobody else can guess [R6]."""

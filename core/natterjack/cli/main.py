@@ -10,6 +10,7 @@ import typer
 
 from natterjack.cli import (
     agent,
+    agents,
     asyncapi,
     bench,
     broker,
@@ -90,7 +91,7 @@ app.command(rich_help_panel=_TALK)(peers.broadcast)
 
 app.command(rich_help_panel=_LOOK)(graph.graph)
 app.command(rich_help_panel=_LOOK)(asyncapi.asyncapi)
-app.command(rich_help_panel=_LOOK)(peers.agents)
+app.command(rich_help_panel=_LOOK)(agents.agents)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
 app.add_typer(context.app, name="context", rich_help_panel=_LOOK)
 app.add_typer(journal.app, name="journal", rich_help_panel=_LOOK)

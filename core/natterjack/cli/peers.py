@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,7 +25,6 @@ from natterjack.client import TeamClient
 from natterjack.errors import NotProvisionedError, PeerUnavailableError, UnknownAgentError
 from natterjack.messages import Answer, Answers, Query
 from natterjack.peers import ASK_TIMEOUT
-from natterjack.provision import stored_team
 
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="Text; `-` reads standard input.")]
 
@@ -133,30 +131,3 @@ def broadcast(
             note(f"no answer from {text_of(str(error))}")
     if not answers:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def agents(*, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False) -> None:
-    """List the agents that run now, wherever they do."""
-
-    async def look() -> None:
-        async with joined(server, nats_context) as client:
-            found = await client.agents()
-            if as_json:
-                write_json([asdict(info) for info in found])
-                return
-            columns = ["agent", "instance", "asked", "failed", "ms", "description"]
-            rows = [(i.name, i.instance, i.asked, i.failed, f"{i.milliseconds:g}", i.description) for i in found]
-            write_table(columns, rows, empty="no agent runs; start them with `natterjack up team.toml`")
-            await _note_missing(client, {info.name for info in found})
-
-    run(look())
-
-
-async def _note_missing(client: TeamClient, running: set[str]) -> None:
-    try:
-        team = await stored_team(client.bus)
-    except NotProvisionedError:
-        return  # agents may run that belong to no team of ours
-    missing = [name for name in team.agents if name not in running]
-    if missing and running:
-        note(f"not running: {', '.join(missing)}")

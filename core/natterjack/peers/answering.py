@@ -85,6 +85,11 @@ class AskServer:
         self._subscriptions: list[Subscription] = []
         self._draining = False
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many asks are answered now, and how many wait for that."""
+        return len(self._tasks) - len(self._waiting), len(self._waiting)
+
     async def start(self) -> None:
         """Begin to serve; replicas of one name share the work."""
         self._subscriptions.append(await self._bus.subscribe(subjects.cancel(self._agent, "*"), self._on_cancel))

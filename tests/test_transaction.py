@@ -307,10 +307,13 @@ async def test_where_they_are_off_that_is_said(bus: Bus, stack: AsyncExitStack) 
     name, config = context_stream(transactions=False)
     await bus.api(f"STREAM.UPDATE.{name}", {"name": name, **config})
     context = await attached(bus, stack)
+    await context.set("stock", 1)
     with pytest.raises(ConfigError, match="takes no transactions for this context: they are off"):
-        async with context.transaction() as tx:
-            tx.set("stock", 1)
-    assert contents(context) == {}
+        await context.transact(sell)
+    assert contents(context) == {"stock": 1}
+    async with context.transaction() as tx:  # of one key, it is an ordinary write
+        tx.set("stock", tx.get("stock") + 1)
+    assert contents(context) == {"stock": 2}
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -140,13 +140,16 @@ class Writer:
     ) -> int:
         try:
             async with lock:
-                await self._store(key, version, expected, bus, max(0.0, deadline - time.monotonic()))
+                await self.store(key, version, expected, bus, max(0.0, deadline - time.monotonic()))
         finally:
             if self.overlay.get(key) is version:  # otherwise a later write shows
                 del self.overlay[key]
         return version.revision
 
-    async def _store(self, key: str, version: Version, expected: int | None, bus: Bus, budget: float) -> None:
+    async def store(
+        self, key: str, version: Version, expected: int | None, bus: Bus, budget: float = STORE_BUDGET
+    ) -> None:
+        """Store a version within `budget` seconds; its key must have the expected revision."""
         subject, stream = subjects.key(self.bucket, key), subjects.bucket_stream(self.bucket)
         headers = version_headers(version)
         stored = await bus.store(subject, version.data, headers=headers, expect=expected, stream=stream, budget=budget)
@@ -165,7 +168,7 @@ class Writer:
             known = self.state.versions.get(key)
             value = fn(known.value() if known else None)
             version = Version(codec.encode(value), principal)
-            await self._store(key, version, known.revision if known else 0, bus, STORE_BUDGET)
+            await self.store(key, version, known.revision if known else 0, bus, STORE_BUDGET)
             return value
 
         async with lock:

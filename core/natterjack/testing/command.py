@@ -35,13 +35,13 @@ class Process:
         for line in self.process.stdout or ():
             self._queue.put(line.rstrip("\n"))
 
-    def wait_line(self, pattern: str) -> re.Match[str]:
-        """Return the first further line that matches, of standard output or error."""
+    def wait_line(self, pattern: str, timeout: float = LIMIT) -> re.Match[str]:
+        """Return the first further line that matches, of standard output or error; each within `timeout` seconds."""
         while True:
             try:
-                line = self._queue.get(timeout=LIMIT)
+                line = self._queue.get(timeout=timeout)
             except Empty:
-                msg = f"no line {pattern!r} within {LIMIT:g} s in {self.output}"
+                msg = f"no line {pattern!r} within {timeout:g} s in {self.output}"
                 raise AssertionError(msg) from None
             self.lines.append(line)
             if found := re.search(pattern, line):
@@ -77,10 +77,12 @@ class Cli:
     Attributes:
         folder: Where.
         env: Variables beside ours.
+        python: The interpreter of the environment whose command it is; this one by default.
     """
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
     @property
     def environment(self) -> dict[str, str]:
@@ -91,7 +93,7 @@ class Cli:
     def run(self, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run to the end, and check the exit code."""
         done = subprocess.run(  # noqa: S603 - our own command
-            [sys.executable, "-m", "natterjack", *args],
+            [self.python, "-m", "natterjack", *args],
             cwd=self.folder,
             env=self.environment,
             input=stdin,
@@ -128,7 +130,7 @@ class Cli:
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children would be deaf, too
             signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-u", "-m", "natterjack", *args],
+            [self.python, "-u", "-m", "natterjack", *args],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,

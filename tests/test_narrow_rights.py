@@ -5,7 +5,6 @@ with them, and what is not granted must fail at once, even where no guard of our
 """
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,7 +19,6 @@ from natterjack import (
     RefusedError,
     Right,
     RunFailedError,
-    Server,
     TeamClient,
     Trigger,
     TriggerContext,
@@ -35,10 +33,11 @@ from natterjack.host import AgentHost
 from natterjack.peers import Peers
 from natterjack.plugins import Plugins
 from natterjack.provision import agent_permissions, provision
-from natterjack.rights import Permissions
 from natterjack.runtime import start_agent
 from natterjack.team import Team
 from natterjack.testing import NatsServer, until
+from natterjack.testing.narrow import login_of as login
+from natterjack.testing.narrow import narrow_config
 
 SOURCE = '''
 """Three agents that use every facility."""
@@ -179,25 +178,10 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins
     sys.modules.pop("newsroom_agents", None)
 
 
-def user(name: str, granted: Permissions | None) -> str:
-    """One user of a server's configuration."""
-    rights = ""
-    if granted is not None:
-        publish, subscribe = json.dumps(list(granted.publish)), json.dumps(list(granted.subscribe))
-        rights = f", permissions: {{ publish: {{ allow: {publish} }}, subscribe: {{ allow: {subscribe} }} }}"
-    return f"{{ user: {name}, password: {name}-password{rights} }}"
-
-
 @pytest.fixture
 def server(plugins: Plugins) -> Iterator[NatsServer]:
-    granted = agent_permissions(TEAM, plugins)
-    users = [user("operator", None), *(user(name, rights) for name, rights in granted.items())]
-    with NatsServer("authorization { users = [\n" + ",\n".join(users) + "\n] }\n") as server:
+    with NatsServer(narrow_config(agent_permissions(TEAM, plugins))) as server:
         yield server
-
-
-def login(server: NatsServer, name: str) -> Server:
-    return Server(server.url, user=name, password=f"{name}-password")
 
 
 Start = Callable[[str], Awaitable[tuple[AgentHost, AgentContext]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -58,9 +58,7 @@ async def narrow_team(team: Team, plugins: Plugins, clock: Clock | None = None) 
         plugins: Where its components come from.
         clock: The time for its triggers.
     """
-    granted: dict[str, Permissions | None] = {OPERATOR: None, **agent_permissions(team, plugins)}
-    users = ",\n".join(_user(name, rights) for name, rights in granted.items())
-    with NatsServer(f"authorization {{ users = [\n{users}\n] }}\n") as server:
+    with NatsServer(narrow_config(agent_permissions(team, plugins))) as server:
         async with AsyncExitStack() as stack:
             login = login_of(server, OPERATOR)
             bus = await Bus.connect(login, principal=OPERATOR)
@@ -73,6 +71,12 @@ async def narrow_team(team: Team, plugins: Plugins, clock: Clock | None = None) 
 def login_of(server: NatsServer, name: str) -> Server:
     """Return how an agent, or the operator, logs in."""
     return Server(server.url, user=name, password=f"{name}-password")
+
+
+def narrow_config(granted: Mapping[str, Permissions]) -> str:
+    """Return a server's configuration with a user for each agent, who may do no more, and the operator, who may all."""
+    users = [_user(OPERATOR, None), *(_user(name, rights) for name, rights in granted.items())]
+    return "authorization { users = [\n" + ",\n".join(users) + "\n] }\n"
 
 
 def _user(name: str, granted: Permissions | None) -> str:

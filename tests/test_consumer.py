@@ -252,6 +252,25 @@ async def test_it_asks_again_when_the_server_is_silent(bus: Bus) -> None:
         await until(lambda: worker.got, 5)
 
 
+async def test_requests_that_the_server_has_not_forgotten_fill_no_more_than_the_slots(bus: Bus) -> None:
+    """After a reconnect both the new requests and those from before may be answered."""
+    await provision(bus)
+    worker = Worker(bus, slots=2)
+    most, seen = 0, 0
+    async with running(worker):
+        await until(lambda: worker.consumer._asked == 2)
+        worker.consumer._start_over()
+        await until(lambda: worker.consumer._asked == 2)
+        await fill(bus, 8)
+        while seen < 8:
+            await until(lambda: worker.got)
+            await bus.flush()  # all that is on its way has come
+            most, seen = max(most, len(worker.got)), seen + len(worker.got)
+            await worker.ack()
+        assert most <= 2
+        await settled(bus)
+
+
 async def test_without_a_consumer_it_ends_at_once(bus: Bus) -> None:
     with pytest.raises(NotProvisionedError, match=r"WORK\.agent=work"):
         await Worker(bus, slots=1).consumer.run()

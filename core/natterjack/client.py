@@ -50,7 +50,7 @@ class Run:
         """Return what the handler returned, as soon as it has.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds to wait.
 
         Raises:
             RunFailedError: It ended in a dead letter; with the cause.
@@ -134,7 +134,22 @@ class TeamClient:
         self._inboxes: set[str] = set()
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
-        """Ask one agent; see `Peers.ask`."""
+        """Ask one agent and return its answer.
+
+        Args:
+            name: The agent, or what a team file calls it.
+            question: Text.
+            timeout: Seconds; the peer knows it, and stops working when it is over.
+
+        Raises:
+            PeerUnavailableError: Nobody serves that name; known within milliseconds.
+            PeerTimeoutError: No answer in time.
+            PeerBusyError: It is at its limit.
+            PeerRefusedError: A guard or the broker refuses.
+            PeerError: It failed; with its code and a safe message.
+            InvalidNameError: The name is malformed.
+            PayloadError: The question cannot be sent.
+        """
         return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope())
 
     def ask_stream(
@@ -144,7 +159,21 @@ class TeamClient:
         return self._peers.stream(name, question, timeout=timeout, envelope=self._envelope(), on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
-        """Ask several agents at once; see `Peers.broadcast`."""
+        """Ask several agents at once; a peer's fault raises nothing.
+
+        Args:
+            names: The agents.
+            question: Text.
+            timeout: Seconds, for all of them together.
+
+        Returns:
+            The answers that came, by name, with `.failures` for the others.
+
+        Raises:
+            InvalidNameError: A name is malformed; nobody was asked.
+            ConfigError: No plugin resolves an address; nobody was asked.
+            PayloadError: The question cannot be sent.
+        """
         return await self._peers.broadcast(names, question, timeout=timeout, envelope=self._envelope())
 
     async def bucket(self, name: str) -> AgentContext:
@@ -175,7 +204,11 @@ class TeamClient:
         return Envelope(revision=self.context.revision)
 
     async def agents(self) -> list[AgentInfo]:
-        """Return the agents that run now, on whatever machine."""
+        """Return the agents that run now, on whatever machine.
+
+        Raises:
+            BrokerError: The server is away.
+        """
         return await discover(self.bus)
 
     async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
@@ -185,8 +218,11 @@ class TeamClient:
             The run that will handle it.
 
         Raises:
-            ConfigError: The team has no such agent.
+            UnknownAgentError: The team has no such agent.
+            InvalidNameError: The agent's name or the event's type is malformed.
             PayloadError: The event has no `type`, or cannot be sent.
+            RefusedError: The broker refuses.
+            StreamError: The agent's inbox is full; nothing was dropped.
         """
         subjects.check_name(agent)
         kind = event.get("type")

@@ -111,7 +111,11 @@ class Agent(Component):
         """Let go of what `start` took, once, after the last."""
 
     async def handle(self, event: Event, ctx: RunContext) -> Any:
-        """Work on one event; what it returns is journaled. Called for each trigger."""
+        """Work on one event; what it returns is journaled. Called for each trigger.
+
+        Raises:
+            ConfigError: It has no `handle` of its own.
+        """
         del ctx
         msg = f"{type(self).__name__} got an event ({event.type}) but has no `async def handle(self, event, ctx)`"
         raise ConfigError(msg)
@@ -120,6 +124,9 @@ class Agent(Component):
         """Answer one question. Called for each ask; an `async def`, or an async generator of chunks.
 
         The chunks stream to who asks with `ask_stream`, and are joined for who asks with `ask_peer`.
+
+        Raises:
+            ConfigError: It has no `answer` of its own.
         """
         del question, ctx
         msg = f"{type(self).__name__} was asked but has no `async def answer(self, question, ctx)`"
@@ -172,10 +179,19 @@ class TriggerContext(Protocol):
 
         Returns:
             The sequence in the inbox, once stored.
+
+        Raises:
+            InvalidNameError: The type is malformed.
+            PayloadError: The data cannot be sent.
+            StreamError: The inbox is full; nothing was dropped.
         """
 
     async def consume(self, spec: ConsumerSpec) -> None:
-        """Handle what a durable consumer delivers, until cancelled."""
+        """Handle what a durable consumer delivers, until cancelled.
+
+        Raises:
+            NotProvisionedError: There is no such consumer, or it was removed.
+        """
 
 
 class Trigger(Component):
@@ -328,7 +344,11 @@ class PeerScheme(Component):
 
     @abstractmethod
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
-        """Ask the agent at an address. Raise `PeerError` and its kinds; `timeout` is in seconds."""
+        """Ask the agent at an address, and wait for `timeout` seconds at most.
+
+        Raises:
+            PeerError: It did not answer well; one of its kinds where one fits.
+        """
 
     async def stream(
         self, address: str, question: str, timeout: float, on_query: Callable[[Query], Awaitable[str]] | None

@@ -107,7 +107,10 @@ class EventBus:
         return (await self.send("publish", topic, data, Envelope(), id)).sequence
 
     async def send(self, verb: Verb, kind: str, data: Any, envelope: Envelope, id: str | None) -> Stored:
-        """Store an event (`emit`), a message (`publish`) or one agent's event (`inject`, kind `<agent>.<type>`)."""
+        """Store an event (`emit`), a message (`publish`) or one agent's event (`inject`, `<agent>.<type>`).
+
+        Arguments and errors as for `emit`.
+        """
         subjects.check_type(kind, "topic" if verb == "publish" else "event type")
         if id is not None and not _ID.match(id):
             msg = f"{id!r} is no valid event id: use 1 to 128 printable ASCII characters without blanks"
@@ -142,11 +145,19 @@ class EventBus:
             raise ConflictError(msg)
 
     def subscribe(self, pattern: str = ">") -> LiveEvents:
-        """Return an async iterator of events as they happen. `async with` it to be sure when it begins."""
+        """Return an async iterator of events as they happen. `async with` it to be sure when it begins.
+
+        Raises:
+            PatternError: The pattern is malformed.
+        """
         return LiveEvents(self._bus, subjects.feed_events(subjects.check_pattern(pattern)))
 
     def subscribe_topic(self, pattern: str = ">") -> LiveEvents:
-        """Return an async iterator of messages as they are published."""
+        """Return an async iterator of messages as they are published.
+
+        Raises:
+            PatternError: The pattern is malformed.
+        """
         return LiveEvents(self._bus, subjects.feed_messages(subjects.check_pattern(pattern)))
 
 
@@ -158,7 +169,11 @@ _PLACES: Final[dict[Verb, tuple[str, str]]] = {
 
 
 class LiveEvents:
-    """An async iterator and context manager over a live feed."""
+    """An async iterator and context manager over a live feed.
+
+    Iterating raises `BrokerError` when the reader fell 10,000 events behind and missed some, `DisconnectedError` when
+    the connection is gone for good, and `RefusedError` when the broker does not allow it.
+    """
 
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus, self._subject = bus, subject

@@ -137,7 +137,11 @@ class StreamJournal(Journal):
         return self._bus.post(subject, body, _FREE)
 
     async def read(self, agent: str, run: str) -> list[Entry]:
-        """Return the entries of a run, in order, large ones whole; a corrupt one has that kind."""
+        """Return the entries of a run, in order, large ones whole; a corrupt one has that kind.
+
+        Raises:
+            BrokerError: The server does not answer.
+        """
         entries: list[Entry] = []
         while True:
             first = len(entries) + 1

@@ -152,7 +152,11 @@ class RunContext:
         return await through(around, partial(self._send, "emit", id=id), self)(type, data)
 
     async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
-        """Store a message for a topic; see `EventBus.publish`."""
+        """Store a message for a topic; see `EventBus.publish`.
+
+        Raises:
+            LoopError: Too many events led to one another, or this run sent too many.
+        """
         return await self._send("publish", topic, data, id)
 
     async def _send(self, verb: Verb, kind: str, data: Any, id: str | None) -> int:
@@ -163,7 +167,11 @@ class RunContext:
         return (await self._facilities.events.send(verb, kind, data, self._next(kind), id)).sequence
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
-        """Ask another agent; see `Peers.ask`. The run's own deadline bounds `timeout` (seconds)."""
+        """Ask another agent; see `TeamClient.ask_peer`. The run's own deadline bounds `timeout` (seconds).
+
+        Raises:
+            LoopError: Too many asks led to one another.
+        """
         left = min(timeout, self.deadline - time.time())
         return await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
 
@@ -191,7 +199,11 @@ class RunContext:
         return await self.stream.query(prompt, min(timeout, self.deadline - time.time()))
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
-        """Ask several agents at once; see `Peers.broadcast`."""
+        """Ask several agents at once; see `TeamClient.broadcast`. The run's own deadline bounds `timeout` (seconds).
+
+        Raises:
+            LoopError: Too many asks led to one another.
+        """
         left = min(timeout, self.deadline - time.time())
         return await self._facilities.peers.broadcast(names, question, timeout=left, envelope=self._next("broadcast"))
 

@@ -236,16 +236,28 @@ class AgentRuntime:
 
     @property
     def event_bus(self) -> EventBus:
-        """Emits and publishes as the operator."""
+        """Emits and publishes as the operator.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return self._running.event_bus
 
     @property
     def server(self) -> Server:
-        """Where it is connected."""
+        """Where it is connected.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return self._running.bus.server
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
-        """Ask one agent; see `Peers.ask`."""
+        """Ask one agent as the operator; see `TeamClient.ask_peer`.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return await self._running.ask_peer(name, question, timeout=timeout)
 
     def ask_stream(
@@ -255,15 +267,27 @@ class AgentRuntime:
         return self._running.ask_stream(name, question, timeout=timeout, on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
-        """Ask several agents at once; see `Peers.broadcast`."""
+        """Ask several agents at once, as the operator; see `TeamClient.broadcast`.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return await self._running.broadcast(names, question, timeout=timeout)
 
     async def agents(self) -> list[AgentInfo]:
-        """Return the agents that run now, on whatever machine."""
+        """Return the agents that run now, on whatever machine; see `TeamClient.agents`.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return await self._running.agents()
 
     async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
-        """Give an event to one agent; see `TeamClient.inject_event`."""
+        """Give an event to one agent; see `TeamClient.inject_event`.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return await self._running.inject_event(agent, event)
 
 

@@ -66,12 +66,16 @@ class Server:
         return ",".join(hidden(url) for url in self.urls)
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which a child process finds the same server; see `named_server`."""
+        """Return the variables by which a child process finds the same server."""
         given = {f"NATS_{name.upper()}": getattr(self, name) for name in SETTINGS}
         return {"NATS_URL": self.url, **{name: value for name, value in given.items() if value}}
 
     def tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context, or None where nothing asks for TLS."""
+        """Return the TLS context, or None where nothing asks for TLS.
+
+        Raises:
+            OSError: A file of certificates or of the key cannot be read.
+        """
         if not (self.ca or self.cert):
             return None
         context = ssl.create_default_context(cafile=self.ca)

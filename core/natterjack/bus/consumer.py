@@ -164,7 +164,7 @@ class Consumer:
             self._on_status(status, message)
             return
         self._asked = max(0, self._asked - 1)
-        if self._stopping:
+        if self._stopping or len(self._busy) >= self._slots:  # it answers a request from before a reconnect
             self._send(message.reply, _NAK)
             return
         self._held[message.reply] = message

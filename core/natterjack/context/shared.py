@@ -192,7 +192,12 @@ class AgentContext:
         return watch
 
     async def history(self, key: str) -> list[Revision]:
-        """Return the last versions of a key, oldest first; the bucket keeps 16."""
+        """Return the last versions of a key, oldest first; the bucket keeps 16.
+
+        Raises:
+            InvalidNameError: The key is malformed.
+            RequestTimeoutError: No server that answers has the newest.
+        """
         return await self._history(key, self._bus)
 
     async def _history(self, key: str, bus: Bus | None) -> list[Revision]:
@@ -245,6 +250,7 @@ class AgentContext:
             RefusedError: The writer may not write this key.
             InvalidNameError: The key is malformed.
             PayloadError: The value cannot be stored.
+            DisconnectedError: The context is closed.
         """
         return self._set(key, value, writer or subjects.OPERATOR, expected, self._bus)
 
@@ -263,6 +269,9 @@ class AgentContext:
         Raises:
             ConflictError: Others were faster for 30 s on end.
             RefusedError: The writer may not write this key.
+            InvalidNameError: The key is malformed.
+            PayloadError: What `fn` returned cannot be stored.
+            DisconnectedError: The context is closed.
         """
         return await self._update(key, fn, writer or subjects.OPERATOR, self._bus)
 

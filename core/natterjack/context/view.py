@@ -23,7 +23,7 @@ class SharedContext:
     """The context as one agent has it: it cannot write as anybody else. Made for each run, and cheap.
 
     An agent with `reads` of its own gets these keys only: `keys` and `watch` pass over the others, and to name
-    another raises `RefusedError`. Methods without a word of their own do what those of `AgentContext` do.
+    another raises `RefusedError`.
     """
 
     __slots__ = ("_bus", "_context", "_principal", "_reads", "_writes")
@@ -43,7 +43,7 @@ class SharedContext:
         return any(subjects.matches(pattern, key) for pattern in self._reads or ())
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a value, from memory.
+        """Return a value, from memory; see `AgentContext.get`.
 
         Raises:
             RefusedError: The agent may not read this key.
@@ -63,11 +63,11 @@ class SharedContext:
         return self._context.revision
 
     def watch(self, pattern: str = ">") -> AsyncIterator[Change]:
-        """Return changes of keys that the agent may read, as they come."""
+        """Return changes of keys that the agent may read, as they come; see `AgentContext.watch`."""
         return self._context._watch(Watch(subjects.check_pattern(pattern), self._reads))
 
     async def history(self, key: str) -> list[Revision]:
-        """Return the last versions of a key, oldest first.
+        """Return the last versions of a key, oldest first; see `AgentContext.history`.
 
         Raises:
             RefusedError: The agent may not read this key, or on its own connection no history.
@@ -76,32 +76,32 @@ class SharedContext:
         return await self._context._history(key, self._bus)
 
     async def refresh(self) -> None:
-        """Return once it has all that the server had at the call."""
+        """Return once it has all that the server had at the call; see `AgentContext.refresh`."""
         await self._context.refresh()
 
     async def reach(self, revision: int, timeout: float = 5.0) -> None:
-        """Return once it has all up to a revision of the server."""
+        """Return once it has all up to a revision of the server; see `AgentContext.reach`."""
         await self._context.reach(revision, timeout)
 
     def set(self, key: str, value: Any, *, expected: int | None = None) -> Write:
-        """Write a value."""
+        """Write a value; see `AgentContext.set`."""
         return self._kept(self._context._set(key, value, self._principal, expected, self._bus))
 
     def delete(self, key: str) -> Write:
-        """Delete a key."""
+        """Delete a key; see `AgentContext.delete`."""
         return self._kept(self._context._delete(key, self._principal, self._bus))
 
     async def update(self, key: str, fn: Callable[[Any], Any]) -> Any:
-        """Replace a value by what `fn` makes of it, and return that."""
+        """Replace a value by what `fn` makes of it, and return that; see `AgentContext.update`."""
         self._may_read(key)
         return await self._context._update(key, fn, self._principal, self._bus)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Read and write several keys together: all of it is stored at the block's end, or nothing."""
+        """Read and write several keys together: all of it is stored at the block's end, or nothing; see `AgentContext.transaction`."""
         return self._context._transaction(self._principal, self._bus, self._may_read)
 
     async def transact(self, fn: Callable[[Transaction], T]) -> T:
-        """Call `fn` with a transaction, again when somebody was faster, and return what it returned."""
+        """Call `fn` with a transaction, again when somebody was faster, and return what it returned; see `AgentContext.transact`."""
         return await self._context._transact(fn, self._principal, self._bus, self._may_read)
 
     @property
@@ -110,7 +110,11 @@ class SharedContext:
         return self._writes is not None
 
     async def settle(self) -> None:
-        """Return once all that was written through this view is durable, or raise the first unheard failure."""
+        """Return once all that was written through this view is durable.
+
+        Raises:
+            NatterjackError: The first failure of a write that nobody awaited.
+        """
         if self._writes is not None:
             await self._writes.settle()
 

@@ -6,6 +6,7 @@ The bucket and the feed are a real server's; what the feed brings is tossed abou
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Literal
 
@@ -15,23 +16,26 @@ from hypothesis import strategies as st
 
 from natterjack import subjects
 from natterjack.bus import Bus, Message
+from natterjack.bus.batch import BatchMessage, store_batch
 from natterjack.context.replica import Replica
 from natterjack.context.state import STREAM, State, Version, Watch, read_message
 from natterjack.provision import STREAMS
 from natterjack.testing import until
 
-Fate = Literal["pass", "lose", "repeat", "hold"]
+Fate = Literal["pass", "lose", "repeat", "echo", "hold"]
 Step = tuple[str, int]
 
 KEYS: Final = ("a", "b", "a.b")
+TRANSACTIONS: Final = (("a",), ("b", "a"), ("a", "a", "b"), ("b", "a.b", "b", "b", "a"))
 # In memory: a file stream made right after one of its name was deleted may come with the old one's messages.
 BUCKET: Final = {"name": STREAM, **STREAMS[STREAM], "storage": "memory"}
 
-fates = st.lists(st.sampled_from(["pass", "pass", "lose", "repeat", "hold"]), max_size=20)
+fates = st.lists(st.sampled_from(["pass", "pass", "lose", "repeat", "echo", "hold"]), max_size=20)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.integers(0, len(KEYS) - 1)),
         st.tuples(st.just("put"), st.integers(0, len(KEYS) - 1)),
+        st.tuples(st.just("transact"), st.integers(0, len(TRANSACTIONS) - 1)),
         st.tuples(st.just("delete"), st.integers(0, len(KEYS) - 1)),
         st.tuples(st.just("release"), st.integers(0, 3)),
         st.tuples(st.just("reach"), st.integers(-3, 3)),
@@ -57,19 +61,21 @@ class Tossed(Replica):
         self.heard = 0
         self._fates = iter(fates)
         self._held: list[Message] = []
+        self._echoes: list[Message] = []  # what comes again after the next
 
-    async def _fed(self, message: Message) -> None:
+    async def _receive(self, message: Message) -> None:
         self.heard += 1
         fate = next(self._fates, "pass")
         if fate == "hold":
             self._held.append(message)
-        for _ in range({"pass": 1, "repeat": 2}.get(fate, 0)):
-            await super()._fed(message)
+        echoes, self._echoes = self._echoes, [message] if fate == "echo" else []
+        for each in [message] * {"lose": 0, "hold": 0, "repeat": 2}.get(fate, 1) + echoes:
+            await super()._receive(each)
 
     async def release(self, index: int) -> None:
         """Bring a message late, behind newer ones."""
         if index < len(self._held):
-            await super()._fed(self._held.pop(index))
+            await super()._receive(self._held.pop(index))
 
 
 @pytest.fixture
@@ -105,6 +111,15 @@ async def put(bus: Bus, key: str, data: bytes) -> int:
     return (await bus.store(subjects.key(subjects.CONTEXT_BUCKET, key), data, headers=headers)).sequence
 
 
+async def transact(bus: Bus, keys: Sequence[str], last: int) -> int:
+    """Write several keys at once, some of them twice; return the last revision."""
+    messages = [
+        BatchMessage(subjects.key(subjects.CONTEXT_BUCKET, key), b"%d" % (last + at), {}) for at, key in enumerate(keys)
+    ]
+    await store_batch(bus, messages, id=bus.new_id())
+    return last + len(messages)
+
+
 async def check(step: Step, bus: Bus, replica: Tossed, last: int) -> None:
     """Do one step that writes nothing."""
     what, number = step
@@ -128,6 +143,8 @@ async def check(step: Step, bus: Bus, replica: Tossed, last: int) -> None:
 @given(before=st.integers(0, 3), fates=fates, steps=steps)
 @example(before=0, fates=["lose"], steps=[("put", 0)])
 @example(before=1, fates=["hold", "pass"], steps=[("put", 0), ("put", 0), ("release", 0)])
+@example(before=0, fates=["hold", "pass", "pass"], steps=[("transact", 2), ("release", 0), ("put", 1)])
+@example(before=0, fates=["echo"], steps=[("transact", 2)])
 @example(before=0, fates=["lose", "repeat"], steps=[("put", 0), ("put", 1), ("reach", 0), ("reach", 3)])
 async def test_whatever_the_feed_does_the_replica_ends_equal_to_the_bucket(
     bus: Bus, other: Bus, before: int, fates: list[Fate], steps: list[Step]
@@ -145,6 +162,8 @@ async def test_whatever_the_feed_does_the_replica_ends_equal_to_the_bucket(
         for step in steps:
             if step[0] in ("put", "delete"):
                 last = await put(other, KEYS[step[1]], b"%d" % last if step[0] == "put" else b"")
+            elif step[0] == "transact":
+                last = await transact(other, TRANSACTIONS[step[1]], last)
             else:
                 await check(step, bus, replica, last)
         await asyncio.wait_for(replica.reach(last), 5)
@@ -165,7 +184,7 @@ async def test_what_the_feed_lost_is_found_without_being_asked_for(
     bus: Bus, other: Bus, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
     """The tail, too, after which the feed brings nothing that would show the gap."""
-    monkeypatch.setattr("natterjack.context.replica.CHECK_EVERY", 0.2)
+    monkeypatch.setattr("natterjack.context.follower.CHECK_EVERY", 0.2)
     await other.api(f"STREAM.CREATE.{STREAM}", BUCKET)
     state = State()
     replica = Tossed(state, bus, ["lose"] * lost)

@@ -49,7 +49,7 @@ OWNERS = {f"{owner.__name__}.{name}": owner for owner in CLASSES for name, _ in 
 def text_of(name: str) -> str:
     """Return the docstring of a callable; what it refers to (`see `x``, `as for `x``) belongs to it."""
     found = inspect.getdoc(CALLABLES[name]) or ""
-    for other in re.findall(r"(?:as for|see) `([\w.]+)`", found):
+    for other in re.findall(r"(?:as\s+for|see) `([\w.]+)`", found):
         full = other if "." in other else f"{OWNERS[name].__name__}.{other}"
         assert full in CALLABLES, f"{name} refers to {other!r}, which is no public name"
         found += "\n\n" + (inspect.getdoc(CALLABLES[full]) or "")

@@ -171,7 +171,7 @@ class StreamJournal(Journal):
             agent: Of one agent; of all by default.
             run: Of one run.
             kind: Of one kind.
-            since: Stored at or after this moment.
+            since: Stored at or after this moment; a number is Unix seconds.
 
         Yields:
             Entries; the data of a large one is its `Reference`, which `whole` fetches.
@@ -347,7 +347,7 @@ class RunJournal:
             log.error("%s: its journal %r misses %s; the stream has it", entry.agent, sink.name, what)  # noqa: TRY400
 
     def entries(self, *, since: Moment | None = None, kind: str | None = None) -> list[Entry]:
-        """Return this run's entries, optionally only those of a kind, or since a moment."""
+        """Return this run's entries, optionally only those of a kind, or since a moment; a number is Unix seconds."""
         first = since.timestamp() if isinstance(since, datetime) else since or 0.0
         return [entry for entry in self._entries if kind in (None, entry.kind) and entry.time >= first]
 

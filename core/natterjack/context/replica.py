@@ -199,5 +199,10 @@ class Replica(Follower):
         return 0 if missing == [self._all] else min(up_to, await self._newest(missing))
 
     def _apply(self, versions: list[tuple[str, Version]]) -> None:
-        for key, version in dict(versions).items():
+        for key, version in dict(sorted(versions, key=_in_order)).items():  # of each key the newest alone
             self._state.apply(key, version)
+
+
+def _in_order(found: tuple[str, Version]) -> int:
+    """The feed may repeat an earlier message behind a later one."""
+    return found[1].revision

@@ -100,7 +100,7 @@ class AgentContext:
         Args:
             bus: The connection it reads by, and writes by for whoever has no other.
             bucket: The bucket's name; empty for the main context.
-            reads: Patterns of the keys that `bus` may read, all by default; see `PartialReplica`. Without any,
+            reads: Patterns of the keys that `bus` may read, all by default. Without any,
                 nothing is followed, and it can only be written.
 
         Raises:

@@ -76,7 +76,11 @@ class Transaction:
     # Storing it
 
     def commit_here(self, write: Callable[[str, Version], int]) -> None:
-        """Store it in a context on its own."""
+        """Store it in a context on its own.
+
+        Raises:
+            ConflictError: Somebody else wrote a key that it read.
+        """
         for key, revision in self._read.items():
             known = self._state.versions.get(key)
             if (known.revision if known else 0) != revision:
@@ -86,7 +90,12 @@ class Transaction:
             self.revision = write(key, version)
 
     async def commit(self, writer: Writer, bus: Bus) -> None:
-        """Store it in the bucket, after this process's earlier writes of the same keys."""
+        """Store it in the bucket, after this process's earlier writes of the same keys.
+
+        Raises:
+            ConflictError: Somebody else wrote a key that it read.
+            UsageError: It has too many keys.
+        """
         if not self._written:
             return
         messages = list(_messages(writer.bucket, self._read, self._written))

@@ -97,11 +97,11 @@ class SharedContext:
         return await self._context._update(key, fn, self._principal, self._bus)
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Read and write several keys together: all of it is stored at the block's end, or nothing; see `AgentContext.transaction`."""
+        """Read and write several keys together: all of it is stored, or nothing; see `AgentContext.transaction`."""
         return self._context._transaction(self._principal, self._bus, self._may_read)
 
     async def transact(self, fn: Callable[[Transaction], T]) -> T:
-        """Call `fn` with a transaction, again when somebody was faster, and return what it returned; see `AgentContext.transact`."""
+        """Call `fn` with a transaction, again when somebody was faster; see `AgentContext.transact`."""
         return await self._context._transact(fn, self._principal, self._bus, self._may_read)
 
     @property

@@ -155,7 +155,20 @@ class TeamClient:
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
     ) -> AnswerStream:
-        """Ask one agent for its answer in chunks; see `Peers.stream`."""
+        """Ask one agent, and return its answer as chunks that come while it works.
+
+        Args:
+            name: The agent, or what a team file calls it.
+            question: Text.
+            timeout: Seconds for the whole answer.
+            on_query: Answers what the agent asks back; without it the agent is told at once that nobody will.
+
+        Raises:
+            InvalidNameError: The name is malformed.
+            ConfigError: No plugin resolves its address.
+            PayloadError: The question cannot be sent.
+            PeerRefusedError: A guard refuses. All else is raised where the next chunk would come, as by `ask_peer`.
+        """
         return self._peers.stream(name, question, timeout=timeout, envelope=self._envelope(), on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:

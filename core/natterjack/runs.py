@@ -178,7 +178,11 @@ class RunContext:
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
     ) -> AnswerStream:
-        """Ask another agent for its answer in chunks; see `Peers.stream`. The run's deadline bounds `timeout`."""
+        """Ask another agent for its answer in chunks; see `TeamClient.ask_stream`. The run's deadline bounds `timeout`.
+
+        Raises:
+            LoopError: Too many asks led to one another.
+        """
         left = min(timeout, self.deadline - time.time())
         return self._facilities.peers.stream(name, question, timeout=left, envelope=self._next(name), on_query=on_query)
 

@@ -263,7 +263,11 @@ class AgentRuntime:
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
     ) -> AnswerStream:
-        """Ask one agent for its answer in chunks; see `Peers.stream`."""
+        """Ask one agent for its answer in chunks, as the operator; see `TeamClient.ask_stream`.
+
+        Raises:
+            ConfigError: The runtime does not run.
+        """
         return self._running.ask_stream(name, question, timeout=timeout, on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:

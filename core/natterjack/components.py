@@ -187,11 +187,7 @@ class TriggerContext(Protocol):
         """
 
     async def consume(self, spec: ConsumerSpec) -> None:
-        """Handle what a durable consumer delivers, until cancelled.
-
-        Raises:
-            NotProvisionedError: There is no such consumer, or it was removed.
-        """
+        """Handle what a durable consumer delivers, until cancelled; raise `NotProvisionedError` if there is none."""
 
 
 class Trigger(Component):
@@ -344,11 +340,7 @@ class PeerScheme(Component):
 
     @abstractmethod
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
-        """Ask the agent at an address, and wait for `timeout` seconds at most.
-
-        Raises:
-            PeerError: It did not answer well; one of its kinds where one fits.
-        """
+        """Ask the agent at an address, within `timeout` seconds; raise `PeerError`, or the kind of it that fits."""
 
     async def stream(
         self, address: str, question: str, timeout: float, on_query: Callable[[Query], Awaitable[str]] | None

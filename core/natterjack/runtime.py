@@ -47,6 +47,8 @@ class AgentRuntime:
         async with runtime:
             print(await runtime.ask_peer("echo", "hello"))
 
+    What needs a team that runs (`event_bus`, `ask_peer`, …) raises `ConfigError` before the start and after the stop.
+
     Args:
         server: URL of a server; by default `NATS_URL`, or else an embedded one.
         context: The shared context; an empty one by default.
@@ -236,62 +238,34 @@ class AgentRuntime:
 
     @property
     def event_bus(self) -> EventBus:
-        """Emits and publishes as the operator.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Emits and publishes as the operator."""
         return self._running.event_bus
 
     @property
     def server(self) -> Server:
-        """Where it is connected.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Where it is connected."""
         return self._running.bus.server
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
-        """Ask one agent as the operator; see `TeamClient.ask_peer`.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Ask one agent as the operator; see `TeamClient.ask_peer`."""
         return await self._running.ask_peer(name, question, timeout=timeout)
 
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
     ) -> AnswerStream:
-        """Ask one agent for its answer in chunks, as the operator; see `TeamClient.ask_stream`.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Ask one agent for its answer in chunks, as the operator; see `TeamClient.ask_stream`."""
         return self._running.ask_stream(name, question, timeout=timeout, on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
-        """Ask several agents at once, as the operator; see `TeamClient.broadcast`.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Ask several agents at once, as the operator; see `TeamClient.broadcast`."""
         return await self._running.broadcast(names, question, timeout=timeout)
 
     async def agents(self) -> list[AgentInfo]:
-        """Return the agents that run now, on whatever machine; see `TeamClient.agents`.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Return the agents that run now, on whatever machine; see `TeamClient.agents`."""
         return await self._running.agents()
 
     async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
-        """Give an event to one agent; see `TeamClient.inject_event`.
-
-        Raises:
-            ConfigError: The runtime does not run.
-        """
+        """Give an event to one agent; see `TeamClient.inject_event`."""
         return await self._running.inject_event(agent, event)
 
 

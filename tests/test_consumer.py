@@ -266,7 +266,7 @@ async def test_requests_that_the_server_has_not_forgotten_fill_no_more_than_the_
             await until(lambda: worker.got)
             await bus.flush()  # all that is on its way has come
             most, seen = max(most, len(worker.got)), seen + len(worker.got)
-            await worker.ack()
+            worker.ack()
         assert most <= 2
         await settled(bus)
 

@@ -50,13 +50,13 @@ class Worker:
         try:
             await clock.sleep(self._rng.choice([0, 0, 0.001, 0.05, 0.4, 1.5]))
         except asyncio.CancelledError:
-            await self.consumer.nak(message)
+            self.consumer.nak(message)
             raise
         if self._rng.random() < 0.2:
-            await self.consumer.nak(message, self._rng.choice([0, 0.1]))
+            self.consumer.nak(message, self._rng.choice([0, 0.1]))
         else:
             self.handled.add(message.data)
-            await self.consumer.ack(message)
+            self.consumer.ack(message)
 
     async def stop(self) -> None:
         """Stop as an agent does: pull no more, give back what is held."""

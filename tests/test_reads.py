@@ -183,7 +183,10 @@ async def ignore(message: object) -> None:
 
 
 async def test_what_one_account_cannot_keep_from_it(team: Team) -> None:
-    """The names of all keys, from whoever reads by a wildcard: STREAM.INFO is not bounded by a subject."""
+    """The names of all keys, from whoever reads by a wildcard, and the revisions of all, from whoever writes.
+
+    STREAM.INFO is not bounded by a subject, nor is the key that a write's guard names.
+    """
     operator = await team.context("operator")
     await operator.set("secret", 1)
     names = {}
@@ -195,6 +198,10 @@ async def test_what_one_account_cannot_keep_from_it(team: Team) -> None:
         except RefusedError:
             names[name] = []
     assert names == {"reader": ["$KV.context.secret"], "literal": []}
+    guard = "Nats-Expected-Last-Subject-Sequence"
+    headers = {guard: "99", f"{guard}-Subject": "$KV.context.secret"}
+    reply = await (await team.bus("blind")).request("$KV.context.own", b"1", timeout=2, headers=headers)
+    assert orjson.loads(reply.data)["error"]["description"] == "wrong last sequence: 1"
 
 
 async def test_a_later_revision_is_read_through(team: Team) -> None:

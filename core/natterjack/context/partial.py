@@ -29,8 +29,9 @@ class PartialReplica(Follower):
 
     Which keys a pattern with a wildcard stands for, it asks `STREAM.INFO.KV_context`, once it starts and with every
     look: that call cannot be bounded either, and tells the *names* of all keys to whoever may make it. So it is
-    granted with wildcards only; a reader of literal keys learns no name. Where names are confidential, too, use a
-    bucket of its own.
+    granted with wildcards only; a reader of literal keys learns no name. And whoever may write a key can ask for the
+    revision of any other, since a write may be guarded by that of another key. Values it never gets. Where names and
+    revisions are confidential, too, use a bucket of its own.
 
     What is written to one key says nothing about the others, so it cannot tell whether the feed lost something: it
     reads its keys again after each reconnect, every few seconds (longer with more than 5,000 keys), and before an

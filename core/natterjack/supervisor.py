@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NoReturn
 
 from natterjack.errors import StartError
@@ -43,7 +44,7 @@ Print = Callable[[str, str], None]
 """Shows one line of a process: its label, and the line."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """One agent's process.
 
@@ -54,6 +55,10 @@ class Child:
         started: Whether it ever listened.
         ends: When it ended by itself, monotonic seconds.
         last: The last lines it printed.
+        process: It itself, or the last of it.
+        task: Keeps it running.
+        trial: Whether its first end is final: it has still to show that it comes up.
+        leaving: Whether it was told to end.
     """
 
     agent: str
@@ -63,6 +68,9 @@ class Child:
     ends: deque[float] = field(default_factory=lambda: deque(maxlen=CRASHES))
     last: deque[str] = field(default_factory=lambda: deque(maxlen=5))
     process: asyncio.subprocess.Process | None = None
+    task: asyncio.Task[None] | None = None
+    trial: bool = False
+    leaving: bool = False
 
     @property
     def looping(self) -> bool:
@@ -109,7 +117,7 @@ class Supervisor:
             for name, spec in team.agents.items()
             for number in range(1, spec.replicas + 1)
         ]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         """Start all, and return once all listen.
@@ -117,10 +125,11 @@ class Supervisor:
         Raises:
             StartError: One does not come up; all are stopped then.
         """
-        self._tasks = [asyncio.create_task(self._keep(child), name=child.label) for child in self.children]
+        for child in self.children:
+            self._launch(child)
         ready = asyncio.create_task(self._all_ready())
         try:
-            await asyncio.wait([ready, *self._tasks], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ready, self._failure], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 self._raise_failure()
         except BaseException:
@@ -129,14 +138,23 @@ class Supervisor:
         finally:
             ready.cancel()
 
+    def _launch(self, child: Child) -> None:
+        child.task = asyncio.create_task(self._keep(child), name=child.label)
+        child.task.add_done_callback(partial(self._given_up, child))
+
+    def _given_up(self, child: Child, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not child.trial and not self._failure.done():
+            self._failure.set_exception(error)
+            self._failure.exception()  # whoever waits gets it; nobody may wait any more
+
     async def _all_ready(self) -> None:
         for child in self.children:
             await child.ready.wait()
 
     def _raise_failure(self) -> None:
-        for task in self._tasks:
-            if task.done():
-                task.result()
+        if self._failure.done():
+            self._failure.result()
         late = ", ".join(child.label for child in self.children if not child.ready.is_set())
         msg = f"not ready after {START_TIMEOUT:.0f} s: {late}"
         raise StartError(msg)
@@ -147,18 +165,80 @@ class Supervisor:
         Raises:
             StartError: It ends again and again; with its last lines.
         """
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.shield(self._failure)
 
     async def stop(self) -> None:
         """Have every process drain; what does not end within 15 s is killed."""
-        for child in self.children:
+        await asyncio.gather(*(self._retire(child) for child in list(self.children)))
+
+    # Changing what runs
+
+    async def renew(self, agent: str) -> None:
+        """Start new processes of an agent, and once they listen, have the old ones drain.
+
+        Raises:
+            StartError: A new one does not come up; the old ones go on, and nothing is left of the new.
+        """
+        old = [child for child in self.children if child.agent == agent]
+        fresh = [Child(agent, child.label) for child in old]
+        await self._try(fresh)
+        await self._dismiss(old)
+
+    async def scale(self, agent: str, replicas: int) -> None:
+        """Start or drain processes until an agent has so many.
+
+        Raises:
+            StartError: A new one does not come up; what ran before goes on.
+        """
+        old = [child for child in self.children if child.agent == agent]
+        first = len(old) + 1
+        numbers = range(first, replicas + 1)
+        await self._try([Child(agent, agent if replicas == 1 else f"{agent}/{number}") for number in numbers])
+        await self._dismiss(old[replicas:])
+
+    async def _dismiss(self, children: Iterable[Child]) -> None:
+        gone = list(children)
+        await asyncio.gather(*(self._retire(child) for child in gone))
+        self.children = [child for child in self.children if child not in gone]
+
+    async def _try(self, fresh: list[Child]) -> None:
+        """Start processes on trial: they come up, all of them, or none is left."""
+        for child in fresh:
+            child.trial = True
+            self.children.append(child)
+            self._launch(child)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                for child in fresh:
+                    await self._come_up(child)
+        except BaseException as error:
+            await self._dismiss(fresh)
+            if isinstance(error, TimeoutError):
+                msg = f"{fresh[0].agent} is not ready after {START_TIMEOUT:.0f} s"
+                raise StartError(msg) from error
+            raise
+        for child in fresh:
+            child.trial = False
+
+    async def _come_up(self, child: Child) -> None:
+        ready = asyncio.create_task(child.ready.wait())
+        try:
+            if child.task is not None:
+                await asyncio.wait([ready, child.task], return_when=asyncio.FIRST_COMPLETED)
+                if not child.ready.is_set():
+                    child.task.result()
+        finally:
+            ready.cancel()
+
+    async def _retire(self, child: Child) -> None:
+        """Have one process drain, and return once it has ended."""
+        if not child.leaving:  # a second signal would end it at once
+            child.leaving = True
             self._signal(child, signal.SIGTERM)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(child) for child in self.children))
+        if child.task is not None:
+            child.task.cancel()
+            await asyncio.gather(child.task, return_exceptions=True)
+        await self._end(child)
 
     async def _end(self, child: Child) -> None:
         process = child.process
@@ -182,6 +262,8 @@ class Supervisor:
         while True:
             code = await self._run(child)
             child.ends.append(time.monotonic())
+            if child.trial:
+                child.give_up("does not come up")
             if code == WRONG and not child.started:
                 child.give_up("cannot start")
             if child.looping:

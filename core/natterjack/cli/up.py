@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,6 +19,7 @@ from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
+from natterjack.cli.reload import Reloader, check_installed
 from natterjack.cli.run import first_of, run, show_logs, stopping
 from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.plugins import Plugins
@@ -37,10 +39,18 @@ def up(
     single_process: Annotated[
         bool, typer.Option("--single-process", help="All agents in this process, instead of one for each.")
     ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Renew agents when their code or the team file changes.")
+    ] = False,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
 ) -> None:
     """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own."""
+    if reload:
+        if single_process or not is_file(team):
+            msg = "agents are renewed one by one, so each needs a process of its own: name a team file alone"
+            raise typer.BadParameter(msg, param_hint="--reload")
+        check_installed()
     runtime = None if is_file(team) else import_runtime(team)
     described = read_team(Path(team)) if runtime is None else runtime.team
     plugins = Plugins.load()
@@ -53,7 +63,8 @@ def up(
         named = named_server(server, nats_context, described.server)
     else:
         named = runtime.choose_server(named_server(server, nats_context) if server or nats_context else None)
-    run(_up(described, runtime, named, nats_context, plugins, single_process=single_process))
+    watched = Path(team) if reload else None
+    run(_up(described, runtime, named, nats_context, plugins, watched, single_process=single_process))
 
 
 def _make_importable(folder: Path) -> None:
@@ -69,6 +80,7 @@ async def _up(
     named: Server | None,
     nats_context: str | None,
     plugins: Plugins,
+    watched: Path | None,
     *,
     single_process: bool,
 ) -> None:
@@ -79,7 +91,7 @@ async def _up(
                 runtime.choose_server(server)
             if single_process and runtime is None:
                 runtime = TeamRuntime(team, server, plugins)
-            serving = _serve_processes(team, server, plugins) if runtime is None else _serve_here(runtime)
+            serving = _serve_processes(team, server, plugins, watched) if runtime is None else _serve_here(runtime)
             ended = await first_of(serving, stop.wait(), *([broker.wait_lost()] if broker else []))
             if isinstance(ended, str):
                 raise CommandError(ended, ExitCode.UNREACHABLE)
@@ -103,7 +115,7 @@ async def _serve_here(runtime: AgentRuntime) -> None:
         await runtime.wait()
 
 
-async def _serve_processes(team: Team, server: Server, plugins: Plugins) -> None:
+async def _serve_processes(team: Team, server: Server, plugins: Plugins, watched: Path | None) -> None:
     began = time.monotonic()
     await provisioned(team, server, plugins)
     show = _Prefixed(team)
@@ -111,7 +123,12 @@ async def _serve_processes(team: Team, server: Server, plugins: Plugins) -> None
     try:
         await supervisor.start()
         _say_ready(len(supervisor.children), began)
-        await supervisor.wait()
+        if watched is None:
+            await supervisor.wait()
+        else:
+            again = partial(provisioned, server=server, plugins=plugins)
+            reloader = Reloader(watched, team, plugins, supervisor, again, partial(_say, "reload"))
+            await first_of(supervisor.wait(), reloader.run())
     finally:
         await asyncio.shield(supervisor.stop())
 
@@ -174,5 +191,5 @@ class _Prefixed:
     def __call__(self, label: str, line: str) -> None:
         prefix = f"{label:{self._width}} |"
         if sys.stdout.isatty():
-            prefix = typer.style(prefix, fg=self._colors[label.partition("/")[0]])
+            prefix = typer.style(prefix, fg=self._colors.get(label.partition("/")[0]))
         write(f"{prefix} {clean(line)}")

@@ -16,6 +16,8 @@ from natterjack.supervisor import Supervisor
 from natterjack.team import Team, check_team, read_team
 
 Tell = Callable[[str], None]
+_TICK = 500
+"""Milliseconds after which the watcher speaks up though nothing has changed: the first time, it tells that it watches."""
 
 
 class Reloader:
@@ -42,8 +44,8 @@ class Reloader:
         self._path, self._team, self._plugins = path.resolve(), team, plugins
         self._supervisor, self._provision, self._tell = supervisor, provision, tell
 
-    async def run(self) -> None:
-        """Watch until cancelled."""
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Watch until cancelled; say `ready` once no change can be missed."""
         from watchfiles import DefaultFilter, awatch  # of the extra `reload`
 
         wanted = DefaultFilter()
@@ -52,8 +54,13 @@ class Reloader:
             return (path.endswith(".py") or Path(path) == self._path) and wanted(change, path)  # type: ignore[arg-type]
 
         folders = sorted({self._path.parent, *_folders(self._team, self._path.parent)})
-        async for changes in awatch(*folders, watch_filter=concerns):
-            await self.apply({Path(path) for _, path in changes})
+        watching = False
+        async for changes in awatch(*folders, watch_filter=concerns, yield_on_timeout=True, rust_timeout=_TICK):
+            if not watching:
+                watching = True
+                ready()
+            if changes:
+                await self.apply({Path(path) for _, path in changes})
 
     async def apply(self, changed: set[Path]) -> None:
         """Take over what these files say now, or tell why not."""

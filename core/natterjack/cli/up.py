@@ -122,13 +122,14 @@ async def _serve_processes(team: Team, server: Server, plugins: Plugins, watched
     supervisor = Supervisor(team, server, show)
     try:
         await supervisor.start()
-        _say_ready(len(supervisor.children), began)
+        ready = partial(_say_ready, len(supervisor.children), began)
         if watched is None:
+            ready()
             await supervisor.wait()
         else:
             again = partial(provisioned, server=server, plugins=plugins)
             reloader = Reloader(watched, team, plugins, supervisor, again, partial(_say, "reload"))
-            await first_of(supervisor.wait(), reloader.run())
+            await first_of(supervisor.wait(), reloader.run(ready))
     finally:
         await asyncio.shield(supervisor.stop())
 

@@ -227,6 +227,8 @@ async def test_a_run_is_neither_failed_nor_repeated_by_a_sink(own_server: NatsSe
     async with runtime:
         run = await runtime.inject_event("counter", {"type": "count"})
         assert await run.result(timeout=10) == "counted"
+        kinds = [entry.kind async for entry in runtime.journal.entries("counter", run=run.id)]
+        assert kinds == ["note", "done"]
         again = await runtime.inject_event("counter", {"type": "count"})
         assert await again.result(timeout=10) == "counted"
     assert handled == [1, 1]

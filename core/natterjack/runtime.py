@@ -22,6 +22,7 @@ from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
 from natterjack.inbox import InboxTrigger
+from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery
 from natterjack.plugins import Plugins
@@ -240,6 +241,11 @@ class AgentRuntime:
     def event_bus(self) -> EventBus:
         """Emits and publishes as the operator."""
         return self._running.event_bus
+
+    @property
+    def journal(self) -> StreamJournal:
+        """What all agents did: `entries`, `tail`."""
+        return self._running.journal
 
     @property
     def server(self) -> Server:

@@ -92,7 +92,7 @@ def _add_traffic(made: Document, name: str, spec: AgentSpec) -> None:
 def _traffic(spec: AgentSpec) -> Iterator[tuple[str, str, str, str]]:
     yield from (("receive", "waits-for", subjects.event(each), "event") for each in spec.awaited)
     yield from (("send", "emits", subjects.event(each), "event") for each in spec.emitted)
-    topics = [str(trigger.settings["topic"]) for trigger in spec.on if trigger.kind == "message"]
+    topics = [str(trigger.settings["topic"]) for trigger in spec.on if "topic" in trigger.settings]
     yield from (("receive", "reads", subjects.message(each), "message") for each in topics)
     yield from (("send", "publishes", subjects.message(each), "message") for each in spec.publishes or ())
 

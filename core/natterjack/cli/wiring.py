@@ -143,7 +143,7 @@ def _source(made: Wiring, trigger: TriggerSpec, known: list[str]) -> str:
     values = [value for key, value in trigger.settings.items() if key != "where"]
     text = " ".join(str(value) for value in values)
     if trigger.kind == "message":
-        return made.add("topic", text)
+        return made.add("topic", str(trigger.settings.get("topic", text)))
     if trigger.kind == "context":
         return made.add("key", text)
     return made.add("trigger", f"{trigger.kind} {text}".rstrip())

@@ -17,7 +17,7 @@ from natterjack.team import Team, check_team, read_team
 
 Tell = Callable[[str], None]
 _TICK = 500
-"""Milliseconds after which the watcher speaks up though nothing has changed: the first time, it tells that it watches."""
+"""Milliseconds after which the watcher speaks up though nothing changed; the first time it tells that it watches."""
 
 
 class Reloader:

@@ -94,7 +94,7 @@ class AskServer:
         """Begin to serve; replicas of one name share the work."""
         self._subscriptions.append(await self._bus.subscribe(subjects.cancel(self._agent, "*"), self._on_cancel))
         for endpoint, receive in ((self._ask, self._on_ask), (self._prompt, self._on_prompt)):
-            self._subscriptions.append(await self._bus.subscribe(endpoint.subject, receive, queue=QUEUE))
+            self._subscriptions.append(await self._bus.listen(endpoint.subject, receive, queue=QUEUE))
 
     async def drain(self, timeout: float) -> None:
         """Finish what runs, answer what waits with 503, and stop within `timeout` seconds."""
@@ -116,13 +116,13 @@ class AskServer:
         if task is not None:
             task.cancel()
 
-    async def _on_ask(self, message: Message) -> None:
-        await self._receive(message, self._ask, Reply, _read_text)
+    def _on_ask(self, message: Message) -> None:
+        self._receive(message, self._ask, Reply, _read_text)
 
-    async def _on_prompt(self, message: Message) -> None:
-        await self._receive(message, self._prompt, ReplyStream, read_prompt)
+    def _on_prompt(self, message: Message) -> None:
+        self._receive(message, self._prompt, ReplyStream, read_prompt)
 
-    async def _receive(
+    def _receive(
         self, message: Message, endpoint: Endpoint, kind: type[Reply], read: Callable[[bytes], Prompt]
     ) -> None:
         if not may_reply(message.reply):
@@ -134,21 +134,25 @@ class AskServer:
             envelope = codec.unpack((message.headers or {}).get(codec.HEADER))
             prompt = read(message.data)
         except PayloadError as error:
-            await _fail(reply, endpoint, 400, str(error))
+            self._spawn(_fail(reply, endpoint, 400, str(error)))
             return
         if self._draining:
-            await _fail(reply, endpoint, DRAINING, "draining")
+            self._spawn(_fail(reply, endpoint, DRAINING, "draining"))
         elif envelope.depth > MAX_DEPTH:
-            await _fail(reply, endpoint, 400, loop_message(envelope))
+            self._spawn(_fail(reply, endpoint, 400, loop_message(envelope)))
         elif len(self._tasks) >= self._limit:
-            await _fail(reply, endpoint, 429, f"at its limit of {self._limit} asks; try later or start a replica")
+            text = f"at its limit of {self._limit} asks; try later or start a replica"
+            self._spawn(_fail(reply, endpoint, 429, text))
         else:
-            self._spawn(self._work(reply, endpoint, prompt, envelope), envelope.request)
+            self._begin(self._spawn(self._work(reply, endpoint, prompt, envelope)), envelope.request)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], request: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _begin(self, task: asyncio.Task[None], request: str) -> None:
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
         if request:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import nats
@@ -22,6 +23,7 @@ from natterjack.plugins import Plugins
 from natterjack.testing import NatsServer, until
 
 Handle = Callable[[Event, RunContext], Awaitable[Any]]
+SETTING: ContextVar[str] = ContextVar("SETTING", default="none")
 
 
 class Worker(Agent):
@@ -594,6 +596,101 @@ async def test_a_handler_that_cancels_itself_has_failed(own_server: NatsServer, 
         (letter,) = await letters(bus, 1)
         await settled(bus)
     assert (letter.cause, letter.attempts, len(worker.events)) == ("CancelledError", 3, 3)
+
+
+# Without a task for each
+
+
+async def test_handlers_that_wait_do_not_hold_up_the_others(own_server: NatsServer, bus: Bus) -> None:
+    gate, order = asyncio.Event(), list[int]()
+
+    async def work(event: Event, _ctx: RunContext) -> None:
+        if event.data % 3 == 0:
+            await gate.wait()
+        order.append(event.data)
+        if len(order) == 20:
+            gate.set()
+
+    worker = Worker(work)
+    async with running(own_server, worker):
+        pass  # provisions the consumer
+    for n in range(30):
+        await bus.store("events.job.n", b"%d" % n)
+    async with running(own_server, worker, concurrency=30):
+        await settled(bus)
+    assert order[:20] == [n for n in range(30) if n % 3]
+    assert sorted(order) == list(range(30))
+
+
+async def test_context_variables_of_one_handler_are_not_those_of_the_next(own_server: NatsServer, bus: Bus) -> None:
+    seen: list[str] = []
+
+    async def work(_event: Event, _ctx: RunContext) -> None:
+        seen.append(SETTING.get())
+        SETTING.set("of another")
+
+    async with running(own_server, Worker(work)) as runtime:
+        await asyncio.gather(*(runtime.event_bus.emit("job.n", n) for n in range(20)))
+        await settled(bus)
+    assert seen == ["none"] * 20
+
+
+# The last entry of a run, for which nobody waits [R18]
+
+
+async def test_an_end_that_the_server_did_not_take_is_written_again(own_server: NatsServer, bus: Bus) -> None:
+    killed = asyncio.Event()
+
+    async def kill(_event: Event, _ctx: RunContext) -> str:
+        own_server.kill()
+        killed.set()
+        return "fine"
+
+    worker = Worker(kill)
+    async with running(own_server, worker) as runtime:
+        await runtime.event_bus.emit("job.a")
+        await killed.wait()
+        await until(lambda: not bus.connected)
+        own_server.start()
+        await bus.until_connected(10)
+        await settled(bus)
+        assert (await bus.api("STREAM.INFO.JOURNAL"))["state"]["messages"] == 1
+    assert len(worker.events) == 1
+
+
+async def test_an_end_that_comes_second_acks_nothing(own_server: NatsServer, bus: Bus) -> None:
+    """[R4] Another replica has taken the run over, and what becomes of the event is its business."""
+    journal = StreamJournal()
+    journal.attach(bus)
+    run = run_id("EVENTS", "raced", "worker", "event-job+@@")
+
+    async def lose(_event: Event, _ctx: RunContext) -> str:
+        await journal.write(Entry("worker", run, 1, "started", {"attempt": 1}, 0.0))
+        return "too late"
+
+    worker = Worker(lose)
+    async with running(own_server, worker) as runtime:
+        await runtime.event_bus.emit("job.a", id="raced")
+        (delivery,) = [each for host in runtime._hosts for each in host._deliveries if each._label != "inbox"]
+        await until(lambda: worker.events and not delivery._tasks and not delivery._ends)
+        info = await bus.api("CONSUMER.INFO.EVENTS.worker=event-job+@@")
+        assert info["num_ack_pending"] == 1
+    assert [entry.kind for entry in await journal.read("worker", run)] == ["started"]
+
+
+async def test_a_drain_waits_for_the_ends(own_server: NatsServer, bus: Bus) -> None:
+    worker = Worker(fine)
+    async with running(own_server, worker):
+        pass  # provisions the consumer
+    await asyncio.gather(*(bus.store("events.job.n", b"%d" % n) for n in range(500)))
+    async with running(own_server, worker, concurrency=50) as runtime:
+        await until(lambda: worker.events)
+        await runtime.stop_all(10)
+    handled = len(worker.events)
+    info = await bus.api("CONSUMER.INFO.EVENTS.worker=event-job+@@")
+    assert info["ack_floor"]["stream_seq"] == handled  # and the others were given back
+    journal = (await bus.api("STREAM.INFO.JOURNAL"))["state"]
+    assert journal["messages"] == handled
 
 
 # Redelivered and replicated

@@ -1,0 +1,103 @@
+"""A coroutine that is begun by hand behaves as in a task of its own."""
+
+import asyncio
+from contextvars import ContextVar, copy_context
+
+import pytest
+
+from natterjack.steps import Steps
+
+SETTING: ContextVar[str] = ContextVar("SETTING", default="none")
+
+
+async def test_what_waits_for_nothing_has_ended_at_once() -> None:
+    async def add() -> int:
+        return 1 + 1
+
+    steps = Steps(add())
+    assert steps.begin()
+    assert (steps.ended, steps.result, await steps) == (True, 2, 2)
+
+
+async def test_what_waits_goes_on_where_it_is_awaited() -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> str:
+        await gate.wait()
+        await asyncio.sleep(0)
+        return "done"
+
+    steps = Steps(wait())
+    assert not steps.begin()
+    asyncio.get_running_loop().call_soon(gate.set)
+    assert await steps == "done"
+
+
+async def test_it_has_its_own_context_variables_all_along() -> None:
+    async def use() -> list[str]:
+        SETTING.set("mine")
+        seen = [SETTING.get()]
+        await asyncio.sleep(0)
+        return [*seen, SETTING.get(), await asyncio.create_task(read())]
+
+    async def read() -> str:
+        return SETTING.get()
+
+    steps = Steps(use(), copy_context())
+    steps.begin()
+    assert SETTING.get() == "none"
+    assert await steps == ["mine", "mine", "mine"]
+    assert SETTING.get() == "none"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_errors_come_out(waits: bool) -> None:
+    async def fail() -> None:
+        if waits:
+            await asyncio.sleep(0)
+        raise LookupError("mine")
+
+    async def run() -> None:
+        steps = Steps(fail())
+        steps.begin()
+        await steps
+
+    with pytest.raises(LookupError, match="mine"):
+        await run()
+
+
+async def test_its_own_timeouts_hit_it() -> None:
+    async def bounded() -> str:
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            return "late"
+        return "never"
+
+    steps = Steps(bounded())
+    assert not steps.begin()
+    assert await steps == "late"
+
+
+async def test_cancelling_who_awaits_it_cancels_it() -> None:
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    async def run() -> None:
+        steps = Steps(wait())
+        steps.begin()
+        await steps
+
+    task = asyncio.create_task(run())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned.is_set()

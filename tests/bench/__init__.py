@@ -1,12 +1,13 @@
-"""What the kernel costs beside raw nats-py; run it with `natterjack bench`."""
+"""What the kernel costs beside raw nats-py and other packages; run it with `natterjack bench`."""
 
 from .ask import ROWS as ASK
 from .context import ROWS as CONTEXT
 from .emit import ROWS as EMIT
 from .journal import ROWS as JOURNAL
-from .measure import Figure, Row, Stage, measure, rounds
+from .measure import Figure, Row, Stage, measure, missing, rounds
+from .others import ROWS as OTHERS
 from .trigger import ROWS as TRIGGER
 
-__all__ = ["ROWS", "Figure", "Row", "Stage", "measure", "rounds"]
+__all__ = ["ROWS", "Figure", "Row", "Stage", "measure", "missing", "rounds"]
 
-ROWS = [*EMIT, *TRIGGER, *ASK, *CONTEXT, *JOURNAL]
+ROWS = [*EMIT, *TRIGGER, *ASK, *CONTEXT, *JOURNAL, *OTHERS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -85,6 +86,8 @@ class Row:
         target: Ratio of ours to raw that is aimed at; for a rate the least, for a latency the most.
         prepare: Makes the two sides.
         floor: Where raw nats-py has nothing alike: the rate aimed at, in place of the ratio.
+        beside: What the other side is.
+        needs: Modules it needs beyond those of the kernel; without one of them, the row is left out.
     """
 
     name: str
@@ -92,6 +95,20 @@ class Row:
     target: float
     prepare: Callable[[Stage], AbstractAsyncContextManager[Sides]]
     floor: float | None = None
+    beside: str = "nats-py"
+    needs: tuple[str, ...] = ()
+
+
+def missing(row: Row) -> str:
+    """Return the first module that a row needs and that is not installed, or an empty text."""
+    return next((name for name in row.needs if not _is_installed(name)), "")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of its package
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class Figure:
     """What a row measured: medians over the rounds."""
 
     row: str
+    beside: str
     unit: Unit
     ours: float
     raw: float
@@ -129,13 +147,13 @@ async def measure(rows: list[Row], *, quick: bool, step: Callable[[str], None]) 
     """Measure rows one after another.
 
     Args:
-        rows: What to measure.
+        rows: What to measure; those that need what is not installed are left out.
         quick: Few calls, few rounds: shows that it works, and the order of magnitude.
         step: Called with a row's name after each of its rounds.
     """
     figures = []
     async with stage(0.1 if quick else 1.0) as place:
-        for row in rows:
+        for row in (row for row in rows if not missing(row)):
             async with row.prepare(place) as sides:
                 figures.append(await _run(row, sides, rounds(quick=quick), step))
     return figures
@@ -157,7 +175,7 @@ async def _run(row: Row, sides: Sides, rounds: int, step: Callable[[str], None])
     mine, theirs = statistics.median(ours[1:]), statistics.median(raw[1:])
     ratio = mine / theirs
     reached = mine >= row.floor if row.floor else ratio >= row.target if row.unit == "/s" else ratio <= row.target
-    return Figure(row.name, row.unit, mine, theirs, ratio, row.target, row.floor, reached)
+    return Figure(row.name, row.beside, row.unit, mine, theirs, ratio, row.target, row.floor, reached)
 
 
 async def rate(count: int, call: Callable[[int], Awaitable[object]], *, callers: int) -> float:

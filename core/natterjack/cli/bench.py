@@ -1,4 +1,4 @@
-"""`bench`: what the kernel costs beside raw nats-py, measured in one run.
+"""`bench`: what the kernel costs beside raw nats-py and other packages, measured in one run.
 
 The measurements are in `tests/bench`, which an installed package does not carry.
 """
@@ -21,6 +21,7 @@ from natterjack.cli.run import run
 from natterjack.errors import UsageError
 
 _PACKAGE: Final = "natterjack_bench"
+_COLUMNS: Final = ("row", "ours", "the other", "which is", "ratio", "target", "ok")
 
 
 def bench(
@@ -28,14 +29,20 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Few calls: the order of magnitude, in seconds.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print figures for programs.")] = False,
 ) -> None:
-    """Measure each path of the kernel beside raw nats-py, on a server of its own. Needs a source checkout."""
+    """Measure each path of the kernel beside raw nats-py and others. Needs a source checkout."""
     suite = _load(_folder())
     with _progress(len(suite.ROWS) * (1 + suite.rounds(quick=quick))) as step:
         figures = run(suite.measure(suite.ROWS, quick=quick, step=step))
     if json:
         write_json([asdict(figure) for figure in figures])
     else:
-        write_table(("row", "ours", "raw nats-py", "ratio", "target", "ok"), list(map(_told, figures)), empty="no rows")
+        write_table(_COLUMNS, list(map(_told, figures)), empty="no rows")
+    for row in filter(suite.missing, suite.ROWS):
+        typer.echo(
+            f"not measured: {row.name}, beside {row.beside}: {suite.missing(row)!r} is not installed; "
+            "`uv sync --group dev` installs it",
+            err=True,
+        )
 
 
 def _folder() -> Path:
@@ -85,4 +92,4 @@ def _told(figure: Any) -> tuple[str, ...]:
     sign = "≥" if figure.unit == "/s" else "≤"
     target = f"≥ {figure.floor:,.0f} /s" if figure.floor else f"{sign} {figure.target:g}"
     ours, raw = (f"{value:,.0f} {figure.unit}" for value in (figure.ours, figure.raw))
-    return figure.row, ours, raw, f"{figure.ratio:.2f}", target, "ok" if figure.ok else "missed"
+    return figure.row, ours, raw, figure.beside, f"{figure.ratio:.2f}", target, "ok" if figure.ok else "missed"

@@ -230,8 +230,6 @@ def nats(own_server: NatsServer, nats_command: str | None) -> Callable[..., Any]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(nats_command, *args, env=environment, stdout=pipe, stderr=pipe)
         out, errors = await asyncio.wait_for(process.communicate(), 30)
-        if b"unknown long flag '--wait-for-empty'" in errors:
-            pytest.skip("this nats command line is too old for --wait-for-empty")
         assert process.returncode == 0, errors
         return out.decode()
 

@@ -134,6 +134,7 @@ TEAM = Team.model_validate(
                 "publishes": [],
                 "asks": ["researcher"],
                 "writes": ["analysis"],
+                "ordered_by": "topic",
             },
             "writer": {
                 "kind": "newsroom_agents:Writer",

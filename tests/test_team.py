@@ -282,7 +282,7 @@ def test_rules_say_where_they_are_written(write: Write) -> None:
         Rule("writer", "publish", "reports.done", "team.toml:24"),
     ]
     assert {(rule.principal, rule.verb, rule.pattern) for rule in rules[5:]} == {
-        ("operator", verb, ">") for verb in ("emit", "publish", "ask", "write")
+        ("operator", verb, ">") for verb in ("emit", "replay", "publish", "ask", "write")
     }
 
 

@@ -30,9 +30,11 @@ from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, read_event
 from natterjack.messages import Envelope, Event, run_id
+from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
+from natterjack.slots import Slots
 from natterjack.steps import Steps
 
 if TYPE_CHECKING:
@@ -49,43 +51,6 @@ TURN: Final = 0.01
 """Seconds for which handlers that wait for nothing may follow on one another before others have a turn."""
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
-
-
-class Slots:
-    """Bounds what an agent handles at once, over all its triggers: so many, or one alone.
-
-    What was running when the process died runs alone the next time: if it kills the process again, it takes
-    nothing with it that would then be called dead, too.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count, self._free, self._turn = count, asyncio.Semaphore(count), asyncio.Lock()
-        self.busy = 0
-        """Slots that are taken now."""
-
-    async def take(self, *, alone: bool) -> int:
-        """Wait for a slot, or for all of them, and return how many to `give` back."""
-        if not alone:
-            await self._free.acquire()
-            self.busy += 1
-            return 1
-        held = 0
-        try:
-            async with self._turn:  # two that want all would wait for each other
-                while held < self._count:
-                    await self._free.acquire()
-                    self.busy += 1
-                    held += 1
-        except BaseException:
-            self.give(held)
-            raise
-        return held
-
-    def give(self, held: int) -> None:
-        """Free slots."""
-        self.busy -= held
-        for _ in range(held):
-            self._free.release()
 
 
 class Delivery:
@@ -115,10 +80,13 @@ class Delivery:
     ) -> None:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots, self._accepts, self._routing = slots, accepts, routing
-        self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=spec.concurrency)
         self._queue: deque[Message] = deque()
         self._taker: asyncio.Task[None] | None = None  # the task that is about to begin with the queue
         self._tasks: set[asyncio.Task[None]] = set()
+        window, group = (max(WINDOW, spec.concurrency), GROUP) if spec.ordered_by else (spec.concurrency, "")
+        self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=window, group=group)
+        self._lanes = self._make_lanes(spec.ordered_by) if spec.ordered_by else None
+        self._again: dict[str, float] = {}
         self._running: set[str] = set()
         self._ends: dict[str, tuple[Message, asyncio.Future[Message]]] = {}  # runs whose last entry is on its way
         self._puller: asyncio.Task[Any] | None = None
@@ -135,6 +103,8 @@ class Delivery:
 
     async def drain(self, timeout: float) -> None:
         """Finish the runs that are going on; those that need longer than `timeout` seconds are given back."""
+        if self._lanes is not None:
+            self._lanes.stop()
         deadline = time.monotonic() + timeout
         while (under_way := self._under_way()) and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(under_way, timeout=min(left, self._consumer.progress_every))
@@ -151,6 +121,10 @@ class Delivery:
     # Taking messages: no task for each, but for each that has to wait for something
 
     def _deliver(self, message: Message) -> None:
+        if self._lanes is not None:
+            if not self._lanes.add(message):
+                self._consumer.drop(message)
+            return
         self._queue.append(message)
         if self._taker is None:
             self._taker = self._spawn(self._take())
@@ -174,6 +148,29 @@ class Delivery:
                 await handling
                 return
 
+    def _make_lanes(self, path: str) -> Lanes:
+        def key(message: Message) -> bytes | None:
+            try:
+                return key_of(read_event(message, place_of(message))[0], path)
+            except NatterjackError:  # its handling will say why
+                return None
+
+        consumer = self._consumer
+        return Lanes(key, self._handle_in_order, consumer.nak, consumer.outstanding, self._spawn)
+
+    async def _handle_in_order(self, message: Message, again: bool) -> float | None:
+        await self._decide(message, self._handle(message, again=again))
+        return self._again.pop(message.reply, None)
+
+    def _nak(self, message: Message, delay: float) -> None:
+        """Have a message handled again after some seconds: by whom the server chooses, or here, to keep its order."""
+        if self._lanes is not None and not self._ending:
+            self._again[message.reply] = delay
+            return
+        if self._lanes is not None:
+            self._lanes.stop()  # before it begins with the next of this key
+        self._consumer.nak(message, delay)
+
     async def _decide(self, message: Message, work: Awaitable[None]) -> None:
         """Work on a message; whatever comes of it, the server hears."""
         try:
@@ -181,15 +178,19 @@ class Delivery:
         except FencedError as error:
             log.info("%s", error)
             self._consumer.drop(message)
+            if self._lanes is not None:
+                self._again[message.reply] = ELSEWHERE
         except asyncio.CancelledError:
             self._consumer.nak(message)
             raise
         except Exception:  # e.g. the broker was away for long: the server delivers the message again
             log.exception("%s: a message of %s is left for later", self._facilities.agent, self._label)
-            self._consumer.nak(message, self._spec.retry_delay)
+            self._nak(message, self._spec.retry_delay)
 
-    async def _handle(self, message: Message) -> None:
+    async def _handle(self, message: Message, *, again: bool = False) -> None:
         place = place_of(message)
+        if again:
+            place = place._replace(delivered=place.delivered + 1)
         try:
             event, envelope = read_event(message, place)
             if envelope.depth > MAX_DEPTH:
@@ -202,7 +203,7 @@ class Delivery:
             return
         run = self._run_id(message, place)
         if run in self._running or run in self._ends:  # delivered again meanwhile, e.g. after a restart of the server
-            self._consumer.nak(message, COLLISION_PAUSE)
+            self._nak(message, COLLISION_PAUSE)
             return
         self._running.add(run)
         try:
@@ -291,7 +292,7 @@ class Delivery:
     async def _write_end(self, message: Message, ctx: RunContext, ending: dict[str, Any]) -> None:
         """Write a run's last entry; a run that wrote no other does not wait until it is stored [R18]."""
         entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
-        if not ctx.journaled:
+        if not ctx.journaled and self._lanes is None:  # the next of a key begins when the last has ended
             with suppress(PayloadError, DisconnectedError):  # too large for one message, or away: then it is awaited
                 answer = self._facilities.journal.post(entry)
                 self._ends[entry.run] = message, answer
@@ -337,7 +338,7 @@ class Delivery:
         if isinstance(error, BrokerError) and retry:  # the broker's fault is no attempt of the handler
             log.warning("%s: %s; run %s goes on in %.3g s", ctx.agent, cause, ctx.run_id, delay)
             await self._interrupted(place, ctx, attempt)
-            self._consumer.nak(message, delay)
+            self._nak(message, delay)
             return
         if attempt >= limit or not retry:
             text = "%s: attempt %d/%d failed for good: %s"
@@ -347,7 +348,7 @@ class Delivery:
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
         log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=_seen_once(error, attempt))
         await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
-        self._consumer.nak(message, delay)
+        self._nak(message, delay)
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:
         """Dead-letter what no handler shall see; its run ends, too, for whoever waits for the result."""

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Place, Stored, Subscription
-from natterjack.errors import BrokerError, ConflictError, DisconnectedError, PayloadError
+from natterjack.cloudevents import read_cloudevent, time_of
+from natterjack.errors import BrokerError, ConfigError, ConflictError, DisconnectedError, PayloadError
 from natterjack.guards import Guards
 from natterjack.messages import Envelope, Event
 from natterjack.rights import Verb
@@ -32,20 +33,49 @@ def read_event(message: Message, place: Place) -> tuple[Event, Envelope]:
     Raises:
         PayloadError: Payload or header cannot be read.
     """
-    return _event(message, place.sequence, datetime.fromtimestamp(place.time / 1e9, UTC))
+    return _event(message, message.subject, place.sequence, datetime.fromtimestamp(place.time / 1e9, UTC))
 
 
 def read_live(message: Message) -> Event:
     """Return the event in a live copy; one that cannot be read arrives as its bytes, decoded leniently."""
+    return _lenient(message, message.subject)
+
+
+def read_stored(message: Message) -> Event:
+    """Return the event in a message that was got from its stream; leniently, too."""
+    return _lenient(message, (message.headers or {})["Nats-Subject"])
+
+
+def _lenient(message: Message, subject: str) -> Event:
     headers = message.headers or {}
     moment = headers.get("Nats-Time-Stamp", "")
     when = datetime.fromisoformat(moment) if moment else datetime.now(UTC)
     sequence = int(headers.get("Nats-Sequence", 0))
     try:
-        return _event(message, sequence, when)[0]
+        return _event(message, subject, sequence, when)[0]
     except PayloadError:
-        principal, kind = subjects.split_stored(message.subject)
+        principal, kind = subjects.split_stored(subject)
         return Event(str(sequence), kind, message.data.decode(errors="replace"), principal, when, sequence, 1, headers)
+
+
+Since = datetime | timedelta | int
+"""Where a replay begins: at a time, so long ago, or at a stream sequence."""
+
+
+def beginning(since: Since | None) -> tuple[int, datetime | None]:
+    """Return the sequence, or the time in UTC, from which to read.
+
+    Raises:
+        ConfigError: The time has no zone.
+    """
+    if isinstance(since, timedelta):
+        return 1, datetime.now(UTC) - since
+    if isinstance(since, datetime):
+        if since.tzinfo is None:
+            msg = f"{since!r} has no time zone; write e.g. datetime(2026, 11, 22, 10, tzinfo=UTC)"
+            raise ConfigError(msg)
+        return 1, since.astimezone(UTC)
+    return max(1, since or 1), None
 
 
 def event_id(message: Message, sequence: int) -> str:
@@ -56,11 +86,18 @@ def event_id(message: Message, sequence: int) -> str:
     return given or str(sequence)
 
 
-def _event(message: Message, sequence: int, when: datetime) -> tuple[Event, Envelope]:
+def _event(message: Message, subject: str, sequence: int, when: datetime) -> tuple[Event, Envelope]:
     headers = message.headers or {}
     envelope = codec.unpack(headers.get(codec.HEADER))
-    principal, kind = subjects.split_stored(message.subject)
+    principal, kind = subjects.split_stored(subject)
     source = envelope.source if principal == subjects.ANYONE else principal
+    # Ours have an envelope and an id, and no more: they need not be looked at for what strangers' may have.
+    if headers and (len(headers) > 2 or codec.HEADER not in headers):
+        found = read_cloudevent(headers, message.data)
+        if found is not None:
+            given, data = found
+            when, source = time_of(given) or when, source or given["ce-source"]
+            return Event(given["ce-id"], kind, data, source, when, sequence, headers={**headers, **given}), envelope
     data = codec.decode(message.data)
     return Event(event_id(message, sequence), kind, data, source, when, sequence, headers=headers), envelope
 
@@ -151,6 +188,25 @@ class EventBus:
             PatternError: The pattern is malformed.
         """
         return LiveEvents(self._bus, subjects.feed_events(subjects.check_pattern(pattern)))
+
+    async def replay(self, pattern: str = ">", *, since: Since | None = None) -> AsyncIterator[Event]:
+        """Yield the stored events that match a pattern, oldest first, until those of now.
+
+        Args:
+            pattern: Of their types.
+            since: From when on: an aware `datetime`, a `timedelta` ago, or a stream sequence; None: all there are.
+
+        Raises:
+            PatternError: The pattern is malformed.
+            ConfigError: The time has no zone.
+            RefusedError: A guard or the broker refuses.
+        """
+        self._guards.check(self._bus.principal, "replay", subjects.check_pattern(pattern))
+        start, moment = beginning(since)
+        async for message in self._bus.read(
+            subjects.EVENTS, subjects.stored_events(pattern), start=start, since=moment
+        ):
+            yield read_stored(message)
 
     def subscribe_topic(self, pattern: str = ">") -> LiveEvents:
         """Return an async iterator of messages as they are published.

@@ -13,7 +13,7 @@ from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
-from natterjack.delivery import CAUSALITY_WAIT, Delivery, Slots
+from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
@@ -24,6 +24,7 @@ from natterjack.peers import AskServer, Peers, Question
 from natterjack.routing import Routing
 from natterjack.runs import Facilities, RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
+from natterjack.slots import Slots
 from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")

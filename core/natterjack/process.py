@@ -33,12 +33,15 @@ class AgentProcess:
         triggers: What wakes it.
         journal: Journals beside the stream.
         emits: Patterns of events it may emit; None: any, in open mode.
+        replays: Patterns of stored events it may read; None: any, in open mode.
         publishes: Patterns of topics it may publish to; None: any.
         asks: Agents it may ask; None: any.
         result_event: Type of the event that carries what `handle` returned.
         result_events: Types of further such events, each with the condition under which it is emitted, e.g.
             `{"analysis.approved": "result.quality >= 3"}`; a condition may also name `data`, `type`, `source`, `id`
             and `time` of the event that was handled.
+        ordered_by: Dotted path of a field of the data, e.g. `order_id`: of one trigger, the events with one value of
+            it are handled one after another, in the order of their stream; those that lack it wait for no other.
         cross_agents: Addresses of peers by the names it calls them.
         concurrency: Events and questions it works on at once.
         max_attempts: Failed handlings after which an event is dead.
@@ -59,10 +62,12 @@ class AgentProcess:
         triggers: Sequence[Trigger] = (),
         journal: Journal | Sequence[Journal] | None = None,
         emits: Sequence[str] | None = None,
+        replays: Sequence[str] | None = None,
         publishes: Sequence[str] | None = None,
         asks: Sequence[str] | None = None,
         result_event: str | None = None,
         result_events: Mapping[str, str] | None = None,
+        ordered_by: str | None = None,
         cross_agents: Mapping[str, str] | None = None,
         concurrency: int = 16,
         max_attempts: int = 5,
@@ -83,10 +88,12 @@ class AgentProcess:
         self.spec = self._spec(
             agent_config,
             emits=emits,
+            replays=replays,
             publishes=publishes,
             asks=asks,
             result_event=result_event,
             result_events=dict(result_events or {}),
+            ordered_by=ordered_by,
             cross_agents=dict(cross_agents or {}),
             concurrency=concurrency,
             max_attempts=max_attempts,

@@ -18,6 +18,7 @@ from natterjack.components import ConsumerSpec, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.inbox import InboxTrigger
+from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
@@ -27,6 +28,11 @@ log = logging.getLogger("natterjack.provision")
 _DAY: Final = 86_400 * 10**9
 _MINUTE: Final = 60 * 10**9
 _GIB: Final = 1024**3
+_PINNED: Final[dict[str, Any]] = {
+    "priority_groups": [GROUP],
+    "priority_policy": "pinned_client",
+    "priority_timeout": int(PIN_TIMEOUT * 10**9),
+}
 ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
 MAX_CONSUMERS: Final = 100_000
@@ -150,6 +156,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     for verb, declared in declarations:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
+    needs += [Right("replay", pattern) for pattern in spec.replays or ()]
     foreign = [address for address in spec.cross_agents.values() if subjects.is_foreign(address)]
     needs += [Right("ask", peer) for peer in (("*", *foreign) if spec.asks is None else spec.allowed("ask") or ())]
     for trigger in agent_triggers(spec, plugins):
@@ -213,7 +220,8 @@ async def provision(
             for consumer in trigger.consumers(name):
                 wanted.add((consumer.stream, consumer.name))
                 # A team's first triggers get all there is; one that is added later begins with what comes.
-                await _consumer(bus, consumer, "all" if found is None else "new", done)
+                deliver = "all" if found is None else "new"
+                await _consumer(bus, consumer, deliver, done, ordered=spec.ordered_by is not None)
     await _prune(bus, wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
@@ -252,8 +260,8 @@ async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
         raise ConfigError(msg + error.description) from error
 
 
-async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned) -> None:
-    config = {
+async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned, *, ordered: bool) -> None:
+    config: dict[str, Any] = (_PINNED if ordered else {}) | {
         "durable_name": spec.name,
         "filter_subject": spec.filter,
         "ack_policy": "explicit",
@@ -273,7 +281,13 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
     if current.get("filter_subject") != spec.filter:
         msg = f"the server already has a {label} for {current.get('filter_subject')!r}; remove it, or rename the agent"
         raise ConfigError(msg)
-    done.kept.append(label)
+    if bool(current.get("priority_groups")) == ordered:
+        done.kept.append(label)
+        return
+    kept = {key: value for key, value in current.items() if key not in _PINNED}
+    name = f"CONSUMER.DURABLE.CREATE.{spec.stream}.{spec.name}"
+    await bus.api(name, {"stream_name": spec.stream, "config": kept | (_PINNED if ordered else {})})
+    done.updated.append(label)
 
 
 async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool) -> None:

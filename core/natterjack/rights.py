@@ -12,7 +12,9 @@ from typing import Final, Literal, NamedTuple
 
 from natterjack import subjects
 
-Verb = Literal["emit", "publish", "inject", "ask", "write", "read", "hear", "consume", "serve", "journal", "bury"]
+Verb = Literal[
+    "emit", "replay", "publish", "inject", "ask", "write", "read", "hear", "consume", "serve", "journal", "bury"
+]
 
 
 class Right(NamedTuple):
@@ -20,8 +22,9 @@ class Right(NamedTuple):
 
     Attributes:
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
-            `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `consume`
-            (`<stream>/<durable>`), `serve`, `journal` and `bury` (an agent's own asks, journal and dead letters).
+            `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
+            events), `consume` (`<stream>/<durable>`), `serve`, `journal` and `bury` (an agent's own asks, journal and
+            dead letters).
         what: A pattern of it.
     """
 
@@ -99,6 +102,7 @@ def objects(bucket: str, owner: str) -> list[str]:
 
 _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "emit": lambda what: ([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
+    "replay": lambda _: ([f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
     "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
     "inject": lambda what: ([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"], []),
     "ask": _ask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -14,9 +14,9 @@ from natterjack.bus import Bus
 from natterjack.components import Journal, Middleware
 from natterjack.context import AgentContext, SharedContext
 from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, nearest
-from natterjack.events import EventBus
+from natterjack.events import EventBus, Since
 from natterjack.journal import RunJournal, StreamJournal
-from natterjack.messages import Answer, Answers, Attachment, Envelope
+from natterjack.messages import Answer, Answers, Attachment, Envelope, Event
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Peers, Question
 from natterjack.rights import Verb
 from natterjack.team import AgentSpec
@@ -158,6 +158,10 @@ class RunContext:
             LoopError: Too many events led to one another, or this run sent too many.
         """
         return await self._send("publish", topic, data, id)
+
+    def replay(self, pattern: str = ">", *, since: Since | None = None) -> AsyncIterator[Event]:
+        """Yield stored events, oldest first; see `EventBus.replay`."""
+        return self._facilities.events.replay(pattern, since=since)
 
     async def _send(self, verb: Verb, kind: str, data: Any, id: str | None) -> int:
         self._sent += 1

@@ -135,7 +135,7 @@ def is_wild(pattern: str) -> bool:
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Tell whether a NATS pattern matches a literal subject; of context keys, within one bucket only."""
+    """Tell whether a NATS pattern matches a subject or covers a pattern; of context keys, within one bucket."""
     if "/" in pattern or "/" in subject:
         (bucket, pattern), (other, subject) = split_keys(pattern), split_keys(subject)
         if bucket != other:
@@ -144,7 +144,7 @@ def matches(pattern: str, subject: str) -> bool:
     for index, part in enumerate(wanted):
         if part == ">":
             return len(parts) > index
-        if index >= len(parts) or part not in ("*", parts[index]):
+        if index >= len(parts) or (part != parts[index] and (part != "*" or parts[index] == ">")):
             return False
     return len(parts) == len(wanted)
 

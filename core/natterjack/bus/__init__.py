@@ -2,7 +2,7 @@
 
 from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
-from natterjack.bus.consumer import Consumer, Place, place_of
+from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, error_of, status_of
 from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
 
@@ -18,6 +18,7 @@ __all__ = [
     "Replies",
     "Stored",
     "Subscription",
+    "consumer_sequence",
     "error_of",
     "expecting",
     "in_batch",

@@ -57,6 +57,12 @@ def place_of(message: Message) -> Place:
     return Place(parts[2], int(parts[4]), int(parts[5]), int(parts[7]), int(parts[8]))
 
 
+def consumer_sequence(message: Message) -> int:
+    """Return the number of a delivery among all of its consumer; see `place_of` for where it stands."""
+    parts = message.reply.split(".")
+    return int(parts[6 if len(parts) == 9 else 8])
+
+
 class Consumer:
     """Pulls from one durable consumer, at most `slots` messages at a time.
 
@@ -66,6 +72,7 @@ class Consumer:
         deliver: Called with each message; must not block. The message counts as held until `ack` or `nak`.
         slots: How many messages may be held at once.
         heartbeat: Seconds between the server's signs of life while it has nothing to deliver.
+        group: Priority group of a consumer that delivers to one client at a time (ADR-42).
     """
 
     def __init__(
@@ -76,9 +83,11 @@ class Consumer:
         *,
         slots: int,
         heartbeat: float = HEARTBEAT,
+        group: str = "",
     ) -> None:
         self._bus, self.spec, self._deliver, self._slots = bus, spec, deliver, slots
         self.progress_every, self._heartbeat = HEARTBEAT, heartbeat  # the first until the server's ack wait is known
+        self._group, self._pin = group, ""
         self._held: dict[str, Message] = {}
         self._busy: set[str] = set()
         self._asked = 0
@@ -138,6 +147,11 @@ class Consumer:
         found = await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
         self.progress_every = found["config"]["ack_wait"] / 3e9
 
+    async def outstanding(self) -> int:
+        """Ask how many messages the server has delivered, to whomever, that are not acknowledged."""
+        info = await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
+        return int(info["num_ack_pending"])
+
     async def _check_again(self) -> None:
         """Nobody answered a pull: the consumer is gone, or its leader is being elected."""
         self._doubted = False
@@ -152,7 +166,13 @@ class Consumer:
         free = self._slots - len(self._busy) - self._asked
         if free <= 0 or self._asked > self._slots // 2 or not self._bus.connected:
             return
-        body = {"batch": free, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
+        body: dict[str, object] = {
+            "batch": free,
+            "expires": int(EXPIRES * 1e9),
+            "idle_heartbeat": int(self._heartbeat * 1e9),
+        }
+        if self._group:
+            body |= {"group": self._group, **({"id": self._pin} if self._pin else {})}
         self._asked += free
         self._heard = time.monotonic()
         self._send(self._next, orjson.dumps(body), reply=self._inbox)
@@ -164,6 +184,8 @@ class Consumer:
             self._on_status(status, message)
             return
         self._asked = max(0, self._asked - 1)
+        if self._group:
+            self._pin = (message.headers or {}).get("Nats-Pin-Id", "")
         if self._stopping or len(self._busy) >= self._slots:  # it answers a request from before a reconnect
             self._send(message.reply, _NAK)
             return
@@ -185,7 +207,9 @@ class Consumer:
         # What this request will no longer deliver: 408 it expired, 409 a leader changed or the server stops.
         self._asked = max(0, self._asked - int(headers.get("Nats-Pending-Messages", self._asked)))
         self._doubted = self._doubted or status == "503"
-        if status == "408":
+        if status == "423":  # another client is pinned now: wait for one's turn, without the old pin
+            self._pin = ""
+        if status in ("408", "423"):
             self._wake.set()
         else:
             asyncio.get_running_loop().call_later(RETRY_PAUSE, self._wake.set)

@@ -224,10 +224,13 @@ class Streams(Requests, ABC):
     ) -> AsyncIterator[Message]:
         """Yield the stored messages that match a pattern, in order, from a sequence on, or stored since a moment.
 
+        It ends with those that are there at the first.
+
         Raises:
             NotProvisionedError: The stream does not exist.
         """
         begin: dict[str, Any] = {"start_time": since.astimezone(UTC).isoformat()} if since else {"seq": start}
+        left: int | None = None
         while True:
             wanted = {**begin, "next_by_subj": pattern, "batch": PAGE}
             try:
@@ -235,11 +238,14 @@ class Streams(Requests, ABC):
             except NoRespondersError as error:
                 msg = f"stream {stream!r}"
                 raise NotProvisionedError(msg) from error
-            for message in messages:
+            # The server ends a page of large messages before it is full, and says how many there are still.
+            pending = int(end.get("Nats-Num-Pending", "0"))
+            left = len(messages) + pending if left is None else left
+            for message in messages[:left]:
                 yield message
                 begin = {"seq": int((message.headers or {})["Nats-Sequence"]) + 1}
-            # The server ends a page of large messages before it is full, and says how many there are still.
-            if not messages or end.get("Nats-Num-Pending", "0") == "0":
+            left -= len(messages)
+            if not messages or not pending or left <= 0:
                 return
 
     async def batch(

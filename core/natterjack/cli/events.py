@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -22,6 +24,7 @@ from natterjack.cli.output import note, one_line, text_of, write, write_json
 from natterjack.cli.run import run
 from natterjack.client import Run, TeamClient
 from natterjack.errors import nearest
+from natterjack.events import Since
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.provision import stored_team
 from natterjack.subjects import matches
@@ -139,10 +142,76 @@ def tail(
     run(follow())
 
 
-def _show(event: Event, *, as_json: bool) -> None:
+@app.command()
+def replay(
+    pattern: Annotated[str, typer.Argument(help="E.g. research.complete, research.* or >")] = ">",
+    *,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="WHEN", help="90s, 10m, 1h, 7d ago; an ISO time; or a sequence.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="AGENT", help="Put them into this agent's inbox.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --to: do not ask first.")] = False,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print stored events, oldest first, or give them to an agent again."""
+    begin = _beginning(since)
+
+    async def read() -> None:
+        async with joined(server, nats_context) as client:
+            await (check_agent(client, to) if to else stored_team(client.bus))
+            events = _first(client.event_bus.replay(pattern, since=begin), limit)
+            if to:
+                await _give_again(client, to, [event async for event in events], yes=yes, as_json=as_json)
+                return
+            async for event in events:
+                _show(event, as_json=as_json, day=True)
+
+    run(read())
+
+
+async def _give_again(client: TeamClient, agent: str, events: list[Event], *, yes: bool, as_json: bool) -> None:
+    if not yes:
+        typer.confirm(f"put {len(events)} events into the inbox of {agent}?", err=True, abort=True)
+    for event in events:
+        await client.event_bus.send("inject", f"{agent}.{event.type}", event.data, Envelope(), None)
+    write_json({"agent": agent, "events": len(events)}) if as_json else write(f"{agent}: {len(events)} events")
+
+
+async def _first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterator[Event]:
+    count = 0
+    async for event in events:
+        yield event
+        count += 1
+        if count == limit:
+            return
+
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _beginning(text: str | None) -> Since | None:
+    """Return what `--since` means; a time without a zone is of this machine's."""
+    if text is None:
+        return None
+    if text.isdecimal():
+        return int(text)
+    if text[:-1].replace(".", "", 1).isdecimal() and text[-1] in _UNITS:
+        return timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        msg = f"{text!r} is neither 10m, 1h or 7d, nor a time such as 2026-11-22T10:00Z, nor a sequence"
+        raise typer.BadParameter(msg, param_hint="--since") from error
+
+
+def _show(event: Event, *, as_json: bool, day: bool = False) -> None:
     if as_json:
         keys = ("id", "type", "data", "source", "time", "sequence")
         write_json({key: getattr(event, key) for key in keys})
     else:
+        form = "%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S"
         data = "" if event.data is None else f"  {one_line(event.data)}"
-        write(f"{event.time.astimezone():%H:%M:%S}  {event.type}  {event.source or '-'}{data}")
+        write(f"{event.time.astimezone():{form}}  {event.type}  {event.source or '-'}{data}")

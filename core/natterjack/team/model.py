@@ -20,6 +20,7 @@ from natterjack.subjects import OPERATOR, check_pattern, is_foreign, is_wild, ov
 from natterjack.team.values import (
     BucketName,
     EventType,
+    FieldPath,
     JournalName,
     Keys,
     Kind,
@@ -36,7 +37,13 @@ from natterjack.team.values import (
     listed,
 )
 
-_GRANTS: Final[dict[Verb, str]] = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes"}
+_GRANTS: Final[dict[Verb, str]] = {
+    "emit": "emits",
+    "replay": "replays",
+    "publish": "publishes",
+    "ask": "asks",
+    "write": "writes",
+}
 _PATTERN_FIELD: Final = {"event": "event_type", "message": "topic"}
 WHERE: Final = "where"
 """The one key that may stand beside a trigger's own in its short form."""
@@ -116,6 +123,7 @@ class AgentSpec(Settings):
         kind: `module:Class`, or a kind that a plugin brings.
         on: What wakes it.
         emits: Patterns of the events it may emit; None: any, in open mode.
+        replays: Patterns of the stored events it may read; None: any, in open mode.
         publishes: Patterns of the topics it may publish to; None: any, in open mode.
         asks: Agents it may ask; None: any, in open mode.
         writes: Patterns of the context keys it may write, those of a bucket as `<bucket>/<pattern>`; None: any of the
@@ -124,6 +132,7 @@ class AgentSpec(Settings):
             `["finance/*"]` it reads nothing of the main context, with `[">", "finance/*"]` all of it.
         result_event: Type of the event that carries what `handle` returned.
         result_events: Types of further such events, each with the condition under which it is emitted.
+        ordered_by: Dotted path of a field of the data: events with one value of it are handled one after another.
         cross_agents: Addresses of peers by the names it calls them.
         journal: Journals beside the stream.
         replicas: Processes that share its work.
@@ -141,12 +150,14 @@ class AgentSpec(Settings):
         tuple[TriggerSpec, ...], BeforeValidator(listed, json_schema_input_type=TriggerSpec | list[TriggerSpec])
     ] = ()
     emits: Patterns | None = None
+    replays: Patterns | None = None
     publishes: Patterns | None = None
     asks: Names | None = None
     writes: Keys | None = None
     reads: Keys | None = None
     result_event: EventType | None = None
     result_events: dict[EventType, RoutingCondition] = Field(default_factory=dict)
+    ordered_by: FieldPath | None = None
     cross_agents: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     journal: Annotated[tuple[JournalName, ...], OneOrMore] = ()
     replicas: int = Field(1, strict=True, ge=1, le=1000)

@@ -74,6 +74,7 @@ TeamName = Annotated[str, AfterValidator(lambda name: check_name(name, "team nam
 JournalName = Annotated[str, AfterValidator(lambda name: check_name(name, "journal"))]
 TriggerName = Annotated[str, AfterValidator(lambda name: check_name(name, "trigger"))]
 RoutingCondition = Annotated[str, AfterValidator(check_routing)]
+FieldPath = Annotated[str, AfterValidator(lambda path: check_type(path, "path of a field"))]
 EventType = Annotated[str, AfterValidator(check_type)]
 ContextKey = Annotated[str, AfterValidator(lambda name: check_type(name, "context key"))]
 State = dict[ContextKey, Plain]

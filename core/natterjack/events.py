@@ -194,7 +194,8 @@ class EventBus:
 
         Args:
             pattern: Of their types.
-            since: From when on: an aware `datetime`, a `timedelta` ago, or a stream sequence; None: all there are.
+            since: From when on: an aware `datetime`, a `timedelta` ago, or a stream sequence (no number of
+                seconds); None: all there are.
 
         Raises:
             PatternError: The pattern is malformed.

@@ -17,9 +17,11 @@ import pytest
 
 from natterjack.bus import Bus
 from natterjack.components import Trigger
+from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
+from natterjack.team import check_team, read_team
 from natterjack.testing import NatsServer, until
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +52,7 @@ def run(command: list[str], folder: Path, timeout: float = 40.0, **env: str) -> 
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    known = {"python": 4, "toml": 2, "console": 5, "text": 1, "mermaid": 1}
+    known = {"python": 5, "toml": 3, "console": 6, "text": 2, "mermaid": 1}
     assert {language: sum(kind == language for kind, _ in BLOCKS) for language in known} == known
     assert {kind for kind, _ in BLOCKS} == set(known)
 
@@ -168,6 +170,30 @@ async def test_plugin_fires(tmp_path: Path, own_server: NatsServer) -> None:
     async with runtime:
         await until(lambda: len(heard) >= 2)
     assert heard[0] == '{"every":0.05}'
+
+
+def test_newsroom_is_a_team_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "newsroom.toml"
+    path.write_text(block("toml", "# newsroom.toml"))
+    team = read_team(path)
+    check_team(team, Plugins.load())
+    assert team.warnings() == []
+    assert team.agents["analyst"].result_events.keys() == {"analysis.approved", "research.start"}
+
+
+def test_streaming_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    (tmp_path / "stream.py").write_text(block("python", "ask_stream"))
+    done = run([sys.executable, "stream.py"], tmp_path)
+    assert done.stdout == block("text", "1 \n"), done.stderr
+
+
+def test_a_plugin_is_begun_by_one_command(tmp_path: Path) -> None:
+    new, install = block("console", "plugins new").splitlines()
+    assert new.startswith("$ natterjack plugins new tick ")
+    assert run([*COMMAND, *new.split()[2:]], tmp_path).returncode == 0
+    done = run([*COMMAND, *install.split()[2:], "--dry-run"], tmp_path)  # tests/test_newcomer.py installs it
+    assert done.returncode == 0, done.stderr
+    assert "natterjack-tick" in done.stdout + done.stderr
 
 
 def test_plugin_packaging_names_the_entry_point() -> None:

@@ -33,14 +33,13 @@ from natterjack import (
     TriggerContext,
     Verb,
 )
+from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
 from natterjack.builtin.plugin import natterjack_agents, natterjack_journals, natterjack_peers, natterjack_triggers
-from natterjack.builtin.triggers import EventTrigger, MessageTrigger
+from natterjack.builtin.triggers import EventTrigger, InboxTrigger, MessageTrigger
 from natterjack.bus import Bus
-from natterjack.inbox import InboxTrigger
 from natterjack.journal import StreamJournal
-from natterjack.kinds import PythonAgent
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.subjects import JOURNAL

@@ -35,7 +35,7 @@ CHARTER = {
 VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
 OUTSIDE_THE_BUDGET = {"builtin", "cli", "demo", "testing"}  # what comes by hooks, and what stands on the kernel
 MODULE_LINES, FUNCTION_LINES = 400, 60
-KERNEL_LINES = 7_850
+KERNEL_LINES = 7_760
 """Lines of code, without comments and docstrings. The aim is 3,500: this number may only go down."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 ASSERTING = re.compile(r"_*(assert|check|expect|raises|warns|fail|until)")

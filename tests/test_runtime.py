@@ -310,7 +310,7 @@ async def test_late_agent_is_refused(own_server: NatsServer) -> None:
         ({"kind": "no_such_module_here:Agent"}, r"'odd'.*no_such_module_here"),
         ({"kind": "natterjack:Agnet"}, r"'odd'.*Did you mean 'Agent'"),
         ({"kind": "natterjack:EventTrigger"}, "'odd'.*is no agent"),
-        ({"kind": "natterjack.kinds:FunctionAgent"}, "'odd' cannot be made: TypeError"),
+        ({"kind": "natterjack.builtin.agents:FunctionAgent"}, "'odd' cannot be made: TypeError"),
     ],
 )
 async def test_unknown_kind_says_what_to_do(own_server: NatsServer, config: dict[str, Any], text: str) -> None:

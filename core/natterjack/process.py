@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from natterjack import subjects
+from natterjack.builtin.agents import make_agent, target_of
 from natterjack.components import Agent, Journal, Trigger, explain
 from natterjack.errors import ConfigError, PluginError
-from natterjack.kinds import make_agent, target_of
 from natterjack.plugins import Plugins
 from natterjack.team import AgentSpec, TriggerSpec
 

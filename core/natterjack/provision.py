@@ -13,11 +13,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from natterjack import codec, subjects
+from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
 from natterjack.components import ConsumerSpec, Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
-from natterjack.inbox import InboxTrigger
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions

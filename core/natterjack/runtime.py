@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from natterjack import subjects
 from natterjack.broker import Broker, embed
+from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
 from natterjack.clock import Clock
@@ -21,7 +22,6 @@ from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownA
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
-from natterjack.inbox import InboxTrigger
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery

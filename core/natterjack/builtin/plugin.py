@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
-from natterjack.builtin.triggers import EventTrigger, MessageTrigger
+from natterjack.builtin.triggers import EventTrigger, InboxTrigger, MessageTrigger
 from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.hookspecs import hookimpl
-from natterjack.inbox import InboxTrigger
 from natterjack.journal import StreamJournal
-from natterjack.kinds import PythonAgent
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The built-in triggers: events and messages."""
+"""The built-in triggers: the inbox, events, messages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,27 @@ from pydantic import AfterValidator
 from natterjack import subjects
 from natterjack.components import ConsumerSpec, Settings, StreamTrigger, read_settings
 from natterjack.expressions import EVENT_VARIABLES, Condition, about, check_filter
+from natterjack.rights import Right
 
 Pattern = Annotated[str, AfterValidator(subjects.check_pattern)]
 Where = Annotated[str, AfterValidator(check_filter)]
+
+
+class InboxTrigger(StreamTrigger):
+    """Fires for what is addressed to this agent alone: `inject_event`, other triggers, retried dead letters.
+
+    Every agent has it; it is not written anywhere.
+    """
+
+    name: ClassVar[str] = "inbox"
+
+    def consumers(self, agent: str) -> list[ConsumerSpec]:
+        """One durable on INBOX."""
+        return [ConsumerSpec(subjects.INBOX, subjects.durable(agent, self.label), subjects.stored_inbox(agent))]
+
+    def needs(self, agent: str) -> list[Right]:
+        """Its consumer, and to put something into it: that is how triggers fire."""
+        return [*super().needs(agent), Right("inject", f"{agent}.>")]
 
 
 class FilteredTrigger(StreamTrigger):

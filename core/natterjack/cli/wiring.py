@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from natterjack.builtin.agents import import_object
 from natterjack.errors import ConfigError
-from natterjack.kinds import import_object
 from natterjack.runtime import AgentRuntime
 from natterjack.subjects import overlap
 from natterjack.team import AgentSpec, Team, TriggerSpec, read_team

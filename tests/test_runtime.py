@@ -384,9 +384,9 @@ async def test_result_event_and_journals(own_server: NatsServer, tmp_path: Path)
         await runtime.event_bus.emit("start", {"topic": "toads"})
         await until(lambda: second.events)
         assert (second.events[0].data, second.events[0].source) == ({"found": "toads"}, "first")
-        await until(lambda: len(kept) == 2)
-    assert [entry.kind for entry in kept] == ["note", "done"]
-    assert len((tmp_path / "first.jsonl").read_text().splitlines()) == 2
+        await until(lambda: len(kept) == 3)
+    assert [entry.kind for entry in kept] == ["note", "routed", "done"]
+    assert len((tmp_path / "first.jsonl").read_text().splitlines()) == 3
     assert Kept.closed
 
 

@@ -23,6 +23,7 @@ from natterjack.components import (
     PeerScheme,
     Rule,
     Settings,
+    ToolServer,
     Trigger,
     TriggerContext,
 )
@@ -148,6 +149,15 @@ class FileJournal(Journal):
     """Keeps nothing."""
 
     async def write(self, entry: Entry) -> None:
+        raise NotImplementedError
+
+
+class Echo(ToolServer):
+    """Serves nothing."""
+
+    name: ClassVar[str] = "echo"
+
+    async def serve(self) -> None:
         raise NotImplementedError
 
 
@@ -428,8 +438,28 @@ def test_all_problems_are_told_with_their_lines(write: Write) -> None:
         "team.toml:1: [agents.a] 'model' is missing",
         "team.toml:6: [agents.a] no installed plugin brings the trigger 'tik'. Did you mean 'tick'?",
         "team.toml:5: [agents.a] 'b' is no agent of the team.",
-        "team.toml:7: [tools.t] no installed plugin serves tools: `pip install natterjack-mcp`",
+        "team.toml:7: [tools.t] this version starts no tool server, whatever plugin brings it, and agents would miss"
+        " it; remove the table",
     ]
+
+
+def test_a_tool_server_that_a_plugin_brings_is_refused_while_nobody_starts_it(write: Write) -> None:
+    plugins = Plugins()
+    plugins.tool_servers["echo"] = Echo
+    team = read_team(write('[agents.a]\nkind = "m:A"\n[tools.echo]\nport = 7000\n'))
+    with pytest.raises(ConfigError, match=r"^team\.toml:3: \[tools\.echo\] this version starts no tool server"):
+        check_team(team, plugins)
+
+
+def test_pattern_whose_durable_consumer_would_have_too_long_a_name(write: Write) -> None:
+    most = 255 - len("a=event-")
+    for length, wild in ((most, ""), (most - 2, ".*"), (most - 3, ".>")):  # `>` becomes two characters
+        check_team(read_team(write(f"[agents.a]\nkind = 'm:A'\non = '{'x' * length}{wild}'")), Plugins.load())
+        team = read_team(write(f"[agents.a]\nkind = 'm:A'\non = '{'x' * (length + 1)}{wild}'"))
+        with pytest.raises(
+            ConfigError, match=r"^team\.toml:3: \[agents\.a\] 'a=event-x.* it has 256 characters of at most 255"
+        ):
+            check_team(team, Plugins.load())
 
 
 def test_problems_that_plugins_tell() -> None:

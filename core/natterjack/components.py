@@ -361,7 +361,7 @@ class PeerScheme(Component):
 
 
 class ToolServer(Component):
-    """Serves tools to the team's agents."""
+    """Serves tools to the team's agents. Teams start none yet: one with a table `[tools.<name>]` is refused."""
 
     @abstractmethod
     async def serve(self) -> None:

@@ -262,7 +262,7 @@ async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
 
 async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned, *, ordered: bool) -> None:
     config: dict[str, Any] = (_PINNED if ordered else {}) | {
-        "durable_name": spec.name,
+        "durable_name": subjects.check_durable(spec.name),
         "filter_subject": spec.filter,
         "ack_policy": "explicit",
         "ack_wait": ACK_WAIT,

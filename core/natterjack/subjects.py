@@ -352,6 +352,18 @@ def durable(agent: str, trigger: str) -> str:
     return f"{agent}={trigger}"
 
 
+def check_durable(name: str) -> str:
+    """Return the name of a durable consumer, or raise.
+
+    Raises:
+        InvalidNameError: Longer than the server allows.
+    """
+    if len(name) > MAX_SUBJECT:
+        kind, rule = "durable consumer", f"it has {len(name)} characters of at most {MAX_SUBJECT}; shorten the pattern"
+        raise InvalidNameError(kind, name, rule)
+    return name
+
+
 def is_durable(name: str) -> bool:
     """Tell whether a consumer is one of ours."""
     return "=" in name

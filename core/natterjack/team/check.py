@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from natterjack.components import Trigger, read_settings
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
-from natterjack.subjects import INBOX, durable, is_foreign, matches, split_foreign, split_keys
+from natterjack.subjects import INBOX, check_durable, durable, is_foreign, matches, split_foreign, split_keys
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
@@ -91,10 +91,11 @@ def check_team(team: Team, plugins: Plugins) -> None:
         for event in spec.result_types:
             with problems.at(team.place(name, spec.result_key(event), event)):
                 _check_result_event(spec, event)
-    if not plugins.tool_servers:
-        for name in team.tools:
-            msg = "no installed plugin serves tools: `pip install natterjack-mcp`"
-            problems.add(team.place(name, table="tools"), PluginError(msg))
+    for name in team.tools:
+        msg = (
+            "this version starts no tool server, whatever plugin brings it, and agents would miss it; remove the table"
+        )
+        problems.add(team.place(name, table="tools"), ConfigError(msg))
     problems.raise_all()
 
 
@@ -198,7 +199,7 @@ def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec
                 msg = f"the trigger {trigger.kind!r} is there twice with the same settings; remove one"
                 raise ConfigError(msg)
             for consumer in make_trigger(plugins.trigger(trigger.kind), trigger).consumers(agent):
-                if durables.setdefault((consumer.stream, consumer.name), trigger) is not trigger:
+                if durables.setdefault((consumer.stream, check_durable(consumer.name)), trigger) is not trigger:
                     msg = f"two triggers need one durable consumer, {consumer.name!r}; write them as one"
                     raise ConfigError(msg)
 

@@ -201,6 +201,38 @@ async def test_a_broker_error_is_no_attempt(own_server: NatsServer, bus: Bus) ->
     assert await dead_letters(bus) == []
 
 
+async def test_a_request_that_the_server_never_takes_is_an_attempt(own_server: NatsServer, bus: Bus) -> None:
+    async def too_large(_event: Event, ctx: RunContext) -> None:
+        await ctx.publish("large", "x" * 2000)
+
+    worker = Worker(too_large)
+    async with running(own_server, worker, max_attempts=2) as runtime:
+        config = (await bus.api("STREAM.INFO.MESSAGES"))["config"]
+        await bus.api("STREAM.UPDATE.MESSAGES", config | {"max_msg_size": 1000})
+        await runtime.event_bus.emit("job.a")
+        (letter,) = await letters(bus, 1)
+        await settled(bus)
+    assert "message size exceeds maximum" in letter.cause
+    assert (letter.attempts, len(worker.events)) == (2, 2)
+
+
+async def test_a_stream_that_is_full_for_a_while_is_no_attempt(own_server: NatsServer, bus: Bus) -> None:
+    async def publish(_event: Event, ctx: RunContext) -> str:
+        await ctx.publish("more")
+        return "fine"
+
+    worker = Worker(publish)
+    async with running(own_server, worker, max_attempts=2) as runtime:
+        config = (await bus.api("STREAM.INFO.MESSAGES"))["config"]
+        await runtime.event_bus.publish("full")
+        await bus.api("STREAM.UPDATE.MESSAGES", config | {"max_msgs": 1})
+        run = await runtime.inject_event("worker", {"type": "x"})
+        await until(lambda: len(worker.events) > 4)
+        await bus.api("STREAM.UPDATE.MESSAGES", config)
+        assert await run.result(10) == "fine"
+    assert await dead_letters(bus) == []
+
+
 async def test_a_handler_that_hangs_ends_at_its_deadline(own_server: NatsServer, bus: Bus) -> None:
     async def hang(event: Event, ctx: RunContext) -> str:
         if event.type == "job.hang":

@@ -335,7 +335,7 @@ class Delivery:
         delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
         if isinstance(error, FencedError):
             raise error
-        if isinstance(error, BrokerError) and retry:  # the broker's fault is no attempt of the handler
+        if isinstance(error, BrokerError) and error.transient and retry:  # it is no attempt of the handler
             log.warning("%s: %s; run %s goes on in %.3g s", ctx.agent, cause, ctx.run_id, delay)
             await self._interrupted(place, ctx, attempt)
             self._nak(message, delay)

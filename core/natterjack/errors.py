@@ -38,10 +38,10 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -216,7 +216,13 @@ class StartError(NatterjackError):
 
 
 class BrokerError(NatterjackError):
-    """The broker, or the way to it, failed."""
+    """The broker, or the way to it, failed.
+
+    Attributes:
+        transient: Whether that may pass by itself; then it counts as no attempt of the handler it stopped.
+    """
+
+    transient: bool = True
 
 
 class ConnectError(BrokerError, ConnectionError):
@@ -261,9 +267,15 @@ class StreamError(BrokerError):
         code: JetStream's `err_code`, e.g. 10071 for a wrong last sequence.
     """
 
-    def __init__(self, code: int, description: str, what: str = "") -> None:
-        self.code, self.description = code, description
+    def __init__(self, code: int, description: str, what: str = "", *, transient: bool = True) -> None:
+        self.code, self.description, self.transient = code, description, transient
         super().__init__(f"{what}: {description} (JetStream error {code})" if what else f"{description} ({code})")
+
+    @classmethod
+    def read(cls, problem: Mapping[str, Any], what: str) -> Self:
+        """Make it of the error in an answer of JetStream; a bad request is one whenever it is sent."""
+        code, text = problem.get("err_code", 0), problem.get("description", "")
+        return cls(code, text, what, transient=problem.get("code") != 400)
 
 
 class NotProvisionedError(BrokerError):

@@ -133,8 +133,9 @@ def _sequence(replies: Sequence[Message]) -> int:
     """Return the sequence that the last reply tells, or raise what the first problem is."""
     answers = [orjson.loads(reply.data) for reply in replies if reply.data]
     for problem in (answer["error"] for answer in answers if "error" in answer):
-        code, text = problem.get("err_code", 0), problem.get("description", "")
+        code = problem.get("err_code", 0)
         if code in WRONG_LAST:
+            text = problem.get("description", "")
             msg = f"a key of the transaction was written by somebody else meanwhile ({text}); nothing was changed"
             raise ConflictError(msg)
         if code == _OFF:
@@ -143,5 +144,5 @@ def _sequence(replies: Sequence[Message]) -> int:
                 " without end holds up all others. `transactions = true` under [team], then provisioning, allows them"
             )
             raise ConfigError(msg)
-        raise StreamError(code, text, "a batch")
+        raise StreamError.read(problem, "a batch")
     return int(answers[-1]["seq"])

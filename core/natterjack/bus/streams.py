@@ -116,7 +116,7 @@ class Streams(Requests, ABC):
         if problem and problem.get("err_code") in _NOT_FOUND:
             raise NotProvisionedError(".".join(name.split(".")[-2 if "CONSUMER" in name else -1 :]))
         if problem:
-            raise StreamError(problem.get("err_code", 0), problem.get("description", ""), name)
+            raise StreamError.read(problem, name)
         return answer
 
     async def store(
@@ -311,4 +311,4 @@ def stored(subject: str, reply: Message) -> Stored:
     if problem.get("err_code") in WRONG_LAST:
         msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
         raise ConflictError(msg)
-    raise StreamError(problem.get("err_code", 0), problem.get("description", ""), subject)
+    raise StreamError.read(problem, subject)

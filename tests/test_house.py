@@ -33,7 +33,8 @@ CHARTER = {
     "pytest-asyncio": ("pytest_asyncio", "core/natterjack/testing/plugin.py"),
 }
 VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
-OUTSIDE_THE_BUDGET = {"builtin", "cli", "demo", "testing"}  # what comes by hooks, and what stands on the kernel
+# What comes by hooks, and what stands on the kernel.
+OUTSIDE_THE_BUDGET = {"builtin", "cli", "demo", "testing", "natterjack_command.py"}
 MODULE_LINES, FUNCTION_LINES = 400, 60
 KERNEL_LINES = 7_760
 """Lines of code, without comments and docstrings. The aim is 3,500: this number may only go down."""

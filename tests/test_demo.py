@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from natterjack.broker import embed
 from natterjack.client import connect
 from natterjack.demo.corpus import CorpusError
-from natterjack.demo.play import QUESTION, Stage, demo_team, play
+from natterjack.demo.play import QUESTION, Stage, clear_up, demo_team, play
 from natterjack.demo.report import Report
 from natterjack.errors import StartError
 from natterjack.messages import Event
@@ -288,3 +290,32 @@ async def test_an_interrupted_command_leaves_no_process(tmp_path: Path, number: 
             await process.communicate()
         assert process.returncode == code
         await until(lambda: not any(map(alive, children)))
+
+
+async def test_what_killed_demos_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left(name: str) -> Path:
+        """A folder as a demo leaves it, an hour old."""
+        folder = tmp_path / name
+        (folder / "jetstream").mkdir(parents=True)
+        (folder / "broker.lock").touch()
+        os.utime(folder, (time.time() - 3600,) * 2)
+        return folder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, running, starting, other = map(
+        left, ["natterjack-demo-a", "natterjack-demo-b", "natterjack-demo-c", "mine"]
+    )
+    os.utime(starting)
+    linked = tmp_path / "natterjack-demo-d"
+    linked.symlink_to(other)
+    async with await embed(running, port=-1):
+        os.utime(running, (time.time() - 3600,) * 2)
+        clear_up()
+        assert {*tmp_path.glob("*")} == {running, starting, other, linked}  # noqa: ASYNC240 - a folder of ours
+    os.utime(running, (time.time() - 3600,) * 2)
+    clear_up()
+    assert not running.exists()
+    assert not killed.exists()
+    assert (other / "broker.lock").exists()

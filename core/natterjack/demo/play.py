@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any, Final
 
 from natterjack import subjects
 from natterjack.broker import embed
+from natterjack.broker.storelock import StoreLock
 from natterjack.bus import Bus, Message
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
@@ -31,6 +36,10 @@ from natterjack.team import Team, read_team
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0
 """Seconds for the whole pipeline, from the question to the report."""
+
+_PREFIX: Final = "natterjack-demo-"
+_NEW: Final = 60.0
+"""Seconds after which a demo has surely locked its folder."""
 
 Show = Callable[[str, str], None]
 """Shows who did what."""
@@ -101,10 +110,24 @@ async def _server(stage: Stage) -> AsyncIterator[Server]:
         stage.show("broker", f"using {stage.server}")
         yield stage.server
         return
-    with tempfile.TemporaryDirectory(prefix="natterjack-demo-") as folder:
+    await asyncio.to_thread(clear_up)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         async with await embed(Path(folder)) as broker:
             stage.show("broker", f"nats-server is ready on {broker.url}")
             yield Server(broker.url)
+
+
+def clear_up() -> None:
+    """Remove the folders of demos that were killed: this user's, not new, and locked by no process."""
+    user = getattr(os, "getuid", int)()
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # e.g. another demo removes it, too
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or time.time() - found.st_mtime < _NEW:
+                continue
+            if lock := StoreLock.acquire(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
 
 
 async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show) -> Report:

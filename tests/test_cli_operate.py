@@ -63,7 +63,7 @@ def test_agent_runs_from_an_empty_folder_until_told(served: Cli, tmp_path_factor
         assert served.text("emit", "a.b", '{"name": "Ada"}', "--to", "greeter", *WAIT) == "Hello, Ada!"
         assert agent.end(signal.SIGTERM) == 0
     assert "Traceback" not in agent.output
-    assert served.json("agents") == []
+    assert [agent["running"] for agent in served.json("agents")] == [False, False]
 
 
 def test_agent_that_nobody_knows(served: Cli) -> None:

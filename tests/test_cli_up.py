@@ -24,6 +24,7 @@ runtime.add_process(AgentProcess("greeter", agent=Greeter, triggers=[EventTrigge
 """
 
 
+@pytest.mark.timeout(120)  # eight commands, each a new process
 def test_from_nothing_to_an_answer(cli: Cli, nats_command: str | None) -> None:
     wrote = cli.text("init", "hello")  # 1, after `pip install natterjack`
     assert "natterjack up" in wrote

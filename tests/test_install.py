@@ -104,6 +104,7 @@ def check_round_trip(env: Environment, install: str, uninstall: str) -> None:
     assert env.plugins() == {"natterjack_barometer"}
 
 
+@pytest.mark.full
 def test_under_pip(tmp_path: Path, wheels: Path) -> None:
     env = Environment(tmp_path / "venv", wheels)
     env.run(sys.executable, "-m", "venv", str(env.prefix))
@@ -127,6 +128,7 @@ def test_under_uv(tmp_path: Path, wheels: Path) -> None:
     assert "there is no `uv` on PATH; install uv, or pip by" in error
 
 
+@pytest.mark.full
 @pytest.mark.skipif(UV is None, reason="uv is not installed")
 def test_under_uv_tool(tmp_path: Path, wheels: Path) -> None:
     tools = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
@@ -137,6 +139,7 @@ def test_under_uv_tool(tmp_path: Path, wheels: Path) -> None:
     check_round_trip(env, installs, "uv tool install --with natterjack-barometer natterjack-stub")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(UV is None or PIPX is None, reason="uv or pipx is not installed")
 def test_under_pipx(tmp_path: Path, wheels: Path) -> None:
     home = {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(tmp_path / "bin")}

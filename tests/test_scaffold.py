@@ -77,6 +77,7 @@ def test_every_new_plugin_is_clean(made: Path) -> None:
     assert "{{" not in "".join(path.read_text() for path in made.rglob("*.*") if "__pycache__" not in path.parts)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(120)
 def test_every_new_plugin_is_typed(made: Path, tmp_path: Path) -> None:
     sources = [str(path.parent) for path in made.glob("natterjack-*/natterjack_made_*/__init__.py")]

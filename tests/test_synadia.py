@@ -35,7 +35,6 @@ from natterjack import (
     PeerUnavailableError,
     QueryError,
     RunContext,
-    heartbeat,
 )
 from natterjack.peers import replies
 from natterjack.testing import NatsServer, until
@@ -192,7 +191,7 @@ async def test_their_client_gets_our_errors(
 async def test_their_client_hears_our_heartbeats(
     client: Agents, own_server: NatsServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "INTERVAL", 1)
+    monkeypatch.setattr("natterjack.service.INTERVAL", 1)
     beats: list[HeartbeatPayload] = []
     runtime = AgentRuntime(own_server.url, name="zoo")
     runtime.add_process(AgentProcess(name="parrot", agent=Talker()))

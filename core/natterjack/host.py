@@ -17,7 +17,6 @@ from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.heartbeat import Heartbeat
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Envelope
 from natterjack.peers import AskServer, Peers, Question
@@ -89,7 +88,6 @@ class AgentHost:
         prompt = Endpoint("prompt", subjects.prompt(team, name), taken)
         endpoints = [ask, prompt, Endpoint("status", subjects.status(team, name))]
         self._service = Service(bus, team, name, description, endpoints=endpoints)
-        self._heartbeat = Heartbeat(self._service)
         self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
@@ -114,7 +112,6 @@ class AgentHost:
             self._started = True
             await self._asks.start()
             await self._service.start()
-            await self._heartbeat.start()
             for trigger in self._triggers:
                 for spec in trigger.consumers(self.name):
                     await self.bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
@@ -159,7 +156,6 @@ class AgentHost:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._heartbeat.stop()
         await self._service.stop()
         await asyncio.gather(self._asks.drain(timeout), *(delivery.drain(timeout) for delivery in self._deliveries))
         try:

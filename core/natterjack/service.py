@@ -1,10 +1,14 @@
-"""The NATS micro service `agents`: discovery and statistics of one agent (ADR-32, Synadia Agent Protocol 0.3).
+"""The NATS micro service `agents`: discovery, statistics and heartbeats of one agent.
+
+As ADR-32 and the Synadia Agent Protocol 0.3 (section 8 for heartbeats) want it.
 
 Our own, because nats-py's service handles requests one by one and drops what is queued when it stops.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,13 +20,17 @@ import orjson
 from natterjack import subjects
 from natterjack.bus import Bus, Message, Subscription
 from natterjack.codec import decode
-from natterjack.errors import NoRespondersError, PayloadError, RefusedError, RequestTimeoutError
+from natterjack.errors import DisconnectedError, NoRespondersError, PayloadError, RefusedError, RequestTimeoutError
+
+log = logging.getLogger("natterjack.service")
 
 SERVICE: Final = "agents"
 QUEUE: Final = "agents"
 VERSION: Final = "0.1.0"
 PROTOCOL: Final = "0.3"
 """Version of the Synadia Agent Protocol that the prompt endpoint speaks."""
+INTERVAL: Final = 30
+"""Seconds between two heartbeats."""
 _FIND: Final = 1.0
 LOAD: Final = ("slots", "busy", "answering", "waiting")
 
@@ -52,7 +60,10 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Service:
-    """Answers `$SRV.PING`, `INFO` and `STATS` for one agent in one process."""
+    """Answers `$SRV.PING`, `INFO` and `STATS` for one agent in one process.
+
+    And tells on `agents.hb.…` now and then that it lives, and when asked on `agents.status.…`.
+    """
 
     bus: Bus
     team: str
@@ -63,7 +74,8 @@ class Service:
     endpoints: list[Endpoint] = field(default_factory=list)
     load: Callable[[], Mapping[str, int]] = dict
     """How busy the agent is; the `data` of its statistics."""
-    _subscription: Subscription | None = None
+    _subscriptions: list[Subscription] = field(default_factory=list)
+    _beating: asyncio.Task[None] | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -71,18 +83,22 @@ class Service:
         return {"agent": subjects.HARNESS, "owner": self.team, "session": self.agent, "protocol_version": PROTOCOL}
 
     async def start(self) -> None:
-        """Begin to answer."""
-        self._subscription = await self.bus.subscribe(subjects.service(">"), self._receive)
+        """Begin to answer, with a first heartbeat at once."""
+        status = subjects.status(self.team, self.agent)
+        self._subscriptions.append(await self.bus.subscribe(subjects.service(">"), self._receive))
+        self._subscriptions.append(await self.bus.subscribe(status, self._receive_status, queue=QUEUE))
+        self._beating = asyncio.create_task(self._beat())
 
     async def stop(self) -> None:
         """Answer no more."""
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
+        if self._beating is not None:
+            self._beating.cancel()
+        for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
     async def _receive(self, message: Message) -> None:
         _, verb, *scope = message.subject.split(".")
-        if scope not in ([], [SERVICE], [SERVICE, self.id]) or not message.reply.startswith(("_INBOX.", "_R_.")):
+        if scope not in ([], [SERVICE], [SERVICE, self.id]) or not _is_inbox(message.reply):
             return
         answer = self._answer(verb)
         if answer is not None:
@@ -105,6 +121,30 @@ class Service:
             statistics = [{**endpoint.stats(), "data": self.load()} for endpoint in self.endpoints]
             return identity | {"started": self.started.isoformat(), "endpoints": statistics}
         return None
+
+    async def _beat(self) -> None:
+        subject = subjects.heartbeat(self.team, self.agent)
+        while True:
+            try:
+                await self.bus.publish(subject, self._heartbeat())
+            except DisconnectedError as error:
+                log.debug("%s cannot tell that it lives: %s", self.agent, error)
+            await asyncio.sleep(INTERVAL)
+
+    async def _receive_status(self, message: Message) -> None:
+        if _is_inbox(message.reply):
+            await self.bus.publish(message.reply, self._heartbeat())
+
+    def _heartbeat(self) -> bytes:
+        prompts = [endpoint for endpoint in self.endpoints if endpoint.name == "prompt"]
+        endpoints = {each.name: {"subject": each.subject, "metadata": each.metadata} for each in prompts}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        told: dict[str, Any] = {"instance_id": self.id, "ts": now, "interval_s": INTERVAL}
+        return orjson.dumps({**self.names, **told, "endpoints": endpoints})
+
+
+def _is_inbox(reply: str) -> bool:
+    return reply.startswith(("_INBOX.", "_R_."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 
 from natterjack import Agent, AgentContext, AgentProcess, AgentRuntime, Event, EventTrigger, RunContext, connect
 from natterjack.bus import Bus
+from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError, InvalidNameError, NotProvisionedError, PatternError, RefusedError
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
@@ -18,7 +19,7 @@ from natterjack.rights import Right, permissions
 from natterjack.runtime import start_agent
 from natterjack.server import Server
 from natterjack.subjects import check_keys, matches
-from natterjack.team import Team, check_team, read_team
+from natterjack.team import Team, check_team
 from natterjack.testing import NatsServer, until
 from natterjack.testing.command import Cli
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from natterjack.broker import embed
+from natterjack.cli.play import QUESTION, Stage, clear_up, demo_team, play
 from natterjack.client import connect
 from natterjack.demo.corpus import CorpusError
-from natterjack.demo.play import QUESTION, Stage, clear_up, demo_team, play
 from natterjack.demo.report import Report
 from natterjack.errors import StartError
 from natterjack.messages import Event

@@ -13,7 +13,7 @@ import pytest
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "natterjack"
 REACHED = ["natterjack.errors", "pydantic_core", "nats.aio.client", "natterjack.builtin", "natterjack", "typer"]
-REACHED += ["natterjack.cli.main", "natterjack.cli", "uvloop", "natterjack.demo.report", "natterjack.demo.play"]
+REACHED += ["natterjack.cli.main", "natterjack.cli", "uvloop", "natterjack.demo.report", "natterjack.cli.play"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 

@@ -7,9 +7,10 @@ import pytest
 
 from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedError, Right, connect
 from natterjack.bus import Bus
+from natterjack.cli.teamfile import read_team
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_needs, provision, stored_team
-from natterjack.team import Team, read_team
+from natterjack.team import Team
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:

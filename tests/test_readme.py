@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from natterjack.bus import Bus
+from natterjack.cli.teamfile import read_team
 from natterjack.components import Trigger
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
-from natterjack.team import check_team, read_team
+from natterjack.team import check_team
 from natterjack.testing import NatsServer, until
 
 ROOT = Path(__file__).parents[1]

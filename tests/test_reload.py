@@ -11,9 +11,9 @@ import pytest
 
 from natterjack.cli.exits import CommandError
 from natterjack.cli.reload import _check_syntax, _sources, check_installed
+from natterjack.cli.supervisor import Supervisor
 from natterjack.errors import StartError
 from natterjack.server import Server
-from natterjack.supervisor import Supervisor
 from natterjack.team import AgentSpec, Team
 from natterjack.testing import NatsServer, until
 from natterjack.testing.command import Cli, Process
@@ -142,7 +142,7 @@ async def test_a_new_process_that_never_listens_is_ended(tmp_path: Path, monkeyp
     supervisor = supervisor_of(tmp_path / "code", Lines())
     await supervisor.start()
     try:
-        monkeypatch.setattr("natterjack.supervisor.START_TIMEOUT", 0.3)
+        monkeypatch.setattr("natterjack.cli.supervisor.START_TIMEOUT", 0.3)
         before = pids(supervisor)
         (tmp_path / "code").write_text("import sys; sys.stdin.read()")
         with pytest.raises(StartError, match="one is not ready after 0 s"):

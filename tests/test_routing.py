@@ -20,13 +20,14 @@ from natterjack import (
     RunFailedError,
 )
 from natterjack.bus import Bus
+from natterjack.cli.teamfile import read_team
 from natterjack.components import Middleware
 from natterjack.dead import dead_letters
 from natterjack.journal import StreamJournal
 from natterjack.plugins import Plugins
 from natterjack.provision import agent_needs
 from natterjack.rights import Right
-from natterjack.team import Team, check_team, read_team
+from natterjack.team import Team, check_team
 from natterjack.testing import NatsServer, until
 
 PLUGINS = Plugins.load()

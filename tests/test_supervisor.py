@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from natterjack import supervisor as module
 from natterjack.bus import Bus
+from natterjack.cli import supervisor as module
+from natterjack.cli.supervisor import Supervisor
 from natterjack.errors import StartError
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.server import Server
-from natterjack.supervisor import Supervisor
 from natterjack.team import AgentSpec, Team
 from natterjack.testing import NatsServer, until
 
@@ -302,7 +302,7 @@ async def provisioned(server: Server, team: Team) -> None:
 SUPERVISING = """
 import asyncio, sys
 from natterjack.server import Server
-from natterjack.supervisor import Supervisor
+from natterjack.cli.supervisor import Supervisor
 from natterjack.team import AgentSpec, Team
 async def main():
     spec = AgentSpec(kind="natterjack.demo.agents:Writer")

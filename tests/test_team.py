@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
+from natterjack.cli.teamfile import MAX_BYTES, key_lines, read_team, team_schema
 from natterjack.components import (
     Agent,
     ConsumerSpec,
@@ -31,7 +32,6 @@ from natterjack.errors import ConfigError, NatterjackError, PluginError
 from natterjack.messages import Answer
 from natterjack.plugins import Plugins
 from natterjack.team.check import check_options, check_team, make_trigger, trigger_settings
-from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 from natterjack.team.values import plain
 

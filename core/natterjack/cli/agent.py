@@ -10,9 +10,9 @@ import typer
 from natterjack.cli.options import NatsContextOption, ServerOption, find_server
 from natterjack.cli.output import write
 from natterjack.cli.run import first_of, run, show_logs, stop_with_parent, stopping
+from natterjack.cli.supervisor import PARENT, READY
 from natterjack.runtime import start_agent
 from natterjack.server import Server
-from natterjack.supervisor import PARENT, READY
 
 app = typer.Typer(no_args_is_help=True, help="Run one agent of a team.")
 

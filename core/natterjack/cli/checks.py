@@ -16,12 +16,13 @@ from typing import Any, Final
 from natterjack import subjects
 from natterjack.broker import find_server, server_version
 from natterjack.bus import Bus
+from natterjack.cli.teamfile import read_team
 from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_triggers, stored_team
 from natterjack.server import Server
 from natterjack.service import discover
-from natterjack.team import Team, read_team
+from natterjack.team import Team
 
 OLDEST_PYTHON: Final = (3, 11)
 MAX_LAG: Final = 1000

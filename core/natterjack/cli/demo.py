@@ -14,7 +14,7 @@ from natterjack.cli.run import first_of, run, stopping
 from natterjack.server import named_server
 
 if TYPE_CHECKING:
-    from natterjack.demo.play import Stage
+    from natterjack.cli.play import Stage
     from natterjack.demo.report import Report
 
 
@@ -36,7 +36,7 @@ def demo(
 
     The report is extracted from the documents, by no model; a question they cannot answer is said to be one.
     """
-    from natterjack.demo.play import QUESTION, Stage  # lazy: it is a third of what the command line imports
+    from natterjack.cli.play import QUESTION, Stage  # lazy: it is a third of what the command line imports
 
     named = named_server(server, nats_context) if server or nats_context else None
     stage = Stage(show=_show, log=_log if verbose else _quiet, server=named)
@@ -51,7 +51,7 @@ def demo(
 
 async def _play(question: str, docs: Path | None, stage: Stage) -> Report | None:
     """Return the report, or None if the user stops it; then all processes have ended, too."""
-    from natterjack.demo.play import play
+    from natterjack.cli.play import play
 
     with stopping() as stop:
         ended: Report | Literal[True] = await first_of(play(question, docs, stage), stop.wait())

@@ -15,11 +15,12 @@ import typer
 from natterjack import codec
 from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient, connect
 from natterjack.errors import UnknownAgentError
 from natterjack.provision import stored_team
 from natterjack.server import Server, named_server
-from natterjack.team import Team, read_team
+from natterjack.team import Team
 
 TEAM_FILE: Final = Path("team.toml")
 

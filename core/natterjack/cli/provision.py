@@ -12,12 +12,13 @@ from natterjack.bus import Bus
 from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server
 from natterjack.cli.output import note, write_json, write_table
 from natterjack.cli.run import run
+from natterjack.cli.teamfile import read_team, team_schema
 from natterjack.plugins import Plugins
 from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
 from natterjack.subjects import OPERATOR
-from natterjack.team import Team, check_team, read_team, team_schema
+from natterjack.team import Team, check_team
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
 

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.supervisor import Supervisor
+from natterjack.cli.teamfile import read_team
 from natterjack.errors import NatterjackError
 from natterjack.plugins import Plugins
-from natterjack.supervisor import Supervisor
-from natterjack.team import Team, check_team, read_team
+from natterjack.team import Team, check_team
 
 Tell = Callable[[str], None]
 _TICK = 500

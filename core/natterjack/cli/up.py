@@ -21,12 +21,13 @@ from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
 from natterjack.cli.run import first_of, run, show_logs, stopping
+from natterjack.cli.supervisor import Supervisor
+from natterjack.cli.teamfile import read_team
 from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server, named_server
-from natterjack.supervisor import Supervisor
-from natterjack.team import Team, check_team, read_team
+from natterjack.team import Team, check_team
 
 _COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 

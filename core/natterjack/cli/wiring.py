@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from natterjack.builtin.agents import import_object
+from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError
 from natterjack.runtime import AgentRuntime
 from natterjack.subjects import overlap
-from natterjack.team import AgentSpec, Team, TriggerSpec, read_team
+from natterjack.team import AgentSpec, Team, TriggerSpec
 
 NodeKind = Literal["agent", "event", "topic", "key", "tools", "trigger", "peer", "outside"]
 EdgeKind = Literal["emits", "wakes", "publishes", "asks", "writes", "reads", "tools"]

@@ -1,7 +1,6 @@
-"""The team: its model, the checks of it, and its file."""
+"""The team: its model, and the checks of it."""
 
 from natterjack.team.check import check_team, make_trigger
-from natterjack.team.file import read_team, team_schema
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 __all__ = [
@@ -10,6 +9,4 @@ __all__ = [
     "TriggerSpec",
     "check_team",
     "make_trigger",
-    "read_team",
-    "team_schema",
 ]

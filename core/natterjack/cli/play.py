@@ -19,6 +19,8 @@ from natterjack import subjects
 from natterjack.broker import embed
 from natterjack.broker.storelock import StoreLock
 from natterjack.bus import Bus, Message
+from natterjack.cli.supervisor import Supervisor
+from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.dead import read_letter
@@ -30,8 +32,7 @@ from natterjack.messages import Event
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.server import Server
-from natterjack.supervisor import Supervisor
-from natterjack.team import Team, read_team
+from natterjack.team import Team
 
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0

@@ -36,8 +36,9 @@ from natterjack import (
 from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
+from natterjack.builtin.plainsubjects import SubjectTrigger
 from natterjack.builtin.plugin import natterjack_agents, natterjack_journals, natterjack_peers, natterjack_triggers
-from natterjack.builtin.triggers import EventTrigger, InboxTrigger, MessageTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger
 from natterjack.bus import Bus
 from natterjack.journal import StreamJournal
 from natterjack.plugins import Plugins
@@ -75,6 +76,24 @@ class TestMessageTrigger(TriggerContract):
 
     async def provoke(self, team: TeamClient, clock: ScriptedClock) -> None:
         await team.event_bus.publish("contract.due")
+
+
+class TestContextTrigger(TriggerContract):
+    component = ContextTrigger
+    settings: ClassVar[dict[str, Any]] = {"keys": "contract.*"}
+    wrong_settings = ({"keys": "a..b"}, {"keys": 7}, {"keys": "Fin ance/budget"}, {"keys": "a", "own": "perhaps"})
+
+    async def provoke(self, team: TeamClient, clock: ScriptedClock) -> None:
+        await team.context.set("contract.due", 1)
+
+
+class TestSubjectTrigger(TriggerContract):
+    component = SubjectTrigger
+    settings: ClassVar[dict[str, Any]] = {"subject": "contract.*"}
+    wrong_settings = ({"subject": "events.a"}, {"subject": ">"}, {"subject": "a b"}, {"subject": 7})
+
+    async def provoke(self, team: TeamClient, clock: ScriptedClock) -> None:
+        await team.bus.publish("contract.due", b"1")
 
 
 class TestFileJournal(JournalContract):

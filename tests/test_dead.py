@@ -115,7 +115,7 @@ async def test_a_letter_without_its_payload_is_retried_from_the_original(bus: Bu
     for sequence in (stored.sequence, 99):
         subject = "stored.events.anyone.job.large"
         letter = DeadLetter("one", "event-job+@", "why " * 500, 1, "EVENTS", subject, sequence, "", "")
-        await bury(bus, letter, message)
+        await bury(bus, letter, message.data)
     found = await letters(bus, 2)
     assert [letter.data for letter in found] == [b"", b""]
     await retry(bus, 1)

@@ -16,7 +16,7 @@ from natterjack.testing import NatsServer
 
 DOCUMENTED = {
     "AgentRuntime AgentProcess EventTrigger MessageTrigger AgentContext FileJournal",  # the table of imports
-    "Agent Event RunContext",
+    "Agent ContextTrigger Event PlainMessage RunContext SubjectTrigger",
     "Right Trigger TriggerContext hookimpl",
     "Answer Answers StreamJournal Transaction connect",
     "NatterjackError PeerError PeerTimeoutError PeerUnavailableError PeerBusyError PeerRefusedError ConflictError",

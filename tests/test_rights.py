@@ -46,6 +46,7 @@ def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> No
             ["feed.context.draft.a"],
         ),
         (Right("hear", "research.*"), [], ["feed.events.*.research.*", "feed.messages.*.research.*"]),
+        (Right("listen", "sensors.*.temperature"), [], ["sensors.roof.temperature"]),
         (
             Right("consume", "EVENTS/writer=event"),
             ["$JS.API.CONSUMER.MSG.NEXT.EVENTS.writer=event", "$JS.ACK.EVENTS.writer=event.1.2.3.4.5"],

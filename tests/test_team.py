@@ -23,7 +23,6 @@ from natterjack.components import (
     Journal,
     PeerScheme,
     Rule,
-    Settings,
     ToolServer,
     Trigger,
     TriggerContext,
@@ -31,6 +30,7 @@ from natterjack.components import (
 from natterjack.errors import ConfigError, NatterjackError, PluginError
 from natterjack.messages import Answer
 from natterjack.plugins import Plugins
+from natterjack.settings import Settings
 from natterjack.team.check import check_options, check_team, make_trigger, trigger_settings
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 from natterjack.team.values import plain

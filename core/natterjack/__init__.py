@@ -1,6 +1,6 @@
 """Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
-from natterjack.builtin import EventTrigger, FileJournal, MessageTrigger
+from natterjack.builtin import ContextTrigger, EventTrigger, FileJournal, MessageTrigger, SubjectTrigger
 from natterjack.client import Run, TeamClient, connect
 from natterjack.clock import Clock
 from natterjack.components import (
@@ -13,7 +13,6 @@ from natterjack.components import (
     Middleware,
     PeerScheme,
     Rule,
-    Settings,
     StreamTrigger,
     ToolServer,
     Trigger,
@@ -55,13 +54,14 @@ from natterjack.errors import (
 )
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Answers, Attachment, Event, Query
+from natterjack.messages import Answer, Answers, Attachment, Event, PlainMessage, Query
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Verb
 from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
+from natterjack.settings import Settings
 from natterjack.subjects import matches
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "ConflictError",
     "ConnectError",
     "ConsumerSpec",
+    "ContextTrigger",
     "CredentialsError",
     "DisconnectedError",
     "Entry",
@@ -106,6 +107,7 @@ __all__ = [
     "PeerScheme",
     "PeerTimeoutError",
     "PeerUnavailableError",
+    "PlainMessage",
     "PluginError",
     "Query",
     "QueryError",
@@ -123,6 +125,7 @@ __all__ = [
     "StreamError",
     "StreamJournal",
     "StreamTrigger",
+    "SubjectTrigger",
     "TeamClient",
     "ToolServer",
     "Transaction",

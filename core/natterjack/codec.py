@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from itertools import accumulate
@@ -29,6 +30,11 @@ MAX_DEPTH: Final = 64
 """Nesting a payload may have; deeper is hostile or a mistake, and breaks many JSON readers."""
 
 _MAX_INT64: Final = 2**63
+
+
+def is_deletion(headers: Mapping[str, str]) -> bool:
+    """Tell whether a message of a bucket's stream takes its key away, rather than give it a value (ADR-8)."""
+    return headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
 
 
 def encode(value: object) -> bytes:

@@ -11,26 +11,16 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from natterjack.clock import Clock
-from natterjack.errors import ConfigError, nearest
-from natterjack.messages import Answer, Event, Query
+from natterjack.errors import ConfigError
+from natterjack.messages import Answer, Event, PlainMessage, Query
 from natterjack.rights import Right, Verb
+from natterjack.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from natterjack.runs import RunContext
-
-
-C = TypeVar("C", bound=BaseModel)
-
-
-class Settings(BaseModel):
-    """Base of every `Config`: frozen, and an unknown key is an error with the nearest right one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Component(ABC):
@@ -64,30 +54,6 @@ class Component(ABC):
         """Return the rights the component needs when it works for this agent. Provisioning grants exactly these."""
         del agent
         return []
-
-
-def read_settings(config: type[C], settings: Mapping[str, Any], owner: str) -> C:
-    """Validate settings, with one clear line for the first thing that is wrong.
-
-    Raises:
-        ConfigError: It says where, what, and what was meant.
-    """
-    try:
-        return config.model_validate(settings)
-    except ValidationError as error:
-        msg = f"{owner}: {explain(error, config)}"
-        raise ConfigError(msg) from error
-
-
-def explain(error: ValidationError, config: type[BaseModel]) -> str:
-    """Return the first problem of a validation error as a sentence."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the settings"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}.{nearest(where, config.model_fields)}"
-    if first["type"] == "missing":
-        return f"{where!r} is missing"
-    return f"{where!r} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
 
 
 # Agents
@@ -144,11 +110,14 @@ class ConsumerSpec:
         stream: Stream it reads.
         name: Its durable name, unique in the stream.
         filter: Subject pattern of stored messages.
+        first: What it delivers of what is stored when its team is first provisioned: all of it, or the newest of each
+            subject. A trigger that is added to a team later begins with what comes then.
     """
 
     stream: str
     name: str
     filter: str
+    first: Literal["all", "last_per_subject"] = "all"
 
     @property
     def right(self) -> Right:
@@ -173,8 +142,10 @@ class TriggerContext(Protocol):
         """Store an event for this agent; it is then handled with attempts and dead letters like any other.
 
         Args:
-            data: JSON data of the event.
-            type: Event type; the trigger's name by default.
+            data: JSON data of the event; or a message that `listen` brought, whose payload and headers are stored as
+                they are, without those that begin with `Nats-`.
+            type: Event type. By default the trigger's name; of a message its subject, where that can be a type (else
+                it is in the header `Natterjack-Subject`).
             id: Deduplication id, for what may fire twice.
 
         Returns:
@@ -188,6 +159,22 @@ class TriggerContext(Protocol):
 
     async def consume(self, spec: ConsumerSpec) -> None:
         """Handle what a durable consumer delivers, until cancelled; raise `NotProvisionedError` if there is none."""
+
+    async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
+        """Call `callback` with what any program publishes on subjects that are none of Natterjack's, until cancelled.
+
+        One message after another; of an agent's replicas one gets each. While a callback fails because the broker is
+        away or the inbox is full, it is called again, and what comes meanwhile waits (up to 128 MiB; what is beyond is
+        lost, and an error in the log). For any other failure the message becomes a dead letter.
+
+        Args:
+            pattern: Of subjects; the trigger's `needs` must have `Right("listen", pattern)`.
+            callback: Typically `ctx.fire`.
+
+        Raises:
+            PatternError: The pattern is malformed, or could match a subject of Natterjack's or of the server's.
+            RefusedError: The broker does not allow it.
+        """
 
 
 class Trigger(Component):
@@ -207,9 +194,6 @@ class Trigger(Component):
                     await ctx.fire({"every": self.config.every})
     """
 
-    accepts: Callable[[Event], bool] | None = None
-    """Whether to handle an event that a consumer delivers; what it refuses is acked without a run. None: all."""
-
     @property
     def label(self) -> str:
         """Name of this trigger within its agent: a part of durable names and dead letters' subjects."""
@@ -223,6 +207,15 @@ class Trigger(Component):
     def needs(self, agent: str) -> list[Right]:
         """Return the rights to its consumers; override to add others."""
         return [spec.right for spec in self.consumers(agent)]
+
+    def accepts(self, event: Event, agent: str) -> bool:
+        """Tell whether to wake an agent for an event that a consumer delivers; what it refuses is acked without a run.
+
+        Raises:
+            PayloadError: It cannot be told; the event becomes a dead letter.
+        """
+        del event, agent
+        return True
 
     @abstractmethod
     async def run(self, ctx: TriggerContext) -> None:

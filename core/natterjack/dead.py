@@ -63,15 +63,15 @@ class DeadLetter:
 _LETTER: Final = TypeAdapter(DeadLetter)
 
 
-async def bury(bus: Bus, letter: DeadLetter, message: Message) -> None:
+async def bury(bus: Bus, letter: DeadLetter, data: bytes) -> None:
     """Store a dead letter; a payload too large to fit beside the header stays where it is, by reference."""
-    letter = replace(letter, cause=letter.cause[:MAX_CAUSE], time=time.time(), size=len(message.data))
+    letter = replace(letter, cause=letter.cause[:MAX_CAUSE], time=time.time(), size=len(data))
     described = asdict(letter)
     del described["data"], described["number"]
     headers = {HEADER: json.dumps(described)}  # ASCII, as headers must be
     subject = subjects.dead(letter.agent, letter.trigger)
     try:
-        await bus.store(subject, message.data, headers=headers)
+        await bus.store(subject, data, headers=headers)
     except PayloadError:
         await bus.store(subject, b"", headers=headers)
 

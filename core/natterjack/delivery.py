@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec, Entry
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
-from natterjack.events import event_id, read_event
+from natterjack.events import event_id, payload_of, read_event
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
@@ -261,7 +260,7 @@ class Delivery:
         due = asyncio.get_running_loop().time() + self._spec.timeout
         ctx.deadline = time.time() + self._spec.timeout
         work = self._handler(event, ctx)
-        steps = Steps(work if inspect.iscoroutine(work) else _awaited(work), copy_context())
+        steps = Steps(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
         if not steps.begin() or ctx.unsettled or _is_cancelled():
             await self._finish(steps, ctx, asyncio.timeout_at(due))
         return steps.result if self._routing is None else await self._routing.emit(ctx, event, steps.result)
@@ -365,7 +364,7 @@ class Delivery:
     async def _give_up(self, message: Message, place: Place, ctx: RunContext, cause: str, attempts: int) -> None:
         origin = (place.stream, message.subject, place.sequence)
         letter = DeadLetter(ctx.agent, self._label, cause, attempts, *origin, ctx.cause, ctx.run_id)
-        await bury(self._facilities.bus, letter, message)
+        await bury(self._facilities.bus, letter, payload_of(message, place))
         await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         self._consumer.ack(message)
 

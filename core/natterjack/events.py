@@ -23,17 +23,43 @@ log = logging.getLogger("natterjack.events")
 MAX_LAG: Final = 10_000
 """Live events that may wait in a subscription before it ends with an error."""
 
+_KEYS: Final = subjects.key("", "").removesuffix(".")
+_MAIN: Final = subjects.key(subjects.CONTEXT_BUCKET, "")
 _LONGEST_ID: Final = 128
 _ID = re.compile(rf"[!-~]{{1,{_LONGEST_ID}}}\Z")
 
 
 def read_event(message: Message, place: Place) -> tuple[Event, Envelope]:
-    """Return the event in a stored message, and its envelope.
+    """Return the event in a stored message, or the one that a context's change is, and its envelope.
 
     Raises:
         PayloadError: Payload or header cannot be read.
     """
-    return _event(message, message.subject, place.sequence, datetime.fromtimestamp(place.time / 1e9, UTC))
+    when = datetime.fromtimestamp(place.time / 1e9, UTC)
+    if message.subject.startswith(_KEYS):
+        return _change(message, place.sequence, when)
+    return _event(message, message.subject, place.sequence, when)
+
+
+def _change(message: Message, sequence: int, when: datetime) -> tuple[Event, Envelope]:
+    headers = message.headers or {}
+    envelope = codec.unpack(headers.get(codec.HEADER))
+    deleted = codec.is_deletion(headers)
+    _, key = subjects.split_stored(message.subject)
+    value = None if deleted else codec.decode(message.data)
+    data = {"key": key, "value": value, "revision": sequence, "writer": envelope.source, "deleted": deleted}
+    event = Event(event_id(message, sequence), key, data, envelope.source, when, sequence, headers=headers)
+    return event, envelope._replace(revision=sequence if message.subject.startswith(_MAIN) else 0)
+
+
+def payload_of(message: Message, place: Place) -> bytes:
+    """Return what brings the event of a stored message again, from the inbox."""
+    if message.subject.startswith(_KEYS):
+        try:
+            return codec.encode(read_event(message, place)[0].data)
+        except PayloadError:  # as it will say there, too
+            return message.data
+    return message.data
 
 
 def read_live(message: Message) -> Event:

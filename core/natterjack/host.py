@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
 from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
-from natterjack.context import AgentContext
+from natterjack.context import CAUSE, AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Envelope
+from natterjack.listener import Listener, keep, type_of
+from natterjack.messages import Answer, Envelope, PlainMessage
 from natterjack.peers import AskServer, Peers, Question
 from natterjack.routing import Routing
 from natterjack.runs import Facilities, RunContext, answer_text, through
@@ -27,6 +29,10 @@ from natterjack.slots import Slots
 from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")
+
+
+LISTEN_WAIT: Final = 5.0
+"""Seconds for which an agent's start waits until its triggers listen to plain subjects."""
 
 
 class AgentHost:
@@ -117,6 +123,9 @@ class AgentHost:
                     await self.bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
             context = {trigger: _TriggerContext(self, trigger) for trigger in self._triggers}
             self._tasks = [asyncio.create_task(self._run(trigger, ctx)) for trigger, ctx in context.items()]
+            for task, (trigger, ctx) in zip(self._tasks, context.items(), strict=True):
+                if any(right.verb == "listen" for right in trigger.needs(self.name)):
+                    await ctx.listens(task)
         except Exception as error:
             await self.stop(0)
             msg = f"agent {self.name!r} cannot start: {described(error)}"
@@ -188,16 +197,20 @@ class AgentHost:
     async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
         """Handle what a durable delivers, until cancelled."""
         handler = through([middleware.handle for middleware in self._facilities.middleware], self._agent.handle)
+        filters = type(trigger).accepts is not Trigger.accepts
+        accepts = partial(trigger.accepts, agent=self.name) if filters else None
         delivery = Delivery(
-            self._facilities, self.spec, spec, trigger.label, handler, self._slots, trigger.accepts, self._routing
+            self._facilities, self.spec, spec, trigger.label, handler, self._slots, accepts, self._routing
         )
         self._deliveries.append(delivery)
         await delivery.run()
 
-    async def fire(self, trigger: Trigger, kind: str, data: Any, id: str | None) -> int:
+    async def fire(self, trigger: Trigger, kind: str | None, data: Any, id: str | None) -> int:
         """Put an event into this agent's own inbox."""
         own = None if id is None else f"{subjects.durable(self.name, trigger.label)}:{id}"  # ids are stream-wide [R6]
-        what = f"{self.name}.{kind}"
+        if isinstance(data, PlainMessage):
+            return await keep(self.bus, data, subjects.check_type(kind or type_of(data, trigger.name)), own)
+        what = f"{self.name}.{kind or trigger.name}"
         return (await self._facilities.events.send("inject", what, data, Envelope(), own)).sequence
 
     async def _answer(self, question: Question) -> Answer:
@@ -214,6 +227,7 @@ class AgentHost:
         call = through([middleware.answer for middleware in self._facilities.middleware], self._call_answer)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
+        CAUSE.set(ctx)
         text = answer_text(await call(question.text, ctx))
         await ctx.settle()
         return Answer(text, agent=self.name, run_id=question.run)
@@ -237,10 +251,18 @@ class _TriggerContext:
     def __init__(self, host: AgentHost, trigger: Trigger) -> None:
         self._host, self._trigger = host, trigger
         self.agent, self.clock = host.name, host.clock
+        self._listens: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
-        return await self._host.fire(self._trigger, type or self._trigger.name, data, id)
+        return await self._host.fire(self._trigger, type, data, id)
 
     async def consume(self, spec: ConsumerSpec) -> None:
         await self._host.consume(self._trigger, spec)
+
+    async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
+        await Listener(self._host.bus, self._trigger, callback, self.log).run(pattern, self._listens)
+
+    async def listens(self, task: asyncio.Task[None]) -> None:
+        """Return once it listens, has failed, or takes its time: what is published before is lost."""
+        await asyncio.wait([self._listens, task], timeout=LISTEN_WAIT, return_when=asyncio.FIRST_COMPLETED)

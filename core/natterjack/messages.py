@@ -37,6 +37,20 @@ class Event:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class PlainMessage(NamedTuple):
+    """What any program published on a subject that is none of Natterjack's.
+
+    Attributes:
+        subject: Where.
+        data: The payload, as it is.
+        headers: All headers.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+
+
 class Envelope(NamedTuple):
     """What the one `Natterjack` header carries beside a payload.
 

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus
-from natterjack.components import Settings
 from natterjack.errors import ConflictError, PayloadError
+from natterjack.settings import Settings
 
 MAX_SIZE: Final = 64 * 1024**2
 """Bytes of a large value: it is held in memory as a whole."""

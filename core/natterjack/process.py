@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from natterjack import subjects
 from natterjack.builtin.agents import make_agent, target_of
-from natterjack.components import Agent, Journal, Trigger, explain
+from natterjack.components import Agent, Journal, Trigger
 from natterjack.errors import ConfigError, PluginError
 from natterjack.plugins import Plugins
+from natterjack.settings import explain
 from natterjack.team import AgentSpec, TriggerSpec
 
 MODEL_KIND = "llm"

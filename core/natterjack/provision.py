@@ -92,7 +92,7 @@ def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, d
     bucket = subjects.context_bucket(name)
     keys = subjects.key(bucket, ">")
     republish = {"src": keys, "dest": subjects.feed_context(">", bucket)}
-    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions}
+    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions, "max_consumers": MAX_CONSUMERS}
     return subjects.bucket_stream(bucket), _BUCKET | own
 
 
@@ -219,10 +219,11 @@ async def provision(
         for trigger in agent_triggers(spec, plugins) if given is None else [InboxTrigger(), *given]:
             for consumer in trigger.consumers(name):
                 wanted.add((consumer.stream, consumer.name))
-                # A team's first triggers get all there is; one that is added later begins with what comes.
-                deliver = "all" if found is None else "new"
+                # A team's first triggers get what there is; one that is added later begins with what comes.
+                deliver = consumer.first if found is None else "new"
                 await _consumer(bus, consumer, deliver, done, ordered=spec.ordered_by is not None)
-    await _prune(bus, wanted, done, prune=prune)
+    kept = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, *(context_stream(name)[0] for name in contexts))
+    await _prune(bus, kept, wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await _store_team(bus, team)
@@ -290,8 +291,10 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
     done.updated.append(label)
 
 
-async def _prune(bus: Bus, wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool) -> None:
-    for stream in (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX):
+async def _prune(
+    bus: Bus, streams: Iterable[str], wanted: set[tuple[str, str]], done: Provisioned, *, prune: bool
+) -> None:
+    for stream in streams:
         for name in await bus.consumers(stream):
             if (stream, name) in wanted or not subjects.is_durable(name):
                 continue

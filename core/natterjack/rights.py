@@ -13,7 +13,19 @@ from typing import Final, Literal, NamedTuple
 from natterjack import subjects
 
 Verb = Literal[
-    "emit", "replay", "publish", "inject", "ask", "write", "read", "hear", "consume", "serve", "journal", "bury"
+    "emit",
+    "replay",
+    "publish",
+    "inject",
+    "ask",
+    "write",
+    "read",
+    "hear",
+    "listen",
+    "consume",
+    "serve",
+    "journal",
+    "bury",
 ]
 
 
@@ -23,8 +35,8 @@ class Right(NamedTuple):
     Attributes:
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
-            events), `consume` (`<stream>/<durable>`), `serve`, `journal` and `bury` (an agent's own asks, journal and
-            dead letters).
+            events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`
+            and `bury` (an agent's own asks, journal and dead letters).
         what: A pattern of it.
     """
 
@@ -109,6 +121,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "write": _write,
     "read": _read,
     "hear": lambda what: ([], [subjects.feed_events(what), subjects.feed_messages(what)]),
+    "listen": lambda what: ([], [what]),
     "consume": _consume,
     "serve": _serve,
     "journal": _journal,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeVar
 from natterjack import codec
 from natterjack.bus import Bus
 from natterjack.components import Journal, Middleware
-from natterjack.context import AgentContext, SharedContext
+from natterjack.context import CAUSE, AgentContext, SharedContext
 from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, nearest
 from natterjack.events import EventBus, Since
 from natterjack.journal import RunJournal, StreamJournal
@@ -215,17 +216,26 @@ class RunContext:
         left = min(timeout, self.deadline - time.time())
         return await self._facilities.peers.broadcast(names, question, timeout=left, envelope=self._next("broadcast"))
 
+    def around(self) -> Context:
+        """Return the context variables in which this run is: what is written there follows from it."""
+        variables = copy_context()
+        variables.run(CAUSE.set, self)
+        return variables
+
+    @property
+    def effect(self) -> Envelope:
+        """The envelope of something that this run causes."""
+        return Envelope(cause=self.cause, depth=self._envelope.depth + 1)
+
     def _next(self, what: str) -> Envelope:
-        """Return the envelope of something that this run causes."""
-        depth = self._envelope.depth + 1
-        if depth > MAX_DEPTH:
+        effect = self.effect
+        if effect.depth > MAX_DEPTH:
             msg = (
-                f"{what!r} would be number {depth} in a chain of events and asks that led to one another, "
+                f"{what!r} would be number {effect.depth} in a chain of events and asks that led to one another, "
                 f"and {MAX_DEPTH} is the limit: this looks like a loop"
             )
             raise LoopError(msg)
-        revision = self._facilities.context.revision
-        return Envelope(cause=self.cause, depth=depth, revision=revision, run=self.run_id)
+        return effect._replace(revision=self._facilities.context.revision, run=self.run_id)
 
 
 def through(around: Sequence[Call[R]], call: Call[R], *context: RunContext) -> Call[R]:

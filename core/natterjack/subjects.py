@@ -34,12 +34,14 @@ RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
 MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
 
-_ROOTS: Final = frozenset(
+ROOTS: Final = frozenset(
     {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "schedule", "tools"}
 )
+"""What all of our own subjects begin with, but for those of asks, where strangers may have theirs."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*+(?:\.[A-Za-z0-9][A-Za-z0-9_-]*+)*\Z")
+_UNSAFE = re.compile(r"^-|[^A-Za-z0-9_.*>-]")
 _FOREIGN = re.compile(r"agents://([a-z0-9-]{1,64})/([A-Za-z0-9_-]{1,128})/([A-Za-z0-9_-]{1,128})\Z")
 
 
@@ -129,6 +131,11 @@ def _check_pattern_part(pattern: str, part: str) -> None:
     raise PatternError(pattern, "use letters, digits, '-' and '_' in tokens joined by '.'")
 
 
+def is_type(name: str) -> bool:
+    """Tell whether something could be an event's type."""
+    return len(name) <= MAX_SUBJECT and _TYPE.match(name) is not None
+
+
 def is_wild(pattern: str) -> bool:
     """Tell whether a pattern stands for more than one subject."""
     return "*" in pattern or ">" in pattern
@@ -191,9 +198,9 @@ def stored_messages(pattern: str = ">", principal: str = "*") -> str:
     return f"stored.messages.{principal}.{pattern}"
 
 
-def stored_inbox(agent: str) -> str:
-    """`stored.inbox.<agent>.<principal>.<type>`, all of one agent."""
-    return f"stored.inbox.{agent}.>"
+def stored_inbox(agent: str, kind: str = "") -> str:
+    """`stored.inbox.<agent>.<principal>.<type>`, all of one agent, or one that nobody is known to have sent."""
+    return f"stored.inbox.{agent}.{ANYONE}.{kind}" if kind else f"stored.inbox.{agent}.>"
 
 
 def feed_events(pattern: str = ">", principal: str = "*") -> str:
@@ -207,8 +214,10 @@ def feed_messages(pattern: str = ">", principal: str = "*") -> str:
 
 
 def split_stored(subject: str) -> tuple[str, str]:
-    """Return (principal, type) of a stored or fed event, message or inbox subject."""
+    """Return (principal, type) of a stored or fed event, message or inbox subject; of a bucket's, the key."""
     tokens = subject.split(".")
+    if tokens[0] == "$KV":
+        return ANYONE, ".".join(tokens[2:])
     at = 3 if tokens[1] == "inbox" else 2
     return tokens[at], ".".join(tokens[at + 1 :])
 
@@ -279,7 +288,7 @@ def check_foreign(subject: str, kind: str = "prompt subject") -> str:
         InvalidNameError: It has wildcards, or is one of ours.
     """
     root, *rest = subject.split(".")
-    if not rest or root in _ROOTS or not all(_TOKEN.match(token) for token in (root, *rest)):
+    if not rest or root in ROOTS or not all(_TOKEN.match(token) for token in (root, *rest)):
         raise InvalidNameError(kind, subject, "it must be literal, and none of Natterjack's own")
     return subject
 
@@ -372,6 +381,8 @@ def is_durable(name: str) -> bool:
 def label(kind: str, pattern: str) -> str:
     """Name of a trigger within its agent, e.g. `event-research+@`: injective, and one subject token.
 
-    A pattern never starts with `-`, so that the first odd run of them ends the kind.
+    No pattern starts with `-` here, so that the first odd run of them ends the kind; what else a subject may hold is
+    spelt by its bytes, e.g. `~2f`.
     """
-    return f"{kind.replace('-', '--')}-{pattern.replace('.', '+').replace('*', '@').replace('>', '@@')}"
+    safe = _UNSAFE.sub(lambda found: "".join(f"~{byte:02x}" for byte in found[0].encode()), pattern)
+    return f"{kind.replace('-', '--')}-{safe.replace('.', '+').replace('*', '@').replace('>', '@@')}"

@@ -1,6 +1,7 @@
 """The components that come with the kernel, brought through the same hooks as everybody's."""
 
 from natterjack.builtin.journals import FileJournal
-from natterjack.builtin.triggers import EventTrigger, MessageTrigger
+from natterjack.builtin.plainsubjects import SubjectTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, MessageTrigger
 
-__all__ = ["EventTrigger", "FileJournal", "MessageTrigger"]
+__all__ = ["ContextTrigger", "EventTrigger", "FileJournal", "MessageTrigger", "SubjectTrigger"]

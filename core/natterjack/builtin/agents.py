@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from pydantic import Field
 
 from natterjack.codec import encode
-from natterjack.components import Agent, Settings, read_settings
+from natterjack.components import Agent
 from natterjack.errors import ConfigError, nearest
 from natterjack.messages import Event
+from natterjack.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from natterjack.runs import RunContext

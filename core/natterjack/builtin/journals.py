@@ -16,8 +16,9 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from natterjack import codec
-from natterjack.components import Entry, Journal, Settings
+from natterjack.components import Entry, Journal
 from natterjack.errors import ConfigError
+from natterjack.settings import Settings
 
 log = logging.getLogger("natterjack.journal")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
-from natterjack.builtin.triggers import EventTrigger, InboxTrigger, MessageTrigger
+from natterjack.builtin.plainsubjects import SubjectTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger
 from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
@@ -19,8 +20,8 @@ def natterjack_agents() -> list[type[Agent]]:
 
 @hookimpl
 def natterjack_triggers() -> list[type[Trigger]]:
-    """Events, messages, the inbox."""
-    return [EventTrigger, InboxTrigger, MessageTrigger]
+    """Events, messages, the inbox, the shared context, and plain subjects."""
+    return [ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger, SubjectTrigger]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The built-in triggers: the inbox, events, messages."""
+"""The built-in triggers for what streams hold: the inbox, events, messages, changes of the shared context."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator
 
 from natterjack import subjects
-from natterjack.components import ConsumerSpec, Settings, StreamTrigger, read_settings
+from natterjack.components import ConsumerSpec, StreamTrigger, Trigger
 from natterjack.expressions import EVENT_VARIABLES, Condition, about, check_filter
+from natterjack.messages import Event
 from natterjack.rights import Right
+from natterjack.settings import Settings, read_settings
 
 Pattern = Annotated[str, AfterValidator(subjects.check_pattern)]
+Keys = Annotated[str, AfterValidator(subjects.check_keys)]
 Where = Annotated[str, AfterValidator(check_filter)]
 
 
@@ -32,7 +35,7 @@ class InboxTrigger(StreamTrigger):
         return [*super().needs(agent), Right("inject", f"{agent}.>")]
 
 
-class FilteredTrigger(StreamTrigger):
+class FilteredTrigger(Trigger):
     """Base of triggers that handle only the events for which a condition holds.
 
     What it does not hold for is acked without a run; so is an event that lacks a field of it (said once in the log).
@@ -48,16 +51,20 @@ class FilteredTrigger(StreamTrigger):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if config.where is not None:
-            condition = Condition(config.where, EVENT_VARIABLES)
-            self.accepts = lambda event: condition.holds(**about(event))
+        self._condition = Condition(config.where, EVENT_VARIABLES) if config.where is not None else None
+
+    def accepts(self, event: Event, agent: str) -> bool:
+        """Tell whether the condition holds."""
+        del agent
+        return self._condition is None or self._condition.holds(**about(event))
 
 
-def _given(**settings: str | None) -> dict[str, str]:
+def given(**settings: object) -> dict[str, object]:
+    """Return the settings that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
-class EventTrigger(FilteredTrigger):
+class EventTrigger(FilteredTrigger, StreamTrigger):
     """Fires for each event of a type, or of a pattern of types.
 
     Example::
@@ -80,7 +87,7 @@ class EventTrigger(FilteredTrigger):
     def __init__(self, event_type: str | Config, *, where: str | None = None) -> None:
         if isinstance(event_type, str):
             subjects.check_pattern(event_type)
-            event_type = read_settings(self.Config, _given(event_type=event_type, where=where), "EventTrigger")
+            event_type = read_settings(self.Config, given(event_type=event_type, where=where), "EventTrigger")
         super().__init__(event_type)
 
     @property
@@ -94,7 +101,7 @@ class EventTrigger(FilteredTrigger):
         return [ConsumerSpec(subjects.EVENTS, subjects.durable(agent, self.label), stored)]
 
 
-class MessageTrigger(FilteredTrigger):
+class MessageTrigger(FilteredTrigger, StreamTrigger):
     """Fires for each message to a topic, or to a pattern of topics.
 
     Example::
@@ -116,7 +123,7 @@ class MessageTrigger(FilteredTrigger):
     def __init__(self, topic: str | Config, *, where: str | None = None) -> None:
         if isinstance(topic, str):
             subjects.check_pattern(topic)
-            topic = read_settings(self.Config, _given(topic=topic, where=where), "MessageTrigger")
+            topic = read_settings(self.Config, given(topic=topic, where=where), "MessageTrigger")
         super().__init__(topic)
 
     @property
@@ -128,3 +135,55 @@ class MessageTrigger(FilteredTrigger):
         """One durable on MESSAGES."""
         stored = subjects.stored_messages(self.config.topic)
         return [ConsumerSpec(subjects.MESSAGES, subjects.durable(agent, self.label), stored)]
+
+
+class ContextTrigger(FilteredTrigger, StreamTrigger):
+    """Fires for each change of a key of the shared context, or of a pattern of keys, by whomever.
+
+    The event's type is the key, its source is who wrote, and its data is `{"key": …, "value": …, "revision": …,
+    "writer": …, "deleted": …}`. The agent's own changes do not wake it, unless `own`; who it was, is the writer's own
+    claim. A team's first provisioning brings the newest value of each key, the initial state among them; a trigger that
+    is added later begins with what comes. Of one key that changes often, an agent that is away finds the newest 16
+    values. `ordered_by = "key"` handles the changes of each key in their order.
+
+    Whoever has this trigger learns the values, whatever its `reads` say.
+
+    Example::
+
+        ContextTrigger("findings.*")
+        ContextTrigger("finance/budget", where="data.value > 1000.0")  # a key of the bucket `finance`
+
+    In a team file: `on = [{ context = "findings.*" }]`, or `{ context = { keys = "findings.*", own = true } }`.
+    """
+
+    name: ClassVar[str] = "context"
+
+    class Config(FilteredTrigger.Config):
+        """Settings of a context trigger: keys, and whether its own changes wake the agent, too."""
+
+        keys: Keys
+        own: bool = False
+
+    config: Config
+
+    def __init__(self, keys: str | Config, *, where: str | None = None, own: bool = False) -> None:
+        if isinstance(keys, str):
+            subjects.check_keys(keys)
+            keys = read_settings(self.Config, given(keys=keys, where=where, own=own), "ContextTrigger")
+        super().__init__(keys)
+
+    @property
+    def label(self) -> str:
+        """`context-<keys>`."""
+        return subjects.label(self.name, self.config.keys)
+
+    def consumers(self, agent: str) -> list[ConsumerSpec]:
+        """One durable on the stream behind the bucket."""
+        name, keys = subjects.split_keys(self.config.keys)
+        bucket = subjects.context_bucket(name)
+        stream, changes = subjects.bucket_stream(bucket), subjects.key(bucket, keys)
+        return [ConsumerSpec(stream, subjects.durable(agent, self.label), changes, first="last_per_subject")]
+
+    def accepts(self, event: Event, agent: str) -> bool:
+        """Tell whether somebody else wrote, and the condition holds."""
+        return (self.config.own or event.source != agent) and super().accepts(event, agent)

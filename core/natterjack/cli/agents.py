@@ -19,6 +19,7 @@ from natterjack.client import TeamClient
 from natterjack.errors import NotProvisionedError
 from natterjack.provision import stored_team
 from natterjack.service import AgentInfo
+from natterjack.team import Team
 
 
 def agents(*, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False) -> None:
@@ -78,8 +79,8 @@ class _Row:
 async def _rows(client: TeamClient) -> list[_Row]:
     found = await client.agents()
     try:
-        expected = list((await stored_team(client.bus)).agents)
-        waiting = await _waiting(client.bus)
+        team = await stored_team(client.bus)
+        expected, waiting = list(team.agents), await _waiting(client.bus, team)
     except NotProvisionedError:  # agents may run that belong to no team of ours
         expected, waiting = [], {}
     now = datetime.now().astimezone()
@@ -89,10 +90,11 @@ async def _rows(client: TeamClient) -> list[_Row]:
     return rows + [_Row(name, None, waiting.get(name, []), last) for name, last in zip(absent, seen, strict=True)]
 
 
-async def _waiting(bus: Bus) -> dict[str, list[Waiting]]:
+async def _waiting(bus: Bus, team: Team) -> dict[str, list[Waiting]]:
     """Return what waits, by agent, from the consumers of its triggers."""
     found: dict[str, list[Waiting]] = defaultdict(list)
-    for stream in (subjects.INBOX, subjects.EVENTS, subjects.MESSAGES):
+    buckets = [subjects.bucket_stream(subjects.context_bucket(name)) for name in ("", *team.buckets)]
+    for stream in (subjects.INBOX, subjects.EVENTS, subjects.MESSAGES, *buckets):
         for info in await bus.consumer_infos(stream):
             agent, _, trigger = str(info["name"]).partition("=")
             found[agent].append(Waiting(trigger, stream, int(info["num_pending"]), int(info["num_ack_pending"])))

@@ -19,15 +19,15 @@ from natterjack.components import (
     Middleware,
     PeerScheme,
     Rule,
-    Settings,
     StreamTrigger,
     ToolServer,
     Trigger,
     TriggerContext,
 )
-from natterjack.messages import Answer, Event
+from natterjack.messages import Answer, Event, PlainMessage
 from natterjack.rights import Right
 from natterjack.runs import RunContext
+from natterjack.settings import Settings
 
 BEGIN: Final = "<!-- reference: begin -->"
 END: Final = "<!-- reference: end -->"
@@ -49,6 +49,7 @@ GIVEN: Final[tuple[type, ...]] = (
     Clock,
     Settings,
     Event,
+    PlainMessage,
     Answer,
     Entry,
     Rule,

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from natterjack.codec import MAX_DEPTH
-from natterjack.components import Settings
 from natterjack.errors import ConfigError
+from natterjack.settings import Settings
 from natterjack.team.check import path_text, report, sentence
 from natterjack.team.model import AgentSpec, Origins, Team, TeamTable, TriggerSpec
 from natterjack.team.values import BucketName, Name, Plain, State, ToolName

@@ -97,14 +97,15 @@ class Version:
 def read_message(message: Message) -> tuple[str, Version]:
     """Return key and version of a message of a bucket's stream, as the feed or a direct get brings it."""
     headers = message.headers or {}
-    deleted = headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
-    writer = _writer(headers.get(codec.HEADER))
-    version = Version(message.data, writer, revision=int(headers["Nats-Sequence"]), deleted=deleted)
+    header = headers.get(codec.HEADER, "")
+    writer = _writer(header.partition(";")[0] if header.startswith("s=") else header)
+    sequence = int(headers["Nats-Sequence"])
+    version = Version(message.data, writer, revision=sequence, deleted=codec.is_deletion(headers))
     return headers["Nats-Subject"].split(".", 2)[2], version
 
 
 @lru_cache(maxsize=1024)  # a snapshot has many keys of few writers, and keeps one text for each
-def _writer(header: str | None) -> str:
+def _writer(header: str) -> str:
     try:
         return codec.unpack(header).source
     except PayloadError as error:  # the value is good all the same

@@ -7,7 +7,8 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import Any, Final, TypeVar
+from contextvars import ContextVar
+from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
@@ -22,6 +23,18 @@ log = logging.getLogger("natterjack.context")
 
 UPDATE_BUDGET: Final = 30.0
 """Seconds for which an update is tried again when others win the race for its key."""
+
+
+class Cause(Protocol):
+    """What somebody writes in: a run."""
+
+    @property
+    def effect(self) -> Envelope:
+        """The envelope of what follows from it."""
+
+
+CAUSE: Final[ContextVar[Cause | None]] = ContextVar("natterjack_cause", default=None)
+"""The run that writes: what it follows from travels with its writes, so that whom these wake knows, too."""
 
 
 class Write:
@@ -222,5 +235,7 @@ async def create(bus: Bus, bucket: str, key: str, version: Version) -> None:
 
 def version_headers(version: Version) -> dict[str, str]:
     """Return the headers with which a version is stored."""
-    headers = {codec.HEADER: codec.pack(Envelope(source=version.writer))}
+    run = CAUSE.get()
+    envelope = Envelope() if run is None else run.effect
+    headers = {codec.HEADER: codec.pack(envelope._replace(source=version.writer))}
     return {**headers, "KV-Operation": "DEL"} if version.deleted else headers

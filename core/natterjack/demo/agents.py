@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from natterjack.components import Agent, Settings
+from natterjack.components import Agent
 from natterjack.demo.analysis import Findings, Verdict, assess, research
 from natterjack.demo.corpus import Corpus
 from natterjack.demo.report import write_report
 from natterjack.messages import Event
 from natterjack.runs import RunContext
+from natterjack.settings import Settings
 
 MAX_ROUNDS = 3
 """Rounds of research: the first, and two more that the analyst may ask for."""

@@ -9,10 +9,21 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from natterjack.components import Trigger, read_settings
+from natterjack.components import Trigger
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
-from natterjack.subjects import INBOX, check_durable, durable, is_foreign, matches, split_foreign, split_keys
+from natterjack.settings import read_settings
+from natterjack.subjects import (
+    INBOX,
+    bucket_stream,
+    check_durable,
+    context_bucket,
+    durable,
+    is_foreign,
+    matches,
+    split_foreign,
+    split_keys,
+)
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 MAX_PROBLEMS: Final = 20
@@ -20,6 +31,8 @@ MAX_PROBLEMS: Final = 20
 MAX_LINE: Final = 400
 """Characters of one problem; what is longer is cut in the middle."""
 
+CONTEXTS: Final = bucket_stream(context_bucket("_")).removesuffix("_")
+"""What the names of the streams behind buckets beside the main context begin with."""
 _NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
 _MESSAGES: Final = {
     "model_type": "it must be a table",
@@ -82,7 +95,7 @@ def check_team(team: Team, plugins: Plugins) -> None:
             kind = None if spec.imported else plugins.agent(spec.kind)
             for key, text in _option_problems(spec, kind.Config) if kind else ():
                 problems.add(team.place(name, key), ConfigError(text))
-        _check_triggers(problems, team.place(name, "on"), name, spec, plugins)
+        _check_triggers(problems, team, name, spec, plugins)
         _check_peers(problems, team, name, spec, plugins)
         for journal in spec.journal:
             with problems.at(team.place(name, "journal")):
@@ -158,7 +171,7 @@ def sentence(problem: ErrorDetails, key: str, known: Iterable[str]) -> str:
 
 
 def trigger_settings(trigger: type[Trigger], spec: TriggerSpec) -> dict[str, Any]:
-    """Return the settings of a trigger by name: a value without one belongs to the first field.
+    """Return the settings of a trigger by name: a value without one belongs to the first field that must be given.
 
     Raises:
         ConfigError: One is unknown, or the kind takes none.
@@ -167,7 +180,9 @@ def trigger_settings(trigger: type[Trigger], spec: TriggerSpec) -> dict[str, Any
     if "" in spec.settings and not config.model_fields:
         msg = f"the trigger {spec.kind!r} takes no settings; write {{ {spec.kind} = {{}} }}"
         raise ConfigError(msg)
-    settings = {key or next(iter(config.model_fields)): value for key, value in spec.settings.items()}
+    required = (name for name, field in config.model_fields.items() if field.is_required())
+    main = next(required, next(iter(config.model_fields), ""))
+    settings = {key or main: value for key, value in spec.settings.items()}
     for key in _unknown(settings, config):
         msg = f"the trigger {spec.kind!r} has no setting {key!r}.{nearest(key, config.model_fields)}"
         raise ConfigError(msg)
@@ -191,10 +206,11 @@ def make_trigger(trigger: type[Trigger], spec: TriggerSpec) -> Trigger:
         raise PluginError(msg) from error
 
 
-def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec, plugins: Plugins) -> None:
+def _check_triggers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, plugins: Plugins) -> None:
+    buckets = {bucket_stream(context_bucket(name)) for name in ("", *team.buckets)}
     durables: dict[tuple[str, str], TriggerSpec | None] = {(INBOX, durable(agent, "inbox")): None}  # every agent has it
     for index, trigger in enumerate(spec.on):
-        with problems.at(place):
+        with problems.at(team.place(agent, "on")):
             if trigger in spec.on[:index]:
                 msg = f"the trigger {trigger.kind!r} is there twice with the same settings; remove one"
                 raise ConfigError(msg)
@@ -202,6 +218,9 @@ def _check_triggers(problems: _Problems, place: str, agent: str, spec: AgentSpec
                 if durables.setdefault((consumer.stream, check_durable(consumer.name)), trigger) is not trigger:
                     msg = f"two triggers need one durable consumer, {consumer.name!r}; write them as one"
                     raise ConfigError(msg)
+                if consumer.stream.startswith(CONTEXTS) and consumer.stream not in buckets:
+                    msg = f"the trigger {trigger.kind!r} waits for keys of a bucket that the team has not."
+                    raise ConfigError(msg + _make_bucket(consumer.stream.removeprefix(CONTEXTS), team))
 
 
 def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, plugins: Plugins) -> None:
@@ -233,9 +252,12 @@ def _check_keys(problems: _Problems, team: Team, agent: str, spec: AgentSpec) ->
             bucket, _ = split_keys(pattern)
             with problems.at(team.place(agent, key)):
                 if bucket and bucket not in team.buckets:
-                    hint = nearest(bucket, team.buckets) or f" A table [buckets.{bucket}] makes one."
-                    msg = f"{pattern!r} is in no bucket of the team.{hint}"
+                    msg = f"{pattern!r} is in no bucket of the team.{_make_bucket(bucket, team)}"
                     raise ConfigError(msg)
+
+
+def _make_bucket(name: str, team: Team) -> str:
+    return nearest(name, team.buckets) or f" A table [buckets.{name}] makes one."
 
 
 def _check_result_event(spec: AgentSpec, event: str) -> None:

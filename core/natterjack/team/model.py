@@ -13,9 +13,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from natterjack.components import Rule, Settings
+from natterjack.components import Rule
 from natterjack.errors import nearest
 from natterjack.rights import Verb
+from natterjack.settings import Settings
 from natterjack.subjects import OPERATOR, check_pattern, is_foreign, is_wild, overlap, split_keys
 from natterjack.team.values import (
     BucketName,
@@ -68,7 +69,8 @@ class TriggerSpec(Settings):
 
     Attributes:
         kind: `event`, `message`, or what a plugin brings.
-        settings: Settings of the kind; under the key `""`, a value for the first field of its `Config`.
+        settings: Settings of the kind; under the key `""`, a value for the first field of its `Config` that must be
+            given.
     """
 
     model_config = ConfigDict(json_schema_extra=_trigger_schema)

@@ -88,7 +88,7 @@ def told(edge: dict[str, str]) -> str:
 
 
 def test_json_has_all_connections_and_what_is_probably_wrong(newsroom: Cli) -> None:
-    told_all = newsroom.text("graph", "--format", "json")
+    told_all = newsroom.text("graph", "--json")
     graph = json.loads(told_all)
     assert graph["team"] == "newsroom"
     assert {told(edge) for edge in graph["edges"]} == EDGES
@@ -96,6 +96,29 @@ def test_json_has_all_connections_and_what_is_probably_wrong(newsroom: Cli) -> N
     assert {node["name"]: node["note"] for node in graph["nodes"] if node["note"]} == LOST
     ids = {node["id"] for node in graph["nodes"]}
     assert {edge[end] for edge in graph["edges"] for end in ("source", "target")} <= ids
+
+
+def test_what_a_wider_pattern_hears_keeps_its_name(tmp_path: Path) -> None:
+    cli = Cli(tmp_path, {"COLUMNS": "80"})
+    (tmp_path / "team.toml").write_text("""
+[team]
+name = "t"
+
+[agents.gate]
+kind = "agents:Gate"
+emits = ["check.seen", "check.passed"]
+result_events = { "check.passed" = "result.n > 5", "check.failed" = "result.n <= 5" }
+
+[agents.log]
+kind = "agents:Log"
+on = ["check.>"]
+""")
+    edges = json.loads(cli.text("graph", "--json"))["edges"]
+    assert {told(edge) for edge in edges if edge["kind"] == "emits"} == {
+        "gate -emits-> check.>: check.seen",
+        "gate -emits-> check.>: check.passed: when result.n > 5",
+        "gate -emits-> check.>: check.failed: when result.n <= 5",
+    }
 
 
 def test_the_tree_fits_a_terminal_and_tells_the_same(newsroom: Cli) -> None:
@@ -132,7 +155,7 @@ def test_a_runtime_is_drawn_too(newsroom: Cli) -> None:
         runtime.add_process(AgentProcess("echo", agent=echo, triggers=[EventTrigger("said")], result_event="heard"))
         """
     )
-    graph = json.loads(newsroom.text("graph", "program:runtime", "--format", "json"))
+    graph = json.loads(newsroom.text("graph", "program:runtime", "--json"))
     assert {told(edge) for edge in graph["edges"]} == {"said -wakes-> echo", "echo -emits-> heard: its result"}
     assert "no module" in newsroom.error("graph", "nothing:runtime", code=2).lower()
 

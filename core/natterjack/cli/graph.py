@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from natterjack.cli.options import TEAM_FILE
+from natterjack.cli.options import TEAM_FILE, JsonOption
 from natterjack.cli.output import clean, write, write_json
 from natterjack.cli.wiring import EdgeKind, Node, NodeKind, Wiring, named_team, wiring
 
@@ -25,7 +25,6 @@ class Format(StrEnum):
 
     TERMINAL = "terminal"
     MERMAID = "mermaid"
-    JSON = "json"
 
 
 def graph(
@@ -34,10 +33,11 @@ def graph(
     format: Annotated[
         Format, typer.Option("--format", help="`mermaid` is drawn by GitHub and many editors.")
     ] = Format.TERMINAL,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how a team is connected: who emits, waits, asks, writes, reads, and calls which tools."""
     made = wiring(named_team(team))
-    if format is Format.JSON:
+    if as_json:
         write_json({"team": made.team, "nodes": [*made.nodes.values()], "edges": made.edges})
     elif format is Format.MERMAID:
         write(mermaid(made))

@@ -11,7 +11,7 @@ from natterjack.builtin.agents import import_object
 from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError
 from natterjack.runtime import AgentRuntime
-from natterjack.subjects import overlap
+from natterjack.subjects import is_wild, overlap
 from natterjack.team import AgentSpec, Team, TriggerSpec
 
 NodeKind = Literal["agent", "event", "topic", "key", "tools", "trigger", "peer", "outside"]
@@ -112,7 +112,8 @@ def wiring(team: Team) -> Wiring:
     _add_heard(made, team)
     for name, spec in team.agents.items():
         agent = f"agent:{name}"
-        _add_sent(made, agent, "event", spec.emits or (), "emits", "no agent waits for it")
+        others = [pattern for pattern in spec.emits or () if pattern not in spec.result_types]
+        _add_sent(made, agent, "event", others, "emits", "no agent waits for it")
         for event in spec.result_types:
             condition = spec.result_events.get(event)
             label = f"when {condition}" if condition else "its result"
@@ -163,8 +164,16 @@ def _add_sent(
     for pattern in patterns:
         heard = [each for each in made.nodes.values() if each.kind == kind and overlap(each.name, pattern)]
         for node in heard or [made.nodes[made.add(kind, pattern, unheard)]]:
-            within = f"within {pattern}" if node.name != pattern else ""
-            made.join(agent, node.id, edge, label or within)
+            made.join(agent, node.id, edge, _sent_label(pattern, node.name, label))
+
+
+def _sent_label(pattern: str, heard: str, label: str) -> str:
+    """Return what the name of the node does not say of what is sent: its own name, where the node's is wider."""
+    if pattern == heard:
+        return label
+    if is_wild(heard):
+        return f"{pattern}: {label}" if label else pattern
+    return label or f"within {pattern}"
 
 
 def _add_rest(made: Wiring, agent: str, spec: AgentSpec) -> None:

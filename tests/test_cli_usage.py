@@ -265,3 +265,15 @@ def test_example_command_is_copyable_and_has_no_secret() -> None:
 def test_the_schema_of_team_files_is_json(quick: Cli) -> None:
     schema = json.loads(quick.text("schema"))
     assert {"team", "agents", "context", "tools"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(("width", "head"), [(40, "name     a"), (80, "name  ")])
+def test_a_narrow_terminal_gets_a_block_for_each_row(
+    width: int, head: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns, cells = ["name", "subject", "cause", "state"], ["a", "b" * 12, "c" * 60, "absent"]
+    output._write_rich(columns, [cells, cells])
+    told = capsys.readouterr().out
+    assert told.startswith(head)
+    assert ("c" * 60 in told) is (width == 40), told

@@ -17,6 +17,8 @@ from natterjack.cli.exits import ExitCode
 # Data comes from strangers: what moves the cursor or rings the bell is shown, not done.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PLAIN_WIDTH: Final = 60
+_FOLDED: Final = 12
+"""Characters that a cell is folded to at the narrowest; less cannot be read."""
 
 
 def write(line: str) -> None:
@@ -82,16 +84,34 @@ def _write_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if sum(width + 3 for width in _widths(columns, rows, _FOLDED)) > console.width:
+        _write_blocks(columns, rows)
+        return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console.print(table)
+
+
+def _write_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print each row as lines of its own, for terminals that are too narrow for the columns."""
+    name_width = max(map(len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            write("")
+        for column, cell in zip(columns, row, strict=True):
+            write(f"{column:{name_width}}  {cell}".rstrip())
 
 
 def _write_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [columns, *rows]
-    widths = [min(_PLAIN_WIDTH, max(len(line[index]) for line in lines)) for index in range(len(columns))]
-    for line in lines:
+    widths = _widths(columns, rows, _PLAIN_WIDTH)
+    for line in (columns, *rows):
         write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int) -> list[int]:
+    """Return the width of each column, in characters."""
+    return [min(most, max(map(len, cells))) for cells in zip(columns, *rows, strict=True)]

@@ -186,3 +186,15 @@ def test_an_unknown_kind_is_refused(quick: Cli) -> None:
 def test_class_is_named_after_the_plugin(name: str, kind: str, title: str) -> None:
     files = package_files(name, kind)
     assert f"class {title}(" in files[f"natterjack_{name.replace('-', '_')}/{kind}.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "cause"),
+    [
+        ("up", "command", "Natterjack has a command 'up' of its own"),
+        ("permissions", "guard", "natterjack-permissions is a plugin of Natterjack's own"),
+    ],
+)
+def test_names_of_natterjack_itself_are_taken(quick: Cli, name: str, kind: str, cause: str) -> None:
+    assert cause in quick.error("plugins", "new", name, "--kind", kind, code=1)
+    assert not list(quick.folder.iterdir())

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from natterjack.cli.exits import CommandError
+from natterjack.cli.install import first_party
 from natterjack.cli.options import JsonOption
 from natterjack.cli.output import write, write_json, write_table
 from natterjack.cli.reference import reference, updated
@@ -51,6 +53,7 @@ SortOfPlugin = StrEnum("SortOfPlugin", {name.replace("-", "_").upper(): name for
 
 @app.command("new")
 def new_plugin(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Its name, e.g. `rain-gauge`; the package is natterjack-NAME.")],
     *,
     kind: Annotated[SortOfPlugin, typer.Option("--kind", "-k", help="What it brings.")],
@@ -60,6 +63,10 @@ def new_plugin(
 ) -> None:
     """Write an installable plugin: package, tests by the contract of its kind, README, example."""
     short, sort = check_plugin_name(name), SORTS[kind.value]
+    own = ctx.find_root().command
+    if kind.value == "command" and isinstance(own, TyperGroup) and short in own.commands:
+        msg = f"Natterjack has a command {short!r} of its own; choose another name"
+        raise CommandError(msg)
     _check_free(short, kind.value)
     folder = folder or Path(f"natterjack-{short.replace('_', '-')}")
     files = package_files(short, kind.value)
@@ -83,8 +90,10 @@ def new_plugin(
 
 def _check_free(name: str, kind: str) -> None:
     """Raise if an installed plugin has this name: only one of the two could be loaded."""
-    installed = Plugins.load()
-    for plugin in installed.loaded:
+    if name in first_party():
+        msg = f"{first_party()[name]} is a plugin of Natterjack's own; choose another name"
+        raise CommandError(msg)
+    for plugin in Plugins.load().loaded:
         if plugin.name == name or name in plugin.brings.get(SORTS[kind].kind, ()):
             what = f"{plugin.distribution} {plugin.version}, which is installed"
             msg = f"{what}, has the name {name!r} already; choose another"

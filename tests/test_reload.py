@@ -267,7 +267,13 @@ def check_team(cli: Cli, up: Process) -> None:
     assert cli.text("ask", "third", "?") == "other"
     cli.write(team_toml=TEAM.partition("\n[agents.other]")[0])
     up.wait_line(r"^reload +team.toml changed: provisioned, other removed, third removed in ")
-    assert instances(cli).keys() == {"greeter"}
+    before = instances(cli)
+    assert before.keys() == {"greeter"}
+    cli.write(team_toml=TEAM.partition("\n[agents.other]")[0] + "\n[tools.search]\n")
+    up.wait_line(r"^reload +.*tool.*; what runs goes on as it was$")
+    assert instances(cli) == before
+    cli.write(team_toml=TEAM.partition("\n[agents.other]")[0].replace("garden", "yard"))
+    up.wait_line("team.toml changed: provisioned, greeter restarted in ")  # the name is in what all agents tell
 
 
 @pytest.mark.parametrize("arguments", [["team.toml", "--single-process"], ["module:runtime"]])

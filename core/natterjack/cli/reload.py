@@ -78,11 +78,11 @@ class Reloader:
             if team != self._team:
                 await self._provision(team)
         except NatterjackError as error:
-            self._tell(f"{error}; what runs goes on as it was")
+            self._tell(f"{str(error).removesuffix('.')}; what runs goes on as it was")
             return
         provisioned = ["provisioned"] if team != self._team else []
         renewed = {name for name, files in concerned.items() if files & changed}
-        if _authority(team) != _authority(self._team):  # each agent's guard knows that of all
+        if _common(team) != _common(self._team):  # each agent's guard knows the rules of all
             renewed |= team.agents.keys()
         done = provisioned + await self._update(team, renewed)
         if done:
@@ -128,8 +128,10 @@ class Reloader:
         }
 
 
-def _authority(team: Team) -> object:
-    return {(rule.principal, rule.verb, rule.pattern) for rule in team.rules()}, team.governed()
+def _common(team: Team) -> object:
+    """Return what the processes of all agents take from a team when they start."""
+    rules = {(rule.principal, rule.verb, rule.pattern) for rule in team.rules()}
+    return team.name, team.tools, rules, team.governed()
 
 
 def check_installed() -> None:

@@ -49,6 +49,10 @@ def test_context_history_is_oldest_first(team: Cli) -> None:
     assert "has no key" in team.error("context", "history", "never", code=4)
 
 
+def test_context_says_which_buckets_there_are(team: Cli) -> None:
+    assert "has no bucket 'finance'. It has: none." in team.error("context", "list", "--bucket", "finance", code=4)
+
+
 def test_context_watch_tells_changes(team: Cli) -> None:
     with team.start("context", "watch", "watched.*", "--count", "1", "--json") as watch:
         watch.wait_line("watching keys")

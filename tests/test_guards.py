@@ -113,7 +113,7 @@ def test_guards_take_the_rules() -> None:
 def test_rules_need_a_guard_that_takes_rules(installed: list[type[Guard]]) -> None:
     plugins = with_guards(*installed)
     plugins.broken.append(BrokenPlugin("permissions", "natterjack-permissions", "1.0", "ImportError: x"))
-    with pytest.raises(ConfigError, match=r"`pip install natterjack-permissions`.*is broken: ImportError: x"):
+    with pytest.raises(ConfigError, match=r"`natterjack install natterjack-permissions`.*is broken: ImportError: x"):
         Guards.load([], WRITES, plugins)
 
 

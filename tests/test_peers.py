@@ -470,7 +470,7 @@ async def test_addresses(own_server: NatsServer, stack: AsyncExitStack) -> None:
     peers = await peers_of(stack, own_server, Guards([Nobody()]), addresses=addresses, schemes={"gopher": Gopher()})
     assert await peers.ask("alias", "a", timeout=5.0) == "A"
     assert await peers.ask("far", "a", timeout=5.0) == "gopher://hole a"
-    with pytest.raises(ConfigError, match=r"Did you mean 'gopher'\? Try `pip install natterjack-gofer`"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'gopher'\? Try `natterjack install natterjack-gofer`"):
         await peers.ask("odd", "a")
     with pytest.raises(PeerRefusedError, match="closed"):  # a guard knows the name, wherever it lives
         await peers.ask("vault", "a")

@@ -407,7 +407,7 @@ def test_what_is_missing_may_be_installed(install: Install, ask: Callable[[Plugi
         ask(Plugins.load())
     message = str(caught.value)
     assert f"no installed plugin brings the {what} 'zzz'. Perhaps" in message
-    assert "`pip install natterjack-zzz`" in message
+    assert "`natterjack install natterjack-zzz`" in message
     assert "Note that the plugin 'bad' of natterjack-bad 1.2 is broken: ZeroDivisionError" in message
 
 

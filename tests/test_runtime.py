@@ -305,8 +305,8 @@ async def test_late_agent_is_refused(own_server: NatsServer) -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"model": "openai:gpt-5-mini"}, r"\[agents.odd\].*pip install natterjack-llm"),
-        ({"kind": "gopher"}, r"\[agents.odd\].*pip install natterjack-gopher"),
+        ({"model": "openai:gpt-5-mini"}, r"\[agents.odd\].*natterjack install natterjack-llm"),
+        ({"kind": "gopher"}, r"\[agents.odd\].*natterjack install natterjack-gopher"),
         ({"kind": "no_such_module_here:Agent"}, r"'odd'.*no_such_module_here"),
         ({"kind": "natterjack:Agnet"}, r"'odd'.*Did you mean 'Agent'"),
         ({"kind": "natterjack:EventTrigger"}, "'odd'.*is no agent"),
@@ -770,7 +770,7 @@ async def test_plugin_error_of_a_stored_team_names_the_package(own_server: NatsS
     runtime = AgentRuntime(own_server.url)
     runtime.add_process(AgentProcess(name="ticking", agent=echo, triggers=[Tick(Tick.Config(every=60))]))
     async with runtime:
-        with pytest.raises(PluginError, match="pip install natterjack-tick"):
+        with pytest.raises(PluginError, match="natterjack install natterjack-tick"):
             await start_agent("ticking", Server(own_server.url))
 
 

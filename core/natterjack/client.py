@@ -80,7 +80,8 @@ class Run:
             if not limit.expired():
                 raise
             what = f"run {self.id} of {self.agent}"
-            raise RequestTimeoutError(what, timeout) from error
+            msg = f"{what} has not ended in {timeout:g} s; `natterjack journal show {self.agent} {self.id}` has more"
+            raise RequestTimeoutError(what, timeout, msg) from error
         finally:
             await subscription.unsubscribe()
         return self._outcome(await StreamJournal().attach(self._bus).whole(ended[0]))

@@ -255,9 +255,9 @@ class RequestTimeoutError(BrokerError, TimeoutError):
         timeout: Seconds that were waited.
     """
 
-    def __init__(self, subject: str, timeout: float) -> None:
+    def __init__(self, subject: str, timeout: float, message: str = "") -> None:
         self.subject, self.timeout = subject, timeout
-        super().__init__(f"no reply on {subject!r} within {timeout:g} s")
+        super().__init__(message or f"no reply on {subject!r} within {timeout:g} s")
 
 
 class StreamError(BrokerError):

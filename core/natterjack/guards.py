@@ -41,7 +41,7 @@ class Guards:
         # A guard without a `load` of its own, such as one for office hours, enforces no rules.
         if governed and all(guard.load is Guard.load for guard in plugins.guards.values()):
             broken = "".join(f" Note that {plugin}." for plugin in plugins.broken)
-            msg = f"write_permissions need a guard, and none is installed: `pip install {FIRST_PARTY}`.{broken}"
+            msg = f"permissions need a guard, and none is installed: `natterjack install {FIRST_PARTY}`.{broken}"
             raise ConfigError(msg)
         return cls([_loaded(guard, rules, governed) for guard in plugins.guards.values()])
 

@@ -146,7 +146,7 @@ class Plugins:
         return self.peers.get(scheme) or self._missing("peer", scheme)
 
     def _missing(self, kind: Kind, name: str) -> Any:
-        hint = nearest(name, self._found[kind]) or f" Perhaps a plugin brings it: `pip install natterjack-{name}`."
+        hint = nearest(name, self._found[kind]) or f" Perhaps a plugin does: `natterjack install natterjack-{name}`."
         broken = "".join(f" Note that {plugin}." for plugin in self.broken)
         msg = f"no installed plugin brings the {_spoken(kind)} {name!r}.{hint}{broken}"
         raise PluginError(msg)

@@ -20,8 +20,10 @@ from natterjack.cli.options import (
 )
 from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
 from natterjack.cli.run import run
+from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.errors import nearest
+from natterjack.provision import stored_team
 from natterjack.subjects import check_type
 
 app = typer.Typer(no_args_is_help=True, help="Read and change the shared context.")
@@ -33,9 +35,19 @@ BucketOption = Annotated[
 ]
 
 
+async def _check_bucket(client: TeamClient, bucket: str) -> None:
+    team = await stored_team(client.bus)
+    if bucket not in team.buckets:
+        known = ", ".join(team.buckets) or "none"
+        msg = f"team {team.name!r} has no bucket {bucket!r}.{nearest(bucket, team.buckets)} It has: {known}."
+        raise CommandError(msg, ExitCode.UNKNOWN)
+
+
 @asynccontextmanager
 async def _joined(bucket: str, server: str | None, nats_context: str | None) -> AsyncIterator[AgentContext]:
     async with joined(server, nats_context, context=not bucket) as client:
+        if bucket:
+            await _check_bucket(client, bucket)
         yield await client.bucket(bucket) if bucket else client.context
 
 

@@ -71,8 +71,11 @@ def _installed() -> dict[str, str]:
 
 def _installed_distribution(name: str, installed: dict[str, str]) -> str:
     found = installed.get(name) or installed.get(canonical(name))
+    if canonical(name) == "natterjack":
+        msg = "natterjack is what runs the plugins, and no plugin; uninstall it with what installed it, e.g. pip"
+        raise CommandError(msg, ExitCode.USAGE)
     if found is None:
-        msg = f"no plugin {name!r} is installed.{nearest(name, installed)} `natterjack plugins list` shows what is"
+        msg = f"no plugin {name!r} is installed.{nearest(name, installed)} `natterjack plugins list` shows what is."
         raise CommandError(msg, ExitCode.UNKNOWN)
     return found
 

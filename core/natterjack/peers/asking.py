@@ -104,7 +104,7 @@ class Peers:
             return address, None
         if scheme not in self._schemes:
             hint = nearest(scheme, self._schemes)
-            msg = f"no plugin resolves {address!r}.{hint} Try `pip install natterjack-{scheme}`."
+            msg = f"no plugin resolves {address!r}.{hint} Try `natterjack install natterjack-{scheme}`."
             raise ConfigError(msg)
         return address, self._schemes[scheme]
 

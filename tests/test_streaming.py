@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, ClassVar
 
 import pytest
@@ -398,6 +398,50 @@ async def test_leaving_early_cancels_the_work(
     endless.gate.set()
     assert await read(other) == [", yes"]  # and nobody else's
     assert endless.ended == ["?"]
+
+
+class Tidy(Agent):
+    """Talks for ever, and takes its time to clean up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cleaned: list[str] = []
+
+    async def answer(self, question: str, ctx: RunContext) -> AsyncIterator[str]:
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:  # leaves Python 3.11 with a count of cancellations
+                group.create_task(asyncio.to_thread(int, "x"))
+        try:
+            while True:
+                yield "more"
+                if question == "waits":
+                    await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            self.cleaned.append(question)
+
+
+@pytest.mark.parametrize("question", ["sends", "waits"])
+async def test_answer_that_is_cancelled_cleans_up_at_once(
+    own_server: NatsServer, stack: AsyncExitStack, question: str
+) -> None:
+    tidy = Tidy()
+    runtime = await serve(stack, own_server, tidy=tidy)
+    gc.disable()
+    stack.callback(gc.enable)
+    async with runtime.ask_stream("tidy", question) as stream:
+        await anext(stream)
+    await until(lambda: tidy.cleaned == [question])
+
+
+async def test_cancel_at_the_deadline_does_not_break_off_cleaning_up(
+    own_server: NatsServer, stack: AsyncExitStack
+) -> None:
+    tidy = Tidy()
+    runtime = await serve(stack, own_server, tidy=tidy)
+    with pytest.raises(PeerTimeoutError):  # asker and agent have the same deadline, and the asker cancels then, too
+        await asyncio.wait_for(read(runtime.ask_stream("tidy", "waits", timeout=0.3)), 5.0)
+    await until(lambda: tidy.cleaned == ["waits"])
 
 
 async def test_cancelling_asker_cancels_along_the_chain(own_server: NatsServer, stack: AsyncExitStack) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -238,10 +239,12 @@ class AgentHost:
             return await result
         chunks = []
         stream = ctx.stream if self._streams else None
-        async for chunk in result:
-            chunks.append(answer_text(chunk))
-            if stream is not None:
-                await stream.send(chunks[-1])
+        # Closed here: what is cancelled while a chunk is sent would clean up at some garbage collection.
+        async with aclosing(result) if isinstance(result, AsyncGenerator) else nullcontext():
+            async for chunk in result:
+                chunks.append(answer_text(chunk))
+                if stream is not None:
+                    await stream.send(chunks[-1])
         return "".join(chunks)
 
 

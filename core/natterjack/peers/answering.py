@@ -81,7 +81,7 @@ class AskServer:
         self._slots = asyncio.Semaphore(concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()  # those of the tasks that have no slot yet
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, Reply] = {}
         self._subscriptions: list[Subscription] = []
         self._draining = False
 
@@ -112,9 +112,9 @@ class AskServer:
             await subscription.unsubscribe()
 
     async def _on_cancel(self, message: Message) -> None:
-        task = self._running.get(message.subject.rpartition(".")[2])
-        if task is not None:
-            task.cancel()
+        reply = self._running.get(message.subject.rpartition(".")[2])
+        if reply is not None:
+            reply.cancel()
 
     def _on_ask(self, message: Message) -> None:
         self._receive(message, self._ask, Reply, _read_text)
@@ -144,7 +144,7 @@ class AskServer:
             text = f"at its limit of {self._limit} asks; try later or start a replica"
             self._spawn(_fail(reply, endpoint, 429, text))
         else:
-            self._begin(self._spawn(self._work(reply, endpoint, prompt, envelope)), envelope.request)
+            self._begin(self._spawn(self._work(reply, endpoint, prompt, envelope)), reply, envelope.request)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -152,18 +152,18 @@ class AskServer:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _begin(self, task: asyncio.Task[None], request: str) -> None:
+    def _begin(self, task: asyncio.Task[None], reply: Reply, request: str) -> None:
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
         if request:
-            self._running[request] = task
+            self._running[request] = reply
             task.add_done_callback(lambda _: self._running.pop(request, None))
 
     async def _work(self, reply: Reply, endpoint: Endpoint, prompt: Prompt, envelope: Envelope) -> None:
         arrived = time.monotonic()
         reply.paced = bool(envelope.request)
         patience = ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT
-        deadline = asyncio.timeout(min(envelope.timeout or patience, LONGEST))
+        reply.deadline = deadline = asyncio.timeout(min(envelope.timeout or patience, LONGEST))
         try:
             async with deadline, reply, self._slots:
                 self._waiting.discard(asyncio.current_task())

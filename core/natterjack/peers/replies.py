@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from natterjack import codec, subjects
 from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, status_of
@@ -18,6 +18,8 @@ log = logging.getLogger("natterjack.peers")
 
 KEEP_ALIVE: Final = 30.0
 """Seconds between two messages that tell an asker that the work goes on (protocol section 6.4)."""
+CLEANING: Final = 2.0
+"""Seconds that an answer which was cancelled has for cleaning up; its asker's deadline may be this very moment."""
 LOOK: Final = 1.0
 """Seconds between two chunks by which the server is asked whether the asker is still there."""
 FLOW_CHUNKS: Final = 128
@@ -37,17 +39,29 @@ class Reply:
 
     Attributes:
         paced: Whether the asker can tell how far it has read.
+        deadline: When the work must be done.
     """
+
+    deadline: asyncio.Timeout
 
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         self._bus, self._agent, self.run, self._subject = bus, agent, run, subject
         self.paced = False
+        self._worker: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
+        self._worker = asyncio.current_task()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        return None
+        self._worker = None
+
+    def cancel(self) -> None:
+        """Stop the work, for an asker that is gone; what cleans up after it is not stopped, too, unless it takes long."""
+        worker, self._worker = self._worker, None
+        if worker is not None and not self.deadline.expired():
+            worker.cancel()
+            self.deadline.reschedule(asyncio.get_running_loop().time() + CLEANING)
 
     def _headers(self, token: str = "") -> dict[str, str]:
         return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run, request=token))}
@@ -83,13 +97,14 @@ class ReplyStream(Reply):
         self._began = False
 
     async def __aenter__(self) -> Self:
-        self._worker = asyncio.current_task()
+        await super().__aenter__()
         self._subscription = await self._bus.listen(self._address, self._hear, confirmed=False)
         await self._send(wire.ACK, self._headers(self._token))
         self._keeper = asyncio.create_task(self._keep_alive())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
         self._keeper.cancel()
         await self._subscription.unsubscribe()
 
@@ -99,8 +114,8 @@ class ReplyStream(Reply):
             await self._send(wire.ACK)
 
     def _hear(self, message: Message) -> None:
-        if status_of(message) == NO_RESPONDERS and self._worker is not None:
-            self._worker.cancel()
+        if status_of(message) == NO_RESPONDERS:
+            self.cancel()
         elif message.data == wire.READ:
             self._ahead.release()
 

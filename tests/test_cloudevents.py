@@ -1,7 +1,9 @@
 """CloudEvents in: structured and binary, and what is malformed."""
 
+import asyncio
 import base64
 import json
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
@@ -98,7 +100,29 @@ def test_malformed_ones_say_why(given: dict[str, str], payload: bytes, problem: 
         read_cloudevent(given, payload)
 
 
-@pytest.mark.parametrize("text", ["soon", "2026-01-02T03:04:05", ""])
+@pytest.mark.parametrize(
+    "text", ["soon", "2026-01-02T03:04:05", "", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
+)
 def test_a_time_needs_a_zone(text: str) -> None:
     with pytest.raises(PayloadError, match="is no RFC 3339 time with a zone"):
         time_of({"ce-time": text})
+
+
+def test_a_time_is_in_utc_and_can_be_shown_anywhere() -> None:
+    moment = time_of({"ce-time": "2026-01-02T03:04:05+02:00"})
+    assert moment is not None
+    assert moment.isoformat() == "2026-01-02T01:04:05+00:00"
+    assert moment.astimezone(timezone(timedelta(hours=-23))).day == 1
+
+
+async def test_an_id_of_extreme_length_does_not_spoil_what_follows_from_it(own_server: NatsServer, bus: Bus) -> None:
+    class Relay(Agent):
+        async def handle(self, event: Event, ctx: RunContext) -> int:
+            return await ctx.emit("next", event.id)
+
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess("relay", agent=Relay(), triggers=[EventTrigger("a")]))
+    async with runtime, runtime.event_bus.subscribe("next") as live:
+        await bus.store("events.a", json.dumps(FULL | {"id": "x" * 70_000}).encode(), headers=STRUCTURED)
+        async with asyncio.timeout(10):
+            assert len((await anext(live)).data) == 32

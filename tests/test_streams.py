@@ -222,11 +222,12 @@ async def test_too_large_is_never_sent(bus: Bus) -> None:
     assert bus.connected
 
 
-async def test_a_subject_that_a_program_answers(bus: Bus) -> None:
+@pytest.mark.parametrize("text", ["not an acknowledgement", "[]", "{}", '{"seq":"x"}', '{"error":1}'])
+async def test_a_subject_that_a_program_answers(bus: Bus, text: str) -> None:
     from natterjack.bus import Message
 
     async def answer(message: Message) -> None:
-        await bus.publish(message.reply, b"not an acknowledgement")
+        await bus.publish(message.reply, text.encode())
 
     await bus.subscribe("mine", answer)
     with pytest.raises(BrokerError, match="answered by somebody else than JetStream"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -36,18 +36,18 @@ def read_cloudevent(headers: Mapping[str, str], payload: bytes) -> tuple[dict[st
 
 
 def time_of(attributes: Mapping[str, str]) -> datetime | None:
-    """Return when a CloudEvent says that it happened, if it does; raise `PayloadError` for no time with a zone."""
+    """Return when a CloudEvent says that it happened, if it does, in UTC; raise `PayloadError` for no time or zone."""
     text = attributes.get("ce-time")
     if text is None:
         return None
     try:
         moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None and 1 < moment.year < 9999:  # the last in which it is the same year in no zone
+            return moment.astimezone(UTC)
     except ValueError:
-        moment = datetime.min
-    if moment.tzinfo is None:
-        msg = f"its time {text[:80]!r} is no RFC 3339 time with a zone"
-        raise _malformed(msg)
-    return moment
+        pass
+    msg = f"its time {text[:80]!r} is no RFC 3339 time with a zone"
+    raise _malformed(msg)
 
 
 def _structured(content: str, payload: bytes) -> tuple[dict[str, str], Any]:

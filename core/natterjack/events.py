@@ -26,6 +26,7 @@ MAX_LAG: Final = 10_000
 _KEYS: Final = subjects.key("", "").removesuffix(".")
 _MAIN: Final = subjects.key(subjects.CONTEXT_BUCKET, "")
 _LONGEST_ID: Final = 128
+_FIRST_MOMENT: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(rf"[!-~]{{1,{_LONGEST_ID}}}\Z")
 
 
@@ -95,7 +96,8 @@ def beginning(since: Since | None) -> tuple[int, datetime | None]:
         ConfigError: The time has no zone.
     """
     if isinstance(since, timedelta):
-        return 1, datetime.now(UTC) - since
+        now = datetime.now(UTC)
+        return 1, now - min(since, now - _FIRST_MOMENT)
     if isinstance(since, datetime):
         if since.tzinfo is None:
             msg = f"{since!r} has no time zone; write e.g. datetime(2026, 11, 22, 10, tzinfo=UTC)"
@@ -106,10 +108,12 @@ def beginning(since: Since | None) -> tuple[int, datetime | None]:
 
 def event_id(message: Message, sequence: int) -> str:
     """Return the deduplication id of an event, else its sequence; one of extreme length goes by its digest."""
-    given = (message.headers or {}).get(codec.MSG_ID, "")
-    if len(given) > _LONGEST_ID:  # it travels on as a cause, in headers of which the server takes 64 KiB
-        return hashlib.blake2b(given.encode(), digest_size=16).hexdigest()
-    return given or str(sequence)
+    return _bounded((message.headers or {}).get(codec.MSG_ID, "")) or str(sequence)
+
+
+def _bounded(id: str) -> str:
+    """Return an id, which travels on as a cause in headers, of which the server takes 64 KiB; a long one's digest."""
+    return id if len(id) <= _LONGEST_ID else hashlib.blake2b(id.encode(), digest_size=16).hexdigest()
 
 
 def _event(message: Message, subject: str, sequence: int, when: datetime) -> tuple[Event, Envelope]:
@@ -123,7 +127,9 @@ def _event(message: Message, subject: str, sequence: int, when: datetime) -> tup
         if found is not None:
             given, data = found
             when, source = time_of(given) or when, source or given["ce-source"]
-            return Event(given["ce-id"], kind, data, source, when, sequence, headers={**headers, **given}), envelope
+            return Event(
+                _bounded(given["ce-id"]), kind, data, source, when, sequence, headers={**headers, **given}
+            ), envelope
     data = codec.decode(message.data)
     return Event(event_id(message, sequence), kind, data, source, when, sequence, headers=headers), envelope
 

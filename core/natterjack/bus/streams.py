@@ -144,7 +144,7 @@ class Streams(Requests, ABC):
         Raises:
             ConflictError: `expect` did not hold.
             NotProvisionedError: No stream captures the subject.
-            StreamError: The stream refuses, e.g. because it is full.
+                StreamError: The stream refuses, e.g. because it is full.
         """
         message_id = id or self.new_id()
         sent = {**headers, codec.MSG_ID: message_id} if headers else {codec.MSG_ID: message_id}
@@ -302,13 +302,14 @@ def stored(subject: str, reply: Message) -> Stored:
         raise NoRespondersError(subject)
     try:
         ack = orjson.loads(reply.data)
-    except orjson.JSONDecodeError as error:
+        problem = ack.get("error")
+        if problem is None:
+            return Stored(int(ack["seq"]), bool(ack.get("duplicate", False)))
+        refusal = StreamError.read(problem, subject)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"
         raise BrokerError(msg) from error
-    problem = ack.get("error")
-    if problem is None:
-        return Stored(ack["seq"], ack.get("duplicate", False))
-    if problem.get("err_code") in WRONG_LAST:
-        msg = f"{subject!r} was written by somebody else meanwhile ({problem['description']})"
+    if refusal.code in WRONG_LAST:
+        msg = f"{subject!r} was written by somebody else meanwhile ({refusal.description})"
         raise ConflictError(msg)
-    raise StreamError.read(problem, subject)
+    raise refusal

@@ -198,11 +198,11 @@ def _beginning(text: str | None) -> Since | None:
         return None
     if text.isdecimal():
         return int(text)
-    if text[:-1].replace(".", "", 1).isdecimal() and text[-1] in _UNITS:
-        return timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
     try:
+        if text[:-1].replace(".", "", 1).isdecimal() and text[-1] in _UNITS:
+            return timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
         return datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         msg = f"{text!r} is neither 10m, 1h or 7d, nor a time such as 2026-11-22T10:00Z, nor a sequence"
         raise typer.BadParameter(msg, param_hint="--since") from error
 

@@ -57,7 +57,7 @@ class Reply:
         self._worker = None
 
     def cancel(self) -> None:
-        """Stop the work, for an asker that is gone; what cleans up after it is not stopped, too, unless it takes long."""
+        """Stop the work, for an asker that is gone; cleaning up after it is not stopped, too, unless it takes long."""
         worker, self._worker = self._worker, None
         if worker is not None and not self.deadline.expired():
             worker.cancel()

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -246,6 +248,32 @@ async def test_purged_messages_are_not_waited_for(
     await replica.repair()
     assert (values(state), replica.covered) == ({"a": 2}, 3)
     assert "3 to 3 are gone" in caplog.text
+
+
+async def test_a_server_that_lags_behind_for_a_moment_is_waited_for_however_long_reading_took(
+    bus: Bus, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natterjack.context.replica.TIMEOUT", 0.5)
+    monkeypatch.setattr("natterjack.context.replica._PAGE", 1)
+    await put(bus, "a", b"1")
+    state, replica = await start(bus, stack)
+    await lose_feed(replica)
+    await put(bus, "b", b"1")
+    await put(bus, "c", b"1")
+    batch, calls = bus.batch, 0
+
+    async def lagging(stream: str, wanted: Mapping[str, Any], *, timeout: float) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # of a cluster's servers, another one
+            return [], {}
+        if calls == 1:
+            await asyncio.sleep(0.6)
+        return await batch(stream, wanted, timeout=5.0)
+
+    monkeypatch.setattr(bus, "batch", lagging)
+    await replica.repair()
+    assert values(state) == {"a": 1, "b": 1, "c": 1}
 
 
 async def test_a_writer_cannot_forge_what_the_server_says(bus: Bus, stack: AsyncExitStack) -> None:

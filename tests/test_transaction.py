@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from natterjack.bus import BatchMessage, Bus, Message, store_batch
 from natterjack.context import AgentContext, SharedContext, Transaction
+from natterjack.context.replica import Replica
 from natterjack.errors import (
     ConfigError,
     ConflictError,
@@ -373,28 +373,34 @@ async def test_a_refusal_of_one_key_is_heard_and_changes_nothing() -> None:
             assert await last_sequence(operator) == 0
 
 
-@dataclass
-class Fed:
-    """A message of the feed."""
-
-    subject: str
-    data: bytes
-    headers: dict[str, str]
-    reply: str = ""
-
-
-async def test_readers_that_miss_the_end_of_one_get_it_all_the_same(bus: Bus, stack: AsyncExitStack) -> None:
-    """Whoever is fed only a part, or a batch whose end others have replaced, is not left waiting."""
-    context = await attached(bus, stack)
+async def test_readers_that_miss_the_end_of_one_read_it_and_never_show_half(bus: Bus, stack: AsyncExitStack) -> None:
+    context, other = await attached(bus, stack), await attached(bus, stack)
     replica = context._replica
     assert replica is not None
-
-    def feed(key: str, sequence: int, **batch: str) -> None:
-        headers = {"Nats-Subject": f"$KV.context.{key}", "Nats-Sequence": str(sequence), "Nats-Stream": STREAM}
-        headers |= {name.replace("_", "-"): value for name, value in batch.items()}
-        replica.fed(Fed(f"feed.context.{key}", str(sequence).encode(), headers))
-
-    feed("a", 1, Nats_Batch_Id="x")
+    await replica._subscriptions.pop().unsubscribe()
+    async with other.transaction() as tx:
+        tx.set("a", 1)
+        tx.set("b", 1)
+    await other.set("c", 1)
+    a, _, c = [message async for message in bus.read(STREAM, ">")]
+    replica.fed(a)
     assert (contents(context), replica.covered) == ({}, 0)
-    feed("b", 3, Nats_Batch_Id="y", Nats_Batch_Commit="1")
-    assert contents(context) == {"a": 1, "b": 3}
+    replica.fed(c)
+    assert contents(context) == {"c": 1}
+    await until(lambda: contents(context) == {"a": 1, "b": 1, "c": 1})
+
+
+async def test_what_is_left_of_one_whose_end_was_replaced_is_read(bus: Bus, stack: AsyncExitStack) -> None:
+    context = await attached(bus, stack)
+    await context.set("first", 1)
+    async with context.transaction() as tx:
+        tx.set("a", 1)
+        tx.set("b", 0)
+    for n in range(1, 18):  # one more than the history has
+        await context.set("b", n)
+    late = await attached(bus, stack)
+    assert isinstance(late._replica, Replica)
+    late._state.clear()
+    late._replica.covered = 1
+    await late._replica._catch_up(20)
+    assert contents(late) == {"a": 1, "b": 17}

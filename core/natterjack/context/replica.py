@@ -59,7 +59,7 @@ class Replica(Follower):
         super().__init__(state, bus, bucket, [">"])
         self._created = ""
         self._all = subjects.key(bucket, ">")
-        self._feed = Reassembly()
+        self._feed = Reassembly(complete=False)
         self._run = (0, 0)  # first and last of the gapless sequences that the feed brought last
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._repairing = asyncio.Lock()
@@ -152,7 +152,7 @@ class Replica(Follower):
         stands further on, as long as reading goes to the end that any of the answering servers knew.
         """
         at = self.covered or await self._snapshot()
-        deadline, pages = time.monotonic() + TIMEOUT, Reassembly()
+        deadline, pages = time.monotonic() + TIMEOUT, Reassembly(complete=True)
         while at < last:
             wanted = {"seq": at + 1, "next_by_subj": self._all, "batch": _PAGE, "max_bytes": _PAGE_BYTES}
             messages, end = await self._bus.batch(self._stream, wanted, timeout=TIMEOUT)
@@ -162,7 +162,7 @@ class Replica(Follower):
             if not messages:  # the server that answered lags behind the leader
                 await asyncio.sleep(_LAG_PAUSE)
                 continue
-            at = int((messages[-1].headers or {})["Nats-Sequence"])
+            at, deadline = int((messages[-1].headers or {})["Nats-Sequence"]), time.monotonic() + TIMEOUT
             for message in messages:
                 self._apply(pages.take(message))
             last = max(last, at + int(end.get("Nats-Num-Pending", 0)))

@@ -114,17 +114,24 @@ def _writer(header: str) -> str:
 
 
 class Reassembly:
-    """Puts the messages of a transaction together again, which come one after another."""
+    """Puts the messages of a transaction together again, which come one after another.
 
-    def __init__(self) -> None:
+    Args:
+        complete: Whether nothing was left out of what comes: then a part of a transaction is all there is of it,
+            because the rest has been replaced since. Else that was lost, and is read again with the part.
+    """
+
+    def __init__(self, *, complete: bool) -> None:
+        self._complete = complete
         self._held: list[tuple[str, Version]] = []
         self._batch = ""
 
     def take(self, message: Message) -> list[tuple[str, Version]]:
         """Return what is to be applied now, all at once: nothing before a transaction's last message is there."""
         batch, last = in_batch(message.headers or {})
-        if self._held and batch != self._batch:  # its end was lost, or has been replaced since
-            return [*self.rest(), *self.take(message)]
+        if self._held and batch != self._batch:
+            part = self.rest()
+            return [*(part if self._complete else []), *self.take(message)]
         self._held.append(read_message(message))
         self._batch = batch
         return [] if batch and not last else self.rest()

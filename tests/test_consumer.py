@@ -82,6 +82,22 @@ async def test_only_free_slots_are_filled(bus: Bus) -> None:
         await settled(bus)
 
 
+async def test_many_slots_that_get_free_one_by_one_make_few_requests(bus: Bus) -> None:
+    """The server lets 512 wait, of all replicas together, and refuses more."""
+    await provision(bus)
+    await fill(bus, 900)
+    worker = Worker(bus, slots=1000)
+    async with running(worker):
+        await until(lambda: len(worker.got) == 900)
+        for _ in range(800):
+            worker.ack(1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await bus.flush()
+        found = await bus.api(f"CONSUMER.INFO.{worker.consumer.spec.stream}.{worker.consumer.spec.name}")
+        assert found["num_waiting"] <= 20
+
+
 async def settled(bus: Bus) -> None:
     """Wait until nothing waits, and nothing is out."""
 

@@ -227,6 +227,33 @@ async def test_another_replica_takes_over_in_order(own_server: NatsServer, bus: 
     assert one.done["0"] == [0, 2]
 
 
+async def test_more_events_than_are_held_at_once_survive_a_kill(
+    own_server: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits behind those of the dead one must not fill the place that they need."""
+    monkeypatch.setattr("natterjack.delivery.WINDOW", 8)
+    monkeypatch.setitem(provisioning._PINNED, "priority_timeout", 10**9)  # the next is pinned, and gets new ones,
+    monkeypatch.setattr(provisioning, "ACK_WAIT", 3 * 10**9)  # before those come again that the dead one held
+    await provision(bus, Team(agents={"worker": SPEC}), Plugins.load())
+    done: dict[str, list[int]] = defaultdict(list)
+    hang = asyncio.Event()
+
+    async def first(event: Event) -> None:
+        if event.data["n"] >= 4:
+            await hang.wait()
+
+    one, two = Worker(first), Worker(nothing)
+    one.done = two.done = done
+    replica = await start(own_server, one)
+    for n in range(60):
+        await bus.store("events.job", b'{"key": %d, "n": %d}' % (n % 3, n))
+    await until(lambda: len(one.busy) == 3)
+    await replica.kill()
+    replica = await start(own_server, two)
+    await until(lambda: in_order(done, 60), 30)
+    await replica.stop()
+
+
 @pytest.mark.usefixtures("short_wait")
 @pytest.mark.parametrize("seed", range(3))
 async def test_order_holds_under_kills(own_server: NatsServer, bus: Bus, seed: int) -> None:

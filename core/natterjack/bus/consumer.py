@@ -86,6 +86,7 @@ class Consumer:
         group: str = "",
     ) -> None:
         self._bus, self.spec, self._deliver, self._slots = bus, spec, deliver, slots
+        self._window = slots
         self.progress_every, self._heartbeat = HEARTBEAT, heartbeat  # the first until the server's ack wait is known
         self._group, self._pin = group, ""
         self._held: dict[str, Message] = {}
@@ -148,9 +149,15 @@ class Consumer:
         self.progress_every = found["config"]["ack_wait"] / 3e9
 
     async def outstanding(self) -> int:
-        """Ask how many messages the server has delivered, to whomever, that are not acknowledged."""
+        """Ask how many messages the server has delivered, to whomever, that are not acknowledged; make room for all.
+
+        Else what waits here for one that is elsewhere could fill all the slots, and that one never come.
+        """
         info = await self._bus.api(f"CONSUMER.INFO.{self.spec.stream}.{self.spec.name}")
-        return int(info["num_ack_pending"])
+        count = int(info["num_ack_pending"])
+        self._slots = max(self._window, count)
+        self._wake.set()
+        return count
 
     async def _check_again(self) -> None:
         """Nobody answered a pull: the consumer is gone, or its leader is being elected."""
@@ -165,6 +172,8 @@ class Consumer:
     def _pull(self) -> None:
         free = self._slots - len(self._busy) - self._asked
         if free <= 0 or self._asked > self._slots // 2 or not self._bus.connected:
+            return
+        if self._asked and free < self._slots // 8:  # the server lets few hundred requests wait
             return
         body: dict[str, object] = {
             "batch": free,

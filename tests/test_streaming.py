@@ -417,7 +417,7 @@ class Tidy(Agent):
                 if question == "waits":
                     await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.05)
+            await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.05)
             self.cleaned.append(question)
 
 

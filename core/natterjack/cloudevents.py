@@ -42,12 +42,12 @@ def time_of(attributes: Mapping[str, str]) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is not None and 1 < moment.year < 9999:  # the last in which it is the same year in no zone
-            return moment.astimezone(UTC)
     except ValueError:
-        pass
-    msg = f"its time {text[:80]!r} is no RFC 3339 time with a zone"
-    raise _malformed(msg)
+        moment = datetime.min
+    if moment.tzinfo is None or not 1 < moment.year < 9999:  # in those years, no zone is outside the calendar
+        msg = f"its time {text[:80]!r} is no RFC 3339 time with a zone"
+        raise _malformed(msg)
+    return moment.astimezone(UTC)
 
 
 def _structured(content: str, payload: bytes) -> tuple[dict[str, str], Any]:

@@ -171,9 +171,8 @@ class Consumer:
 
     def _pull(self) -> None:
         free = self._slots - len(self._busy) - self._asked
-        if free <= 0 or self._asked > self._slots // 2 or not self._bus.connected:
-            return
-        if self._asked and free < self._slots // 8:  # the server lets few hundred requests wait
+        few = self._slots // 8 if self._asked else 0  # the server lets a few hundred requests wait
+        if free <= few or self._asked > self._slots // 2 or not self._bus.connected:
             return
         body: dict[str, object] = {
             "batch": free,

@@ -96,6 +96,6 @@ def test_the_command_line_replays(team: Quick) -> None:
     assert "other.thing" in team.run("events", "replay", "other.*", "--since", "2020-01-01T00:00Z").stdout
     done = team.run("events", "replay", "other.thing", "--to", "greeter", "--yes", "--json")
     assert json.loads(done.stdout) == {"agent": "greeter", "events": 3}
-    for wrong in ("soon", "99999999999d"):
-        assert "is neither 10m" in team.run("events", "replay", "--since", wrong, code=2).stderr
+    for wrong in ("soon", "", "99999999999d"):
+        assert "is no time" in team.run("events", "replay", "--since", wrong, code=2).stderr
     assert "greter" in team.run("events", "replay", "--to", "greter", "--yes", code=4).stderr

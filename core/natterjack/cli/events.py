@@ -1,10 +1,9 @@
-"""Events and messages: `emit`, `publish`, `events tail`."""
+"""Events and messages: `emit`, `publish`, `events tail`, `events replay`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +18,7 @@ from natterjack.cli.options import (
     check_agent,
     joined,
     read_payload,
+    read_since,
 )
 from natterjack.cli.output import note, one_line, text_of, write, write_json
 from natterjack.cli.run import run
@@ -29,7 +29,7 @@ from natterjack.messages import Envelope, Event, run_id
 from natterjack.provision import stored_team
 from natterjack.subjects import matches
 
-app = typer.Typer(no_args_is_help=True, help="See events as they happen.")
+app = typer.Typer(no_args_is_help=True, help="See events as they happen, or again.")
 
 IdOption = Annotated[
     str | None, typer.Option("--id", help="Deduplication id: what is stored already is not stored again.")
@@ -147,7 +147,7 @@ def replay(
     pattern: Annotated[str, typer.Argument(help="E.g. research.complete, research.* or >")] = ">",
     *,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="WHEN", help="90s, 10m, 1h, 7d ago; an ISO time; or a sequence.")
+        str | None, typer.Option("--since", metavar="WHEN", help="90s, 10m, 2h or 7d ago; a time; or a sequence.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many.")] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="AGENT", help="Put them into this agent's inbox.")] = None,
@@ -173,11 +173,12 @@ def replay(
 
 
 async def _give_again(client: TeamClient, agent: str, events: list[Event], *, yes: bool, as_json: bool) -> None:
+    told = "1 event" if len(events) == 1 else f"{len(events)} events"
     if not yes:
-        typer.confirm(f"put {len(events)} events into the inbox of {agent}?", err=True, abort=True)
+        typer.confirm(f"put {told} into the inbox of {agent}?", err=True, abort=True)
     for event in events:
         await client.event_bus.send("inject", f"{agent}.{event.type}", event.data, Envelope(), None)
-    write_json({"agent": agent, "events": len(events)}) if as_json else write(f"{agent}: {len(events)} events")
+    write_json({"agent": agent, "events": len(events)}) if as_json else write(f"{agent}: {told}")
 
 
 async def _first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterator[Event]:
@@ -189,22 +190,9 @@ async def _first(events: AsyncIterator[Event], limit: int | None) -> AsyncIterat
             return
 
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
 def _beginning(text: str | None) -> Since | None:
-    """Return what `--since` means; a time without a zone is of this machine's."""
-    if text is None:
-        return None
-    if text.isdecimal():
-        return int(text)
-    try:
-        if text[:-1].replace(".", "", 1).isdecimal() and text[-1] in _UNITS:
-            return timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError) as error:
-        msg = f"{text!r} is neither 10m, 1h or 7d, nor a time such as 2026-11-22T10:00Z, nor a sequence"
-        raise typer.BadParameter(msg, param_hint="--since") from error
+    """Return what `--since` means here: a sequence, or a time as everywhere."""
+    return int(text) if text and text.isdecimal() else read_since(text)
 
 
 def _show(event: Event, *, as_json: bool, day: bool = False) -> None:

@@ -58,15 +58,17 @@ def ask(
 async def _ask_stream(client: TeamClient, agent: str, question: str, timeout: float, *, as_json: bool) -> None:
     on_query = _ask_user if sys.stdin.isatty() and not as_json else None
     chunks = []
-    async with client.ask_stream(agent, question, timeout=timeout, on_query=on_query) as stream:
-        async for chunk in stream:
-            chunks.append(chunk)
-            if not as_json:
-                write_part(text_of(chunk))
+    try:
+        async with client.ask_stream(agent, question, timeout=timeout, on_query=on_query) as stream:
+            async for chunk in stream:
+                chunks.append(chunk)
+                if not as_json:
+                    write_part(text_of(chunk))
+    finally:
+        if chunks and not as_json:  # what follows, an error perhaps, begins a line
+            write("")
     if as_json:
         _write_answer(Answer("".join(chunks), agent=agent, run_id=stream.run_id), as_json=True)
-    else:
-        write("")
 
 
 def _write_answer(answer: Answer, *, as_json: bool) -> None:

@@ -38,6 +38,8 @@ class DeadLetter:
         number: The letter's own number, by which it is shown, retried and dropped.
         size: Bytes of the original payload.
         data: The original payload; empty where it was too large to be stored beside the header.
+        lost: How many events it is about, at most, where these expired before the agent saw any; 0 for one that it
+            gave up on. The sequence is that of the last, the subject a pattern.
     """
 
     agent: str
@@ -53,6 +55,7 @@ class DeadLetter:
     number: int = 0
     size: int = 0
     data: bytes = b""
+    lost: int = 0
 
     @property
     def type(self) -> str:
@@ -129,6 +132,9 @@ async def retry(bus: Bus, number: int) -> None:
         PayloadError: Its payload is kept nowhere any more.
     """
     letter = await dead_letter(bus, number)
+    if letter.lost:
+        msg = f"dead letter {number} cannot be retried: it tells of events that expired; `drop` it"
+        raise PayloadError(msg)
     data = letter.data if len(letter.data) == letter.size else await _original(bus, letter)
     headers: dict[str, Any] = {codec.HEADER: f"s={bus.principal}"}
     await bus.store(subjects.inbox(letter.agent, letter.type), data, headers=headers)

@@ -18,6 +18,7 @@ from natterjack.context import CAUSE, AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
+from natterjack.expiry import Expiry
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
@@ -89,6 +90,7 @@ class AgentHost:
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
         self._deliveries: list[Delivery] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._expiry: asyncio.Task[None] | None = None
         description = (inspect.getdoc(agent) or "").partition("\n")[0]
         ask = Endpoint("ask", subjects.ask(name))
         taken = {"max_payload": f"{bus.max_payload}B", "attachments_ok": "true"}
@@ -119,9 +121,9 @@ class AgentHost:
             self._started = True
             await self._asks.start()
             await self._service.start()
-            for trigger in self._triggers:
-                for spec in trigger.consumers(self.name):
-                    await self.bus.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}")
+            expiry = Expiry(self.bus, self._triggers, self._facilities.journal, self._facilities.sinks)
+            await expiry.check()
+            self._expiry = asyncio.create_task(expiry.run())
             context = {trigger: _TriggerContext(self, trigger) for trigger in self._triggers}
             self._tasks = [asyncio.create_task(self._run(trigger, ctx)) for trigger, ctx in context.items()]
             for task, (trigger, ctx) in zip(self._tasks, context.items(), strict=True):
@@ -163,9 +165,10 @@ class AgentHost:
         if self._stopped:
             return
         self._stopped = True
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._expiry] if self._expiry else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._service.stop()
         await asyncio.gather(self._asks.drain(timeout), *(delivery.drain(timeout) for delivery in self._deliveries))
         try:

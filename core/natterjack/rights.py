@@ -57,7 +57,9 @@ _API: Final = "$JS.API"
 
 def _consume(what: str) -> tuple[list[str], list[str]]:
     stream, _, durable = what.partition("/")
+    limits = [f"{_API}.STREAM.INFO.{stream}"] if subjects.is_log(stream) else []  # to know what expired [R9]
     return [
+        *limits,
         f"{_API}.CONSUMER.MSG.NEXT.{stream}.{durable}",
         f"{_API}.CONSUMER.INFO.{stream}.{durable}",
         f"$JS.ACK.{stream}.{durable}.>",

@@ -373,6 +373,11 @@ def check_durable(name: str) -> str:
     return name
 
 
+def is_log(stream: str) -> bool:
+    """Tell whether a stream keeps what it holds for a time, whoever has had it: no inbox, and no bucket's."""
+    return stream != INBOX and not stream.startswith(bucket_stream(""))
+
+
 def is_durable(name: str) -> bool:
     """Tell whether a consumer is one of ours."""
     return "=" in name

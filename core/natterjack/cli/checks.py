@@ -17,7 +17,9 @@ from natterjack import subjects
 from natterjack.broker import find_server, server_version
 from natterjack.bus import Bus
 from natterjack.cli.teamfile import read_team
+from natterjack.dead import dead_letters
 from natterjack.errors import NatterjackError, NotProvisionedError
+from natterjack.expiry import expired
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_triggers, stored_team
 from natterjack.server import Server
@@ -179,13 +181,23 @@ async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
     if well:
         dead = states[subjects.DEAD]["messages"]
         look = " (natterjack dead list)" if dead else ""
+        async for finding in _check_expired(bus):
+            yield finding
         yield good("streams", f"all {len(states)} are there; dead letters: {dead}{look}")
+
+
+async def _check_expired(bus: Bus) -> AsyncIterator[Finding]:
+    for letter in await dead_letters(bus):
+        if letter.lost:
+            look = f"natterjack dead drop {letter.number} when you know of it"
+            yield bad("streams", f"{letter.agent}: {letter.cause}", look)
 
 
 async def _check_consumers(bus: Bus, team: Team, plugins: Plugins) -> AsyncIterator[Finding]:
     count, waiting, well = 0, 0, True
     for name, spec in team.agents.items():
-        for consumer in (one for trigger in agent_triggers(spec, plugins) for one in trigger.consumers(name)):
+        triggers = agent_triggers(spec, plugins)
+        for label, consumer in ((trigger.label, one) for trigger in triggers for one in trigger.consumers(name)):
             try:
                 info = await bus.api(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
             except NatterjackError as error:
@@ -193,6 +205,10 @@ async def _check_consumers(bus: Bus, team: Team, plugins: Plugins) -> AsyncItera
                 well = False
                 continue
             count += 1
+            if subjects.is_log(consumer.stream) and (lost := await expired(bus, name, label, consumer, info)):
+                fix = "start it; if that happens again, raise the stream's limits"
+                yield bad("consumers", f"{name}: {lost.told(consumer.stream)}", fix)
+                well = False
             waiting += info["num_pending"] + info["num_ack_pending"]
             if info["num_pending"] > MAX_LAG:
                 detail = f"{info['num_pending']:,} events wait for {name} ({consumer.name})"

@@ -146,7 +146,8 @@ async def _decide(
         raise CommandError(msg, ExitCode.USAGE)
     async with joined(server, nats_context) as client:
         if every:
-            numbers = [letter.number for letter in await dead.dead_letters(client.bus, agent=agent or "*")]
+            letters = await dead.dead_letters(client.bus, agent=agent or "*")
+            numbers = [letter.number for letter in letters if act is dead.drop or not letter.lost]
         for number in numbers:
             await _find(client.bus, number)
         for number in numbers:

@@ -13,7 +13,6 @@ import inspect
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +33,7 @@ from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
 from natterjack.slots import Slots
-from natterjack.steps import Steps
+from natterjack.steps import Steps, WorkQueue, is_cancelled
 
 if TYPE_CHECKING:
     from natterjack.team import AgentSpec
@@ -46,8 +45,6 @@ CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
 _OURS: Final = str(Path(__file__).parent) + os.sep
 COLLISION_PAUSE: Final = 1.0
-TURN: Final = 0.01
-"""Seconds for which handlers that wait for nothing may follow on one another before others have a turn."""
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
 
@@ -79,9 +76,7 @@ class Delivery:
     ) -> None:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots, self._accepts, self._routing = slots, accepts, routing
-        self._queue: deque[Message] = deque()
-        self._taker: asyncio.Task[None] | None = None  # the task that is about to begin with the queue
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._work = WorkQueue(self._take)
         window, group = (max(WINDOW, spec.concurrency), GROUP) if spec.ordered_by else (spec.concurrency, "")
         self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=window, group=group)
         self._lanes = self._make_lanes(spec.ordered_by) if spec.ordered_by else None
@@ -108,44 +103,26 @@ class Delivery:
         while (under_way := self._under_way()) and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(under_way, timeout=min(left, self._consumer.progress_every))
             self._consumer.tell_progress()
-        await cancel_all(self._tasks, f"handlers of {self._facilities.agent!r}")
+        await cancel_all(self._work.tasks, f"handlers of {self._facilities.agent!r}")
         for _, stored_end in self._ends.values():
             stored_end.cancel()
-        for message in [*self._queue, *(message for message, _ in self._ends.values())]:
+        for message in [*self._work.waiting, *(message for message, _ in self._ends.values())]:
             self._consumer.nak(message)
 
     def _under_way(self) -> list[asyncio.Future[Any]]:
-        return [*self._tasks, *(stored_end for _, stored_end in self._ends.values())]
+        return [*self._work.tasks, *(stored_end for _, stored_end in self._ends.values())]
 
-    # Taking messages: no task for each, but for each that has to wait for something
+    # Taking messages
 
     def _deliver(self, message: Message) -> None:
         if self._lanes is not None:
             if not self._lanes.add(message):
                 self._consumer.drop(message)
             return
-        self._queue.append(message)
-        if self._taker is None:
-            self._taker = self._spawn(self._take())
+        self._work.put(message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _take(self) -> None:
-        """Handle messages one after another; with the first that waits, the others become another task's."""
-        self._taker, until = None, time.monotonic() + TURN
-        while self._queue:
-            message = self._queue.popleft()
-            handling = Steps(self._decide(message, self._handle(message)))
-            handling.begin()
-            if self._queue and not (handling.ended and time.monotonic() < until):
-                self._taker = self._spawn(self._take())
-            if self._taker or not handling.ended:
-                await handling
-                return
+    def _take(self, message: Message) -> Coroutine[Any, Any, None]:
+        return self._decide(message, self._handle(message))
 
     def _make_lanes(self, path: str) -> Lanes:
         def key(message: Message) -> bytes | None:
@@ -155,7 +132,7 @@ class Delivery:
                 return None
 
         consumer = self._consumer
-        return Lanes(key, self._handle_in_order, consumer.nak, consumer.outstanding, self._spawn)
+        return Lanes(key, self._handle_in_order, consumer.nak, consumer.outstanding, self._work.spawn)
 
     async def _handle_in_order(self, message: Message, again: bool) -> float | None:
         await self._decide(message, self._handle(message, again=again))
@@ -261,7 +238,7 @@ class Delivery:
         ctx.deadline = time.time() + self._spec.timeout
         work = self._handler(event, ctx)
         steps = Steps(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
-        if not steps.begin() or ctx.unsettled or _is_cancelled():
+        if not steps.begin() or ctx.unsettled or is_cancelled():
             await self._finish(steps, ctx, asyncio.timeout_at(due))
         return steps.result if self._routing is None else await self._routing.emit(ctx, event, steps.result)
 
@@ -270,7 +247,7 @@ class Delivery:
         try:
             async with limit:
                 await steps
-                if _is_cancelled():
+                if is_cancelled():
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.settle()
         except TimeoutError as error:
@@ -309,7 +286,7 @@ class Delivery:
         except NatterjackError as error:
             log.debug("%s: the end of run %s is written again: %s", entry.agent, entry.run, error)
             self._running.add(entry.run)
-            self._spawn(self._decide(message, self._write_again(message, entry)))
+            self._work.spawn(self._decide(message, self._write_again(message, entry)))
         else:
             self._consumer.ack(message)
         del self._ends[entry.run]
@@ -371,12 +348,6 @@ class Delivery:
 
 async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
-
-
-def _is_cancelled() -> bool:
-    """Tell whether somebody has cancelled the task that is running."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _cause(error: BaseException) -> str:

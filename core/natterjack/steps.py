@@ -1,12 +1,18 @@
-"""A coroutine that needs no task of its own until it waits for something."""
+"""Coroutines that need no task of their own until they wait for something."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+TURN: Final = 0.01
+"""Seconds for which what waits for nothing may follow on one another before others have a turn."""
 
 
 class Steps(Generic[T]):
@@ -48,3 +54,54 @@ class Steps(Generic[T]):
             else:
                 self._step(self._coroutine.send, sent)
         return self.result
+
+
+class WorkQueue(Generic[T]):
+    """Works on items in the order they come: no task for each, but for each that has to wait for something.
+
+    Args:
+        work: What is done with an item; items that wait are worked on at once.
+
+    Attributes:
+        waiting: The items that nobody has begun with.
+        tasks: What is under way.
+    """
+
+    def __init__(self, work: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self.waiting: deque[T] = deque()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._taker: asyncio.Task[None] | None = None  # the task that is about to begin with what waits
+
+    def put(self, item: T) -> None:
+        """Add an item; its work begins with the next turn of the event loop."""
+        self.waiting.append(item)
+        if self._taker is None:
+            self._taker = self.spawn(self._take())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do some other work in a task of its own."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _take(self) -> None:
+        """Work on items one after another; with the first that waits, the others become another task's."""
+        self._taker, until = None, time.monotonic() + TURN
+        while self.waiting:
+            working = Steps(self._work(self.waiting.popleft()))
+            try:
+                working.begin()
+            finally:
+                if self.waiting and not (working.ended and time.monotonic() < until and not is_cancelled()):
+                    self._taker = self.spawn(self._take())
+            if self._taker or not working.ended:
+                await working
+                return
+
+
+def is_cancelled() -> bool:
+    """Tell whether somebody has cancelled the task that is running."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

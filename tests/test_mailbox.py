@@ -43,7 +43,7 @@ async def test_a_shorter_request_after_a_longer_one_does_not_wait_for_it() -> No
     mailbox.disconnected(DisconnectedError("gone"), for_good=True)
     with pytest.raises(DisconnectedError, match="gone"):
         await long
-    assert mailbox._due == math.inf
+    assert mailbox._alarm._due == math.inf
 
 
 async def test_answered_requests_leave_no_timer_behind_once_it_is_closed(nats_server: NatsServer) -> None:
@@ -58,13 +58,13 @@ async def test_answered_requests_leave_no_timer_behind_once_it_is_closed(nats_se
     mailbox = bus._mailbox
     assert mailbox._waiting == {}
     await bus.close()
-    assert mailbox._timer is not None
-    assert mailbox._timer.cancelled()
+    assert mailbox._alarm._timer is not None
+    assert mailbox._alarm._timer.cancelled()
 
 
 async def test_the_timer_comes_back_only_while_somebody_waits() -> None:
     mailbox = Mailbox("_INBOX.x", silence)
     with pytest.raises(RequestTimeoutError):
         await mailbox.request("x", b"", timeout=0.01)
-    await until(lambda: mailbox._due == math.inf)
-    assert mailbox._timer is not None
+    await until(lambda: mailbox._alarm._due == math.inf)
+    assert mailbox._alarm._timer is not None

@@ -362,7 +362,7 @@ async def test_drain_finishes_what_runs_and_sends_the_rest_to_another_replica(
     old = await ask_server(stack, own_server, slow, concurrency=2)
     peers = await peers_of(stack, own_server)
     asking = [asyncio.create_task(peers.ask("shared", str(n), timeout=20.0)) for n in range(8)]
-    await until(lambda: len(begun) == 2 and len(old._tasks) == 8)
+    await until(lambda: len(begun) == 2 and old.load == (2, 6))
     await ask_server(stack, own_server, quick)
     draining = asyncio.create_task(old.drain(20.0))
     await until(lambda: sum(task.done() for task in asking) == 6)  # at once, while the two still run

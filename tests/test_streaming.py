@@ -734,7 +734,7 @@ async def test_drain_finishes_streams_and_sends_the_rest_to_another_replica(
     runtime = await serve(stack, own_server, counter=Counter())  # provisions the team
     old, _ = await replica(stack, own_server, slow, concurrency=2)
     asking = [asyncio.create_task(read(runtime.ask_stream("shared", str(n), timeout=20.0))) for n in range(8)]
-    await until(lambda: len(begun) == 2 and len(old._tasks) == 8)
+    await until(lambda: len(begun) == 2 and old.load == (2, 6))
     await replica(stack, own_server, quick)
     draining = asyncio.create_task(old.drain(20.0))
     await until(lambda: sum(task.done() for task in asking) == 6)

@@ -142,15 +142,28 @@ _DEFAULTS: Final = Envelope._field_defaults
 
 def pack(envelope: Envelope) -> str:
     """Return an envelope as the text of the `Natterjack` header, e.g. `s=analyst;d=2;r=17`."""
-    values: tuple[str | float, ...] = envelope
-    return ";".join([f"{key}={_told(value)}" for key, value in zip(_KEYS, values, strict=True) if value])
+    source, cause, depth, timeout, revision, request, run = envelope
+    if _SPECIAL.search(source + cause + request + run):
+        source, cause, request, run = map(_quoted, (source, cause, request, run))
+    text = f";s={source}" if source else ""
+    if cause:
+        text += f";c={cause}"
+    if depth:
+        text += f";d={depth}"
+    if timeout:
+        text += f";t={timeout:g}"
+    if revision:
+        text += f";r={revision}"
+    if request:
+        text += f";q={request}"
+    if run:
+        text += f";u={run}"
+    return text[1:]
 
 
-def _told(value: str | float) -> str:
+def _quoted(value: str) -> str:
     """An event's id may hold what separates fields."""
-    if isinstance(value, str):
-        return quote(value, safe=_PLAIN) if _SPECIAL.search(value) else value
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return quote(value, safe=_PLAIN) if _SPECIAL.search(value) else value
 
 
 def unpack(text: str | None) -> Envelope:

@@ -52,14 +52,14 @@ class Guards:
             RefusedError: One refuses, or fails: who wanted what, and the guard's reason.
         """
         for guard in self._guards:
-            wanted = f"{principal!r} may not {verb} {what!r}"
             try:
                 reason = guard.refuse(principal, verb, what)
             except Exception as error:
-                msg = f"{wanted}: the guard {guard.name!r} failed ({type(error).__name__}: {error})"
+                reason = f"the guard {guard.name!r} failed ({type(error).__name__}: {error})"
+                msg = f"{principal!r} may not {verb} {what!r}: {reason}"
                 raise RefusedError(msg) from error
             if reason is not None:
-                msg = f"{wanted}: {reason}"
+                msg = f"{principal!r} may not {verb} {what!r}: {reason}"
                 raise RefusedError(msg)
 
 

@@ -98,6 +98,7 @@ class AgentHost:
         endpoints = [ask, prompt, Endpoint("status", subjects.status(team, name))]
         self._service = Service(bus, team, name, description, endpoints=endpoints)
         self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
+        self._answering = through([each.answer for each in middleware], self._call_answer)
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
         self._service.load = self._load
@@ -228,11 +229,10 @@ class AgentHost:
             timeout=question.timeout,
             question=question,
         )
-        call = through([middleware.answer for middleware in self._facilities.middleware], self._call_answer)
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         CAUSE.set(ctx)
-        text = answer_text(await call(question.text, ctx))
+        text = answer_text(await self._answering(question.text, ctx))
         await ctx.settle()
         return Answer(text, agent=self.name, run_id=question.run)
 

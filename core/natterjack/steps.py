@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class WorkQueue(Generic[T]):
         """Work on items one after another; with the first that waits, the others become another task's."""
         self._taker, until = None, time.monotonic() + TURN
         while self.waiting:
-            working = Steps(self._work(self.waiting.popleft()))
+            working = Steps(self._work(self.waiting.popleft()), copy_context())
             try:
                 working.begin()
             finally:

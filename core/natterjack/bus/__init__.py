@@ -3,7 +3,8 @@
 from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
-from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, error_of, status_of
+from natterjack.bus.headers import of_envelope
+from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, error_of, status_of
 from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Replies",
     "Stored",
     "Subscription",
+    "answered",
     "consumer_sequence",
     "error_of",
     "expecting",
     "in_batch",
+    "of_envelope",
     "place_of",
     "status_of",
     "store_batch",

@@ -309,6 +309,10 @@ class Bus(Streams):
             DisconnectedError: The connection is closed, or its buffer full.
         """
         self.send(subject, data, encode_headers(headers), reply)
+        await self.breathe()
+
+    async def breathe(self) -> None:
+        """Wait while more is to be sent than should be kept in memory; after `send`, where more is to come."""
         await self._nc.breathe()
 
     def send(self, subject: str, data: bytes, headers: bytes = b"", reply: str = "") -> None:
@@ -321,7 +325,7 @@ class Bus(Streams):
         size = len(data) + len(headers)
         if size > self._nc.max_payload:
             raise too_large(size, self._nc.max_payload)
-        if _BLANK.search(subject) or _BLANK.search(reply) or not subject:
+        if not subject or _BLANK.search(subject + reply):
             msg = f"{subject!r} is no subject to publish on, or {reply!r} none to reply to; use no blanks"
             raise PayloadError(msg)
         if not self._nc.is_connected:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from natterjack import codec
 from natterjack.errors import PayloadError
+from natterjack.messages import Envelope
 
-_LINE: Final = b"NATS/1.0"
+_LINE: Final = "NATS/1.0"
 _NAME: Final = re.compile(r"[!-9;-~]+\Z")
 _BREAKS: Final = re.compile(r"[\r\n]+")
 
@@ -42,20 +44,25 @@ def _safe(name: str, value: str) -> str:
     return f"{name}: {_BREAKS.sub(' ', value)}"
 
 
+def of_envelope(envelope: Envelope) -> bytes:
+    """Return the block of the one header of an envelope, which never needs a second look."""
+    return f"NATS/1.0\r\n{codec.HEADER}: {codec.pack(envelope)}\r\n\r\n".encode(errors="replace")
+
+
 def decode(block: bytes) -> dict[str, str] | None:
     """Return the headers of a block, the last of each name, or None for none; no bytes are too bad.
 
     A status that the server put in place of a payload is the header `Status`, its text `Description`.
     """
-    first, _, rest = block.partition(b"\r\n")
+    first, *lines = block.decode(errors="replace").split("\r\n")
     headers = {}
     if len(first) > len(_LINE):
-        status = first[len(_LINE) :].decode(errors="replace").strip()
+        status = first[len(_LINE) :].strip()
         if status[:3].isdigit():
             headers["Status"] = status[:3]
         if status[3:]:
             headers["Description"] = status[3:].strip()
-    for line in rest.decode(errors="replace").split("\r\n"):
+    for line in lines:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip()] = value.strip()

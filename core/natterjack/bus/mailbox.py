@@ -7,7 +7,6 @@ at once when the server refuses its subject, and can collect several replies.
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Final, Protocol
 
 from natterjack import codec
 from natterjack.bus.headers import encode
+from natterjack.clock import Alarm
 from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, RequestTimeoutError
 
 NO_RESPONDERS: Final = "503"
@@ -66,8 +66,7 @@ class Mailbox:
         self._send = send
         self._waiting: dict[str, _Waiter] = {}
         self._count = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
+        self._alarm = Alarm(self._expire)
 
     async def request(
         self,
@@ -111,9 +110,11 @@ class Mailbox:
         self._waiting.pop(token, None)
         waiter.done.cancel()
 
-    def post(self, subject: str, data: bytes, *, timeout: float, headers: bytes = b"") -> asyncio.Future[Message]:
-        """Send a request and return what will be its reply, for who does not wait; it fails on a disconnect, too."""
-        waiter = _Waiter(subject, None, fails_on_disconnect=True, timeout=timeout)
+    def post(
+        self, subject: str, data: bytes, *, timeout: float, headers: bytes, fails_on_disconnect: bool
+    ) -> asyncio.Future[Message]:
+        """Send a request and return what will be its reply; arguments and errors as for `request`."""
+        waiter = _Waiter(subject, None, fails_on_disconnect, timeout)
         self._begin(waiter, data, headers)
         return waiter.done
 
@@ -123,30 +124,17 @@ class Mailbox:
         token = f"{self._count:x}"
         self._send(waiter.subject, data, headers, f"{self.prefix}.{token}")
         self._waiting[token] = waiter
-        self._watch(waiter.deadline)
+        self._alarm.by(waiter.deadline)
         return token
-
-    def _watch(self, deadline: float) -> None:
-        """Have `_expire` called by then. A timer for each would cost 2 µs a request, a twentieth of an emit."""
-        if deadline >= self._due:
-            return
-        self._stop_watching()
-        self._due = deadline
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
-
-    def _stop_watching(self) -> None:
-        self._due = math.inf
-        if self._timer is not None:
-            self._timer.cancel()
 
     def _expire(self) -> None:
         """Fail those whose time is over, and come back for the next."""
-        now, self._due = asyncio.get_running_loop().time(), math.inf
+        now = asyncio.get_running_loop().time()
         for token, waiter in list(self._waiting.items()):
             if waiter.deadline <= now:
                 self._fail(token, RequestTimeoutError(waiter.subject, waiter.timeout))
             else:
-                self._watch(waiter.deadline)
+                self._alarm.by(waiter.deadline)
 
     def receive(self, message: Message) -> None:
         """Hand a reply to who waits for it; a late one is dropped."""
@@ -171,7 +159,7 @@ class Mailbox:
             if for_good or waiter.fails_on_disconnect:
                 self._fail(token, error)
         if for_good:
-            self._stop_watching()
+            self._alarm.stop()
 
     def _fail(self, token: str, error: NatterjackError) -> None:
         waiter = self._waiting.pop(token)
@@ -265,9 +253,11 @@ class Requests:
         reply = await self._mailbox.request(
             subject, data, timeout=timeout, headers=encode(headers), fails_on_disconnect=fails_on_disconnect
         )
-        if not reply.data and status_of(reply) == NO_RESPONDERS:
-            raise NoRespondersError(subject)
-        return reply
+        return answered(subject, reply)
+
+    def ask(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> asyncio.Future[Message]:
+        """Send a request and return what will be its reply, headers given as a block; `answered` reads it."""
+        return self._mailbox.post(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=False)
 
     async def request_many(
         self,
@@ -313,6 +303,17 @@ class Requests:
         except RequestTimeoutError:
             return replies
         return replies
+
+
+def answered(subject: str, reply: Message) -> Message:
+    """Return what came back on a request.
+
+    Raises:
+        NoRespondersError: Nobody listens there.
+    """
+    if not reply.data and status_of(reply) == NO_RESPONDERS:
+        raise NoRespondersError(subject)
+    return reply
 
 
 def status_of(message: Message) -> str:

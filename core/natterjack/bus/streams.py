@@ -179,7 +179,7 @@ class Streams(Requests, ABC):
             data: Payload.
             headers: Headers, as a block.
         """
-        return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers)
+        return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers, fails_on_disconnect=True)
 
     async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
         if not self.connected:

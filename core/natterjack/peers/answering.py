@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Subscription
+from natterjack.clock import Alarm
 from natterjack.errors import ConfigError, LoopError, NatterjackError, PayloadError, QueryError, RefusedError
 from natterjack.messages import Answer, Attachment, Envelope
-from natterjack.peers.replies import Reply, ReplyStream
+from natterjack.peers.replies import CLEANING, Reply, ReplyStream
 from natterjack.peers.wire import (
     ASK_TIMEOUT,
     CANCELLED,
     DRAINING,
+    EXPIRED,
+    LATE,
     LONGEST,
     MAX_DEPTH,
     Prompt,
@@ -27,6 +30,7 @@ from natterjack.peers.wire import (
     read_prompt,
 )
 from natterjack.service import QUEUE, Endpoint
+from natterjack.steps import WorkQueue
 
 log = logging.getLogger("natterjack.peers")
 
@@ -37,8 +41,7 @@ PROMPT_TIMEOUT: Final = 600.0
 """Seconds for a prompt that names no deadline: as long as the protocol's own client waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """One question to answer.
 
     Attributes:
@@ -61,6 +64,28 @@ class Question:
 AnswerFunction = Callable[[Question], Awaitable[Answer]]
 
 
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """An ask that is not answered yet; moments are of the event loop's clock."""
+
+    prompt: Prompt
+    envelope: Envelope
+    reply: Reply
+    endpoint: Endpoint
+    arrived: float
+    due: float
+    task: asyncio.Task[Any] | None = None
+    """What works on it, once that has begun."""
+    has_slot: bool = False
+    stopped: bool = False
+    expired: bool = False
+
+    def question(self) -> Question:
+        stream = self.reply if isinstance(self.reply, ReplyStream) else None
+        left = self.due - asyncio.get_running_loop().time()
+        return Question(self.prompt.text, self.envelope, self.reply.run, left, self.prompt.attachments, stream)
+
+
 class AskServer:
     """Serves `agents.ask.<agent>` and the prompt endpoint: bounded concurrency, deadlines, cancellation, draining.
 
@@ -79,16 +104,18 @@ class AskServer:
         self._bus, self._agent, self._answer, self._ask, self._prompt = bus, agent, answer, ask, prompt
         self._limit = concurrency * (1 + BACKLOG)
         self._slots = asyncio.Semaphore(concurrency)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Task[None]] = set()  # those of the tasks that have no slot yet
-        self._running: dict[str, Reply] = {}
+        self._work = WorkQueue(self._take)
+        self._asks: set[_Ask] = set()
+        self._requests: dict[str, _Ask] = {}  # those that can be cancelled
+        self._alarm = Alarm(self._expire)
         self._subscriptions: list[Subscription] = []
         self._draining = False
 
     @property
     def load(self) -> tuple[int, int]:
         """How many asks are answered now, and how many wait for that."""
-        return len(self._tasks) - len(self._waiting), len(self._waiting)
+        answering = sum(ask.has_slot for ask in self._asks)
+        return answering, len(self._asks) - answering
 
     async def start(self) -> None:
         """Begin to serve; replicas of one name share the work."""
@@ -103,18 +130,46 @@ class AskServer:
         self._subscriptions = []
         for subscription in asks:
             await subscription.drain()
-        for task in list(self._waiting):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-        await cancel_all(self._tasks, f"answers of {self._agent!r}")
+        for ask in [ask for ask in self._asks if not ask.has_slot]:
+            self._end(ask, DRAINING, "draining")
+        if self._work.tasks:
+            await asyncio.wait(self._work.tasks, timeout=timeout)
+        await cancel_all(self._work.tasks, f"answers of {self._agent!r}")
+        self._alarm.stop()
         for subscription in cancels:
             await subscription.unsubscribe()
 
     async def _on_cancel(self, message: Message) -> None:
-        reply = self._running.get(message.subject.rpartition(".")[2])
-        if reply is not None:
-            reply.cancel()
+        ask = self._requests.get(message.subject.rpartition(".")[2])
+        if ask is not None:
+            self._end(ask, CANCELLED, "cancelled")
+
+    def _expire(self) -> None:
+        """End those whose time is over, and come back for the next."""
+        now = asyncio.get_running_loop().time()
+        for ask in [ask for ask in self._asks if not ask.expired]:
+            if ask.due > now:
+                self._alarm.by(ask.due)
+            else:
+                ask.expired, ask.stopped = True, False
+                self._end(ask, EXPIRED, LATE)
+
+    def _end(self, ask: _Ask, code: int, text: str) -> None:
+        """Cancel what works on an ask; what nobody has begun with is told why."""
+        if ask.task is not None:
+            if not ask.stopped:  # what cleans up is not stopped, too, unless it takes long
+                ask.task.cancel()
+                ask.stopped, ask.due = True, asyncio.get_running_loop().time() + CLEANING
+                self._alarm.by(ask.due)
+            return
+        self._work.waiting.remove(ask)
+        self._forget(ask)
+        self._refuse(ask.reply, ask.endpoint, code, text)
+
+    def _forget(self, ask: _Ask) -> None:
+        self._asks.discard(ask)
+        if ask.envelope.request:
+            self._requests.pop(ask.envelope.request, None)
 
     def _on_ask(self, message: Message) -> None:
         self._receive(message, self._ask, Reply, _read_text)
@@ -134,56 +189,56 @@ class AskServer:
             envelope = codec.unpack((message.headers or {}).get(codec.HEADER))
             prompt = read(message.data)
         except PayloadError as error:
-            self._spawn(_fail(reply, endpoint, 400, str(error)))
+            self._refuse(reply, endpoint, 400, str(error))
             return
         if self._draining:
-            self._spawn(_fail(reply, endpoint, DRAINING, "draining"))
+            self._refuse(reply, endpoint, DRAINING, "draining")
         elif envelope.depth > MAX_DEPTH:
-            self._spawn(_fail(reply, endpoint, 400, loop_message(envelope)))
-        elif len(self._tasks) >= self._limit:
-            text = f"at its limit of {self._limit} asks; try later or start a replica"
-            self._spawn(_fail(reply, endpoint, 429, text))
+            self._refuse(reply, endpoint, 400, loop_message(envelope))
+        elif len(self._asks) >= self._limit:
+            self._refuse(reply, endpoint, 429, f"at its limit of {self._limit} asks; try later or start a replica")
         else:
-            self._begin(self._spawn(self._work(reply, endpoint, prompt, envelope)), reply, envelope.request)
+            self._accept(prompt, envelope, reply, endpoint)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _refuse(self, reply: Reply, endpoint: Endpoint, code: int, text: str) -> None:
+        self._work.spawn(_fail(reply, endpoint, code, text))
 
-    def _begin(self, task: asyncio.Task[None], reply: Reply, request: str) -> None:
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-        if request:
-            self._running[request] = reply
-            task.add_done_callback(lambda _: self._running.pop(request, None))
-
-    async def _work(self, reply: Reply, endpoint: Endpoint, prompt: Prompt, envelope: Envelope) -> None:
-        arrived = time.monotonic()
+    def _accept(self, prompt: Prompt, envelope: Envelope, reply: Reply, endpoint: Endpoint) -> None:
         reply.paced = bool(envelope.request)
+        now = asyncio.get_running_loop().time()
         patience = ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT
-        reply.deadline = deadline = asyncio.timeout(min(envelope.timeout or patience, LONGEST))
+        ask = _Ask(prompt, envelope, reply, endpoint, now, now + min(envelope.timeout or patience, LONGEST))
+        reply.cancel = partial(self._end, ask, CANCELLED, "cancelled")
+        self._asks.add(ask)
+        if envelope.request:
+            self._requests[envelope.request] = ask
+        self._alarm.by(ask.due)
+        self._work.put(ask)
+
+    async def _take(self, ask: _Ask) -> None:
+        """Answer an ask in the task that runs; whatever comes of it, the asker hears."""
+        ask.task = asyncio.current_task()
         try:
-            async with deadline, reply, self._slots:
-                self._waiting.discard(asyncio.current_task())
-                left = (deadline.when() or 0.0) - asyncio.get_running_loop().time()
-                stream = reply if isinstance(reply, ReplyStream) else None
-                question = Question(prompt.text, envelope, reply.run, left, prompt.attachments, stream)
-                await reply.finish(await self._answer(question))
+            async with ask.reply, self._slots:
+                ask.has_slot = True
+                await ask.reply.finish(await self._answer(ask.question()))
         except asyncio.CancelledError:
+            if ask.expired and ask.task is not None and ask.task.uncancel() == 0:
+                await _fail(ask.reply, ask.endpoint, EXPIRED, LATE)
+                return
             code, text = (DRAINING, "draining") if self._draining else (CANCELLED, "cancelled")
-            await _fail(reply, endpoint, code, text)
+            await _fail(ask.reply, ask.endpoint, code, text)
             raise
         except (Exception, SystemExit) as error:
-            if deadline.expired() and isinstance(error, TimeoutError):
-                code, text = 408, "no answer within the deadline"
+            if ask.expired and isinstance(error, TimeoutError):
+                code, text = EXPIRED, LATE
             else:
                 code, text = _safe(error)
                 log.exception("%s: a question failed with %d: %s", self._agent, code, text)
-            await _fail(reply, endpoint, code, text)
+            await _fail(ask.reply, ask.endpoint, code, text)
         finally:
-            endpoint.processing_time += int((time.monotonic() - arrived) * 1e9)
+            self._forget(ask)
+            ask.endpoint.processing_time += int((asyncio.get_running_loop().time() - ask.arrived) * 1e9)
 
 
 async def _fail(reply: Reply, endpoint: Endpoint, code: int, text: str) -> None:

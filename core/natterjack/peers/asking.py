@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message, error_of
+from natterjack.bus import Bus, Message, answered, error_of, of_envelope
 from natterjack.components import PeerScheme
 from natterjack.errors import (
     BrokerError,
@@ -202,9 +202,9 @@ class Peers:
         try:
             while True:
                 left = deadline - time.monotonic()
-                told = round(max(left, 0.001), 3)
-                sent = envelope._replace(source=self._bus.principal, timeout=told, request=request)
-                reply = await self._send(name, agent, question, left, sent)
+                _, cause, depth, _, revision, _, run = envelope
+                sent = Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run)
+                reply = await self._send(name, agent, question, sent)
                 problem = error_of(reply)
                 if problem is None:
                     return _read_answer(name, reply)
@@ -218,10 +218,10 @@ class Peers:
                 await self._cancel(agent, request)
             raise
 
-    async def _send(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Message:
-        headers = {codec.HEADER: codec.pack(envelope)}
+    async def _send(self, name: str, agent: str, question: bytes, envelope: Envelope) -> Message:
+        subject, block = subjects.ask(agent), of_envelope(envelope)
         try:
-            return await self._bus.request(subjects.ask(agent), question, timeout=max(timeout, 0.001), headers=headers)
+            return answered(subject, await self._bus.ask(subject, question, timeout=envelope.timeout, headers=block))
         except (BrokerError, RefusedError) as error:
             raise fault(name, error) from error
 

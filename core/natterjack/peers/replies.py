@@ -6,10 +6,11 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Any, Final, Self
+from collections.abc import Callable
+from typing import Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, status_of
+from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, of_envelope, status_of
 from natterjack.errors import DisconnectedError, PayloadError, QueryError, QueryTimeoutError
 from natterjack.messages import Answer, Envelope
 from natterjack.peers import wire
@@ -39,36 +40,28 @@ class Reply:
 
     Attributes:
         paced: Whether the asker can tell how far it has read.
-        deadline: When the work must be done.
+        cancel: Stops the work, for an asker that is gone.
     """
 
-    deadline: asyncio.Timeout
+    cancel: Callable[[], None]
 
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         self._bus, self._agent, self.run, self._subject = bus, agent, run, subject
         self.paced = False
-        self._worker: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
-        self._worker = asyncio.current_task()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._worker = None
-
-    def cancel(self) -> None:
-        """Stop the work, for an asker that is gone; cleaning up after it is not stopped, too, unless it takes long."""
-        worker, self._worker = self._worker, None
-        if worker is not None and not self.deadline.expired():
-            worker.cancel()
-            self.deadline.reschedule(asyncio.get_running_loop().time() + CLEANING)
+        return None
 
     def _headers(self, token: str = "") -> dict[str, str]:
         return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run, request=token))}
 
     async def finish(self, answer: Answer) -> None:
         """Send the answer, or what of it was not sent yet."""
-        await self._bus.publish(self._subject, answer.encode(), headers=self._headers())
+        self._bus.send(self._subject, answer.encode(), of_envelope(Envelope(self._agent, run=self.run)))
+        await self._bus.breathe()
 
     async def fail(self, code: int, text: str) -> None:
         """Send an error instead."""

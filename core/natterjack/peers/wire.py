@@ -11,6 +11,7 @@ tells (`agents.answer.<agent>.<q>`).
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ LONGEST: Final = 86_400.0
 DRAINING: Final = 503
 """Code of an agent that is about to stop: another replica may answer."""
 CANCELLED: Final = 499
+EXPIRED: Final = 408
+LATE: Final = "no answer within the deadline"
 
 ACK: Final = b'{"type":"status","data":"ack"}'
 FLOW: Final = b'{"type":"flow"}'
 READ: Final = b"read"
 """What an asker sends once it has read up to a `flow`."""
 TERMINATOR: Final = b""
+_NO_SUBJECT: Final = re.compile(r"[*> \t\r\n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def read_chunk(data: bytes) -> str | QueryChunk | None:
 def may_reply(subject: str, agent: str = "") -> bool:
     """Tell whether a stranger may make us send to a subject: to an inbox, or where an agent hears answers."""
     own = subjects.answer(agent, "") if agent else "_INBOX."
-    return subject.startswith(("_INBOX.", "_R_.", own)) and not {"*", ">", " ", "\t", "\r", "\n"} & set(subject)
+    return subject.startswith(("_INBOX.", "_R_.", own)) and not _NO_SUBJECT.search(subject)
 
 
 def loop_message(envelope: Envelope) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -28,6 +28,7 @@ from natterjack import (
     connect,
 )
 from natterjack.bus import Bus
+from natterjack.bus.rawclient import Incoming
 from natterjack.components import Guard, PeerScheme
 from natterjack.guards import Guards
 from natterjack.peers import AskServer, Peers, Question
@@ -266,6 +267,69 @@ async def test_ask_that_expires_in_the_queue_gets_408(
     assert slow.begun == ["first"]
     slow.gate.set()
     assert await first == "first!"
+
+
+async def test_deadlines_of_many_asks_are_each_its_own(
+    own_server: NatsServer, stack: AsyncExitStack, raw: Client
+) -> None:
+    slow = Slow()
+    await serve(stack, own_server, concurrency=2, slow=slow)
+
+    async def code(told: str) -> str:
+        reply = await raw.request("agents.ask.slow", told.encode(), timeout=10, headers={"Natterjack": f"t={told}"})
+        return (reply.headers or {}).get("Nats-Service-Error-Code", reply.data.decode())
+
+    asking = [asyncio.create_task(code(told)) for told in ("60", "0.2", "0.3", "0.1", "0.15")]
+    ends = [await each for each in asking[1:]]
+    assert ends == ["408"] * 4
+    assert "60" not in slow.cancelled
+    slow.gate.set()
+    assert await asking[0] == "60!"
+
+
+async def test_an_ask_that_nobody_has_begun_with_can_be_cancelled(
+    own_server: NatsServer, stack: AsyncExitStack, raw: Client
+) -> None:
+    slow = Slow()
+    replica = await ask_server(stack, own_server, lambda question: slow.answer(question.text, None))  # type: ignore[arg-type]
+    inbox = raw.new_inbox()
+    replies = await raw.subscribe(inbox)
+    await raw.flush()
+    replica._on_ask(Incoming("agents.ask.shared", inbox, b"?", b"NATS/1.0\r\nNatterjack: q=secret\r\n\r\n"))
+    assert replica.load == (0, 1)
+    await replica._on_cancel(Incoming("agents.cancel.shared.secret", "", b"", b""))
+    assert replica.load == (0, 0)
+    reply = await replies.next_msg(5)
+    assert (reply.headers or {})["Nats-Service-Error-Code"] == "499"
+    assert slow.begun == []
+
+
+async def test_handlers_that_arrive_together_have_tasks_of_their_own(
+    own_server: NatsServer, stack: AsyncExitStack, raw: Client
+) -> None:
+    async def answer(question: Question) -> Answer:
+        task = asyncio.current_task()
+        assert task is not None
+        if question.text == "late":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await asyncio.Event().wait()
+        elif question.text == "quit":
+            task.cancel()
+        elif question.text == "raise":
+            raise asyncio.CancelledError
+        return Answer(question.text)
+
+    replica = await ask_server(stack, own_server, answer)
+    inbox = raw.new_inbox()
+    replies = await raw.subscribe(inbox)
+    await raw.flush()
+    for text in ("late", "quit", "raise", "late", "plain"):
+        replica._on_ask(Incoming("agents.ask.shared", inbox, text.encode(), b""))
+    told = [await replies.next_msg(5) for _ in range(5)]
+    codes = sorted((each.headers or {}).get("Nats-Service-Error-Code", each.data.decode()) for each in told)
+    assert codes == ["499", "late", "late", "plain", "quit"]
+    await until(lambda: replica.load == (0, 0))
 
 
 @pytest.mark.parametrize("told", ["1e18", "9e18", "0.000001"])

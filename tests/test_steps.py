@@ -1,11 +1,12 @@
-"""A coroutine that is begun by hand behaves as in a task of its own."""
+"""A coroutine that is begun by hand behaves as in a task of its own; so does work from a queue."""
 
 import asyncio
 from contextvars import ContextVar, copy_context
 
 import pytest
 
-from natterjack.steps import Steps
+from natterjack.steps import Steps, WorkQueue
+from natterjack.testing import until
 
 SETTING: ContextVar[str] = ContextVar("SETTING", default="none")
 
@@ -101,3 +102,85 @@ async def test_cancelling_who_awaits_it_cancels_it() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert cleaned.is_set()
+
+
+# Work from a queue
+
+
+async def test_work_that_waits_for_nothing_shares_a_task_and_nothing_else() -> None:
+    tasks: list[asyncio.Task[None] | None] = []
+    seen: list[str] = []
+
+    async def work(item: str) -> None:
+        tasks.append(asyncio.current_task())
+        seen.append(SETTING.get())
+        SETTING.set(item)
+
+    queue = WorkQueue(work)
+    for item in "abc":
+        queue.put(item)
+    await until(lambda: not queue.tasks)
+    assert len(tasks) == 3
+    assert len(set(tasks)) == 1
+    assert seen == ["none"] * 3
+
+
+async def test_work_that_waits_has_the_task_it_began_with_and_holds_nobody_up() -> None:
+    gate = asyncio.Event()
+    done: list[str] = []
+
+    async def work(item: str) -> None:
+        began_in = asyncio.current_task()
+        if item in "ac":
+            await gate.wait()
+        assert asyncio.current_task() is began_in
+        done.append(item)
+
+    queue = WorkQueue(work)
+    for item in "abcd":
+        queue.put(item)
+    await until(lambda: done == ["b", "d"])
+    assert len(queue.tasks) == 2
+    gate.set()
+    await until(lambda: not queue.tasks)
+    assert done == ["b", "d", "a", "c"]
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, LookupError])
+async def test_work_that_fails_or_is_cancelled_takes_nobody_with_it(failure: type[BaseException]) -> None:
+    done: list[str] = []
+    failed: list[asyncio.Task[None] | None] = []
+
+    async def work(item: str) -> None:
+        if item == "a":
+            failed.append(asyncio.current_task())
+            raise failure
+        if item == "b":
+            failed.append(task := asyncio.current_task())
+            assert task is not None
+            task.cancel()
+            return
+        await asyncio.sleep(0)
+        done.append(item)
+
+    queue = WorkQueue(work)
+    for item in "abc":
+        queue.put(item)
+    await until(lambda: done == ["c"])
+    ends = await asyncio.gather(*filter(None, failed), return_exceptions=True)
+    assert [type(end) for end in ends] == [failure, asyncio.CancelledError]
+
+
+async def test_others_have_a_turn_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.steps.TURN", 0.0)
+    turns: list[str] = []
+
+    async def work(item: str) -> None:
+        turns.append(item)
+
+    queue = WorkQueue(work)
+    for item in "ab":
+        queue.put(item)
+    asyncio.get_running_loop().call_soon(turns.append, "another")
+    await until(lambda: not queue.tasks)
+    assert turns == ["a", "another", "b"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 from nats.aio.msg import Msg
 
 from natterjack import (
@@ -287,14 +288,20 @@ async def test_deadlines_of_many_asks_are_each_its_own(
     assert await asking[0] == "60!"
 
 
+async def listening(raw: Client) -> tuple[str, Subscription]:
+    inbox = raw.new_inbox()
+    replies = await raw.subscribe(inbox)
+    for _ in range(2):  # nats-py pings ahead of what is buffered
+        await raw.flush()
+    return inbox, replies
+
+
 async def test_an_ask_that_nobody_has_begun_with_can_be_cancelled(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client
 ) -> None:
     slow = Slow()
     replica = await ask_server(stack, own_server, lambda question: slow.answer(question.text, None))  # type: ignore[arg-type]
-    inbox = raw.new_inbox()
-    replies = await raw.subscribe(inbox)
-    await raw.flush()
+    inbox, replies = await listening(raw)
     replica._on_ask(Incoming("agents.ask.shared", inbox, b"?", b"NATS/1.0\r\nNatterjack: q=secret\r\n\r\n"))
     assert replica.load == (0, 1)
     await replica._on_cancel(Incoming("agents.cancel.shared.secret", "", b"", b""))
@@ -321,9 +328,7 @@ async def test_handlers_that_arrive_together_have_tasks_of_their_own(
         return Answer(question.text)
 
     replica = await ask_server(stack, own_server, answer)
-    inbox = raw.new_inbox()
-    replies = await raw.subscribe(inbox)
-    await raw.flush()
+    inbox, replies = await listening(raw)
     for text in ("late", "quit", "raise", "late", "plain"):
         replica._on_ask(Incoming("agents.ask.shared", inbox, text.encode(), b""))
     told = [await replies.next_msg(5) for _ in range(5)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from natterjack import (
     Agent,

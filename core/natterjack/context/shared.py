@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
 from natterjack import codec, subjects
@@ -18,11 +17,11 @@ from natterjack.bus import Bus
 from natterjack.components import Rule
 from natterjack.context.follower import Follower
 from natterjack.context.partial import PartialReplica
-from natterjack.context.replica import Replica, read_history
+from natterjack.context.replica import Replica
 from natterjack.context.state import Change, Revision, State, Version, Watch
-from natterjack.context.transaction import Check, Transaction
+from natterjack.context.transaction import Transaction
 from natterjack.context.view import SharedContext
-from natterjack.context.writer import Write, Writer, create, race
+from natterjack.context.writer import Write, Writer, create
 from natterjack.errors import ConflictError, DisconnectedError, RequestTimeoutError, UsageError
 from natterjack.guards import Guards
 
@@ -85,7 +84,7 @@ class AgentContext:
         self._closed = False
         for key, value in (initial_state or {}).items():
             subjects.check_type(key, "context key")
-            self._write_here(key, Version(codec.encode(value), subjects.OPERATOR), None)
+            self._write_here(key, Version(codec.encode(value), subjects.OPERATOR))
 
     # The runtime's side
 
@@ -198,14 +197,7 @@ class AgentContext:
             InvalidNameError: The key is malformed.
             RequestTimeoutError: No server that answers has the newest.
         """
-        return await self._history(key, self._bus)
-
-    async def _history(self, key: str, bus: Bus | None) -> list[Revision]:
-        subjects.check_type(key, "context key")
-        if bus is None:
-            return list(self._past.get(key, ()))
-        known = self._state.versions.get(key)
-        return await read_history(bus, self._writer.bucket, key, known.revision if known else 0)
+        return await self._as(None).history(key)
 
     async def refresh(self) -> None:
         """Return once it has all that the server had at the call.
@@ -252,11 +244,11 @@ class AgentContext:
             PayloadError: The value cannot be stored.
             DisconnectedError: The context is closed.
         """
-        return self._set(key, value, writer or subjects.OPERATOR, expected, self._bus)
+        return self._as(writer).set(key, value, expected=expected)
 
     def delete(self, key: str, *, writer: str | None = None) -> Write:
         """Delete a key; errors as for `set`."""
-        return self._delete(key, writer or subjects.OPERATOR, self._bus)
+        return self._as(writer).delete(key)
 
     async def update(self, key: str, fn: Callable[[Any], Any], *, writer: str | None = None) -> Any:
         """Replace a value by what `fn` makes of it, and return that; no change of others is lost.
@@ -273,10 +265,9 @@ class AgentContext:
             PayloadError: What `fn` returned cannot be stored.
             DisconnectedError: The context is closed.
         """
-        return await self._update(key, fn, writer or subjects.OPERATOR, self._bus)
+        return await self._as(writer).update(key, fn)
 
-    @asynccontextmanager
-    async def transaction(self, *, writer: str | None = None) -> AsyncIterator[Transaction]:
+    def transaction(self, *, writer: str | None = None) -> AbstractAsyncContextManager[Transaction]:
         """Read and write several keys together: at the block's end all of it is stored, or nothing.
 
         Example::
@@ -297,8 +288,7 @@ class AgentContext:
             RefusedError: By `tx.set` and `tx.delete`: the writer may not write that key.
             UsageError: It has more than 1,000 keys.
         """
-        async with self._transaction(writer or subjects.OPERATOR, self._bus, _allow) as transaction:
-            yield transaction
+        return self._as(writer).transaction()
 
     async def transact(self, fn: Callable[[Transaction], T], *, writer: str | None = None) -> T:
         """Call `fn` with a transaction, store what it wrote, and return what it returned.
@@ -311,7 +301,7 @@ class AgentContext:
             ConflictError: Others were faster for 30 s on end.
             NatterjackError: As `transaction`.
         """
-        return await self._transact(fn, writer or subjects.OPERATOR, self._bus, _allow)
+        return await self._as(writer).transact(fn)
 
     async def flush(self) -> None:
         """Return once all writes are durable.
@@ -321,7 +311,10 @@ class AgentContext:
         """
         await self._writer.writes.settle()
 
-    # The same for the views: everything names its principal and its connection
+    def _as(self, writer: str | None) -> SharedContext:
+        return SharedContext(self, writer or subjects.OPERATOR, self._bus)
+
+    # What the views use
 
     def _check(self, principal: str, key: str) -> None:
         subjects.check_type(key, "context key")
@@ -330,20 +323,7 @@ class AgentContext:
             msg = "the context is closed; nothing can be written any more"
             raise DisconnectedError(msg)
 
-    def _set(self, key: str, value: Any, principal: str, expected: int | None, bus: Bus | None) -> Write:
-        self._check(principal, key)
-        return self._write(key, Version(codec.encode(value), principal), expected, bus)
-
-    def _delete(self, key: str, principal: str, bus: Bus | None) -> Write:
-        self._check(principal, key)
-        return self._write(key, Version(b"", principal, deleted=True), None, bus)
-
-    def _write(self, key: str, version: Version, expected: int | None, bus: Bus | None) -> Write:
-        if bus is None:
-            return self._write_here(key, version, expected)
-        return self._writer.write(key, version, expected, bus)
-
-    def _write_here(self, key: str, version: Version, expected: int | None) -> Write:
+    def _write_here(self, key: str, version: Version, expected: int | None = None) -> int:
         known = self._state.versions.get(key)
         current = known.revision if known else 0
         if expected is not None and expected != current:
@@ -352,40 +332,7 @@ class AgentContext:
         version.revision = self._state.revision + 1
         self._state.apply(key, version)
         self._past.setdefault(key, deque(maxlen=_HISTORY)).append(version.past())
-        return Write(version.revision)
-
-    async def _update(self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus | None) -> Any:
-        self._check(principal, key)
-        if bus is not None:
-            return await self._writer.update(key, fn, principal, bus)
-        value = fn(self.get(key))
-        self._write_here(key, Version(codec.encode(value), principal), None)
-        return value
-
-    @asynccontextmanager
-    async def _transaction(self, principal: str, bus: Bus | None, may_read: Check) -> AsyncIterator[Transaction]:
-        await self._writer.writes.quiet()  # what this process wrote before is read as it was stored
-        transaction = Transaction(self._state, principal, may_read, partial(self._check, principal))
-        yield transaction
-        if bus is None:
-            transaction.commit_here(lambda key, version: self._write_here(key, version, None)._revision)
-            return
-        try:
-            await transaction.commit(self._writer, bus)
-        except ConflictError:
-            await self._writer.read_through(transaction.read, bus)
-            raise
-
-    async def _transact(self, fn: Callable[[Transaction], T], principal: str, bus: Bus | None, may_read: Check) -> T:
-        async def attempt() -> T:
-            async with self._transaction(principal, bus, may_read) as transaction:
-                return fn(transaction)
-
-        return await race(attempt)
-
-
-def _allow(key: str) -> None:
-    """The process itself may read all that it has."""
+        return version.revision
 
 
 def _guards(permissions: Mapping[str, Sequence[str]]) -> Guards:

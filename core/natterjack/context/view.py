@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from natterjack import subjects
+from natterjack import codec, subjects
 from natterjack.bus import Bus
-from natterjack.context.state import Change, Revision, Watch
+from natterjack.context.replica import read_history
+from natterjack.context.state import Change, Revision, Version, Watch
 from natterjack.context.transaction import Transaction
-from natterjack.context.writer import Write, Writes
-from natterjack.errors import RefusedError
+from natterjack.context.writer import Write, Writes, race
+from natterjack.errors import ConflictError, RefusedError
 
 if TYPE_CHECKING:
     from natterjack.context.shared import AgentContext
@@ -28,10 +30,15 @@ class SharedContext:
 
     __slots__ = ("_bus", "_context", "_principal", "_reads", "_writes")
 
-    def __init__(self, context: AgentContext, principal: str, bus: Bus, reads: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, context: AgentContext, principal: str, bus: Bus | None, reads: Sequence[str] | None = None
+    ) -> None:
         self._context, self._principal, self._bus = context, principal, bus
         self._reads = None if reads is None or ">" in reads else tuple(reads)
         self._writes: Writes | None = None
+
+    def _may_write(self, key: str) -> None:
+        self._context._check(self._principal, key)
 
     def _may_read(self, key: str) -> None:
         if self._reads is not None and not self._readable(key):
@@ -73,7 +80,12 @@ class SharedContext:
             RefusedError: The agent may not read this key, or on its own connection no history.
         """
         self._may_read(key)
-        return await self._context._history(key, self._bus)
+        subjects.check_type(key, "context key")
+        context = self._context
+        if self._bus is None:
+            return list(context._past.get(key, ()))
+        known = context._state.versions.get(key)
+        return await read_history(self._bus, context._writer.bucket, key, known.revision if known else 0)
 
     async def refresh(self) -> None:
         """Return once it has all that the server had at the call; see `AgentContext.refresh`."""
@@ -85,24 +97,47 @@ class SharedContext:
 
     def set(self, key: str, value: Any, *, expected: int | None = None) -> Write:
         """Write a value; see `AgentContext.set`."""
-        return self._kept(self._context._set(key, value, self._principal, expected, self._bus))
+        self._may_write(key)
+        return self._write(key, Version(codec.encode(value), self._principal), expected)
 
     def delete(self, key: str) -> Write:
         """Delete a key; see `AgentContext.delete`."""
-        return self._kept(self._context._delete(key, self._principal, self._bus))
+        self._may_write(key)
+        return self._write(key, Version(b"", self._principal, deleted=True), None)
 
     async def update(self, key: str, fn: Callable[[Any], Any]) -> Any:
         """Replace a value by what `fn` makes of it, and return that; see `AgentContext.update`."""
         self._may_read(key)
-        return await self._context._update(key, fn, self._principal, self._bus)
+        self._may_write(key)
+        if self._bus is not None:
+            return await self._context._writer.update(key, fn, self._principal, self._bus)
+        value = fn(self._context.get(key))
+        self._context._write_here(key, Version(codec.encode(value), self._principal))
+        return value
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
         """Read and write several keys together: all of it is stored, or nothing; see `AgentContext.transaction`."""
-        return self._context._transaction(self._principal, self._bus, self._may_read)
+        context = self._context
+        await context._writer.writes.quiet()  # what this process wrote before is read as it was stored
+        transaction = Transaction(context._state, self._principal, self._may_read, self._may_write)
+        yield transaction
+        if self._bus is None:
+            transaction.commit_here(context._write_here)
+            return
+        try:
+            await transaction.commit(context._writer, self._bus)
+        except ConflictError:
+            await context._writer.read_through(transaction.read, self._bus)
+            raise
 
     async def transact(self, fn: Callable[[Transaction], T]) -> T:
         """Call `fn` with a transaction, again when somebody was faster; see `AgentContext.transact`."""
-        return await self._context._transact(fn, self._principal, self._bus, self._may_read)
+        return await race(partial(self._attempt, fn))
+
+    async def _attempt(self, fn: Callable[[Transaction], T]) -> T:
+        async with self.transaction() as transaction:
+            return fn(transaction)
 
     @property
     def unsettled(self) -> bool:
@@ -120,8 +155,10 @@ class SharedContext:
 
     flush = settle
 
-    def _kept(self, write: Write) -> Write:
-        if write.task is not None:
-            self._writes = self._writes or Writes()
-            self._writes.add(write)
+    def _write(self, key: str, version: Version, expected: int | None) -> Write:
+        if self._bus is None:
+            return Write(self._context._write_here(key, version, expected))
+        write = self._context._writer.write(key, version, expected, self._bus)
+        self._writes = self._writes or Writes()
+        self._writes.add(write)
         return write

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from natterjack.bus import Bus
+from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import read_team
 from natterjack.components import Trigger
 from natterjack.plugins import Plugins
@@ -178,7 +179,7 @@ def test_newsroom_is_a_team_without_a_warning(tmp_path: Path) -> None:
     path.write_text(block("toml", "# newsroom.toml"))
     team = read_team(path)
     check_team(team, Plugins.load())
-    assert team.warnings() == []
+    assert warnings(team) == []
     assert team.agents["analyst"].result_events.keys() == {"analysis.approved", "research.start"}
 
 

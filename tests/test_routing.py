@@ -20,6 +20,7 @@ from natterjack import (
     RunFailedError,
 )
 from natterjack.bus import Bus
+from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import read_team
 from natterjack.components import Middleware
 from natterjack.dead import dead_letters
@@ -269,7 +270,7 @@ def test_result_events_are_authority_and_wiring(tmp_path: Path, monkeypatch: pyt
         check_team(read_team(path), PLUGINS)
     path.write_text('[agents.a]\nkind = "x:Y"\nemits=[]\n[agents.b]\nkind = "x:Y"\nresult_events = { go = "result" }\n')
     team = read_team(path)
-    assert team.warnings() == [f"{path}:6: [agents.b] emits 'go', which no agent of the team waits for"]
+    assert warnings(team) == [f"{path}:6: [agents.b] emits 'go', which no agent of the team waits for"]
     spec = team.agents["b"].model_copy(update={"emits": (), "kind": "keepers:Keeper"})
     monkeypatch.setitem(sys.modules, "keepers", cast("ModuleType", SimpleNamespace(Keeper=Keeper)))
     assert [right for right in agent_needs("b", spec, PLUGINS) if right.verb == "emit"] == [Right("emit", "go")]

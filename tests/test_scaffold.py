@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from natterjack import hookspecs
+from natterjack.cli.advice import warnings
 from natterjack.cli.scaffold import SORTS, check_plugin_name, package_files
 from natterjack.cli.teamfile import read_team
 from natterjack.errors import InvalidNameError
@@ -129,7 +130,7 @@ def test_every_new_plugin_loads_and_its_team_file_is_right(installed: Plugins, m
     for path in teams:
         team = read_team(path)
         check_team(team, installed)
-        assert team.warnings() == [], path
+        assert warnings(team) == [], path
 
 
 def test_a_name_that_is_installed_is_refused(installed: Plugins, quick: Cli) -> None:

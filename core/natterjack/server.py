@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
-
-from natterjack.errors import ConfigError, nearest
+from natterjack.errors import ConfigError
 
 API_PREFIX: Final = "$JS.API"
 OLDEST_SERVER: Final = (2, 12, 0)
@@ -99,18 +96,15 @@ def hidden(url: str) -> str:
     return f"{scheme}{sep}{'***@' if at else ''}{host}"
 
 
-def named_server(url: str | None = None, context: str | None = None, default: str | None = None) -> Server | None:
+def named_server(url: str | None = None, default: str | None = None) -> Server | None:
     """Return the server that the user named, or None: then an embedded one is started.
 
-    Looked for in this order: `url` (`--server`), `context` (`--nats-context`), the environment's `NATS_URL`
-    (with `NATS_TOKEN`, `NATS_USER`, `NATS_PASSWORD`, `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`,
-    `NATS_PREFIX`), `default` (the team file).
+    Looked for in this order: `url`, the environment's `NATS_URL` (with `NATS_TOKEN`, `NATS_USER`, `NATS_PASSWORD`,
+    `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`, `NATS_PREFIX`), `default`.
 
     Raises:
-        ConfigError: The context does not exist, or the URL is none.
+        ConfigError: The URL is none.
     """
-    if context and not url:
-        return nats_context(context)
     from_environment = None if url else os.environ.get("NATS_URL")
     found = url or from_environment or default
     if not found:
@@ -118,27 +112,3 @@ def named_server(url: str | None = None, context: str | None = None, default: st
     given = {name: os.environ.get(f"NATS_{name.upper()}") for name in SETTINGS}
     origin = "NATS_URL" if from_environment else ""
     return replace(Server(found, origin=origin), **{name: value for name, value in given.items() if value})
-
-
-def nats_context(name: str) -> Server:
-    """Return the server of a context of the `nats` command line tool.
-
-    Raises:
-        ConfigError: There is no such context; it names the nearest one.
-    """
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats" / "context"
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        known = [file.stem for file in folder.glob("*.json")]
-        msg = f"there is no nats context {name!r}.{nearest(name, known)} `nats context ls` shows them."
-        raise ConfigError(msg)
-    try:
-        found = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        msg = f"{path} is not valid JSON: {error}"
-        raise ConfigError(msg) from error
-    names = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key")
-    given = {key: found[key] for key in names if found.get(key)}
-    return Server(
-        found.get("url") or "nats://127.0.0.1:4222", prefix=found.get("jetstream_api_prefix") or API_PREFIX, **given
-    )

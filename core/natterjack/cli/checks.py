@@ -16,6 +16,7 @@ from typing import Any, Final
 from natterjack import subjects
 from natterjack.broker import find_server, server_version
 from natterjack.bus import Bus
+from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import read_team
 from natterjack.dead import dead_letters
 from natterjack.errors import NatterjackError, NotProvisionedError
@@ -105,14 +106,14 @@ def check_file(path: Path) -> Iterator[Finding]:
     if not path.is_file():
         return
     try:
-        warnings = read_team(path).warnings()
+        found = warnings(read_team(path))
     except NatterjackError as error:
         for line in str(error).splitlines():
             yield bad("team file", line, "correct it")
         return
-    for warning in warnings:
+    for warning in found:
         yield good("team file", f"note: {warning}")
-    if not warnings:
+    if not found:
         yield good("team file", f"{path} reads well")
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, read_text
+from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, chosen, read_text
 from natterjack.cli.output import clean, note, write, write_json
 from natterjack.cli.run import first_of, run, stopping
-from natterjack.server import named_server
 
 if TYPE_CHECKING:
     from natterjack.cli.play import Stage
@@ -38,7 +37,7 @@ def demo(
     """
     from natterjack.cli.play import QUESTION, Stage  # lazy: it is a third of what the command line imports
 
-    named = named_server(server, nats_context) if server or nats_context else None
+    named = chosen(server, nats_context) if server or nats_context else None
     stage = Stage(show=_show, log=_log if verbose else _quiet, server=named)
     report = run(_play(QUESTION if question is None else read_text(question), docs, stage))
     if report is None:

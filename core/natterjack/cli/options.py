@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import orjson
 import typer
 
 from natterjack import codec
@@ -17,9 +18,9 @@ from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient, connect
-from natterjack.errors import UnknownAgentError
+from natterjack.errors import ConfigError, UnknownAgentError, nearest
 from natterjack.provision import stored_team
-from natterjack.server import Server, named_server
+from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.team import Team
 
 TEAM_FILE: Final = Path("team.toml")
@@ -46,6 +47,39 @@ SinceOption = Annotated[
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The embedded broker's folder.")]
 
 
+def chosen(url: str | None, nats_context: str | None, default: str | None = None) -> Server | None:
+    """Return the server that the options name, or else the environment or `default`; None where nothing does.
+
+    Raises:
+        ConfigError: The context does not exist, or a URL is none.
+    """
+    return _of_nats_context(nats_context) if nats_context and not url else named_server(url, default)
+
+
+def _of_nats_context(name: str) -> Server:
+    """Return the server of a context of the `nats` command line tool.
+
+    Raises:
+        ConfigError: There is no such context; it names the nearest one.
+    """
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nats" / "context"
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = [file.stem for file in folder.glob("*.json")]
+        msg = f"there is no nats context {name!r}.{nearest(name, known)} `nats context ls` shows them."
+        raise ConfigError(msg)
+    try:
+        found = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        msg = f"{path} is not valid JSON: {error}"
+        raise ConfigError(msg) from error
+    names = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key")
+    given = {key: found[key] for key in names if found.get(key)}
+    return Server(
+        found.get("url") or "nats://127.0.0.1:4222", prefix=found.get("jetstream_api_prefix") or API_PREFIX, **given
+    )
+
+
 def find_server(url: str | None, nats_context: str | None, *, team_file: Path = TEAM_FILE) -> Server:
     """Return the server to use, and never start one.
 
@@ -56,7 +90,7 @@ def find_server(url: str | None, nats_context: str | None, *, team_file: Path = 
         CommandError: There is none; it says what to do.
         ConfigError: One is named wrongly.
     """
-    found = named_server(url, nats_context)
+    found = chosen(url, nats_context)
     if found is None and team_file.is_file():
         found = named_server(default=read_team(team_file).server)
     if found is None and (running := running_url()):

@@ -15,8 +15,9 @@ from typing import Annotated, Final
 import typer
 
 from natterjack.broker import Broker, embed
+from natterjack.cli.advice import warnings
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption
+from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
@@ -26,7 +27,7 @@ from natterjack.cli.teamfile import read_team
 from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
-from natterjack.server import Server, named_server
+from natterjack.server import Server
 from natterjack.team import Team, check_team
 
 _COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
@@ -61,9 +62,9 @@ def up(
     if single_process or runtime is not None:
         show_logs()
     if runtime is None:
-        named = named_server(server, nats_context, described.server)
+        named = chosen(server, nats_context, described.server)
     else:
-        named = runtime.choose_server(named_server(server, nats_context) if server or nats_context else None)
+        named = runtime.choose_server(chosen(server, nats_context) if server or nats_context else None)
     watched = Path(team) if reload else None
     run(_up(described, runtime, named, nats_context, plugins, watched, single_process=single_process))
 
@@ -140,7 +141,7 @@ async def _serve_processes(team: Team, server: Server, plugins: Plugins, watched
 
 def _announce(team: Team, server: Server, broker: Broker | None, nats_context: str | None) -> None:
     _say("broker", f"{server} ({_whose(broker)})")
-    for warning in team.warnings():
+    for warning in warnings(team):
         _say("warning", warning)
     _say("team", f"{team.name}: {', '.join(team.agents)}")
     if example := example_command(team, server, nats_context):

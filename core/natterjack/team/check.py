@@ -83,7 +83,7 @@ class _Problems:
 def check_team(team: Team, plugins: Plugins) -> None:
     """Check a team against itself and against what is installed. All problems are told at once.
 
-    The options of a kind that is imported need its class; whoever imports it calls `check_options`.
+    The options of a kind that is imported are checked when it is made: they need its class.
 
     Raises:
         PluginError: All that is wrong is that plugins are missing or broken.
@@ -110,24 +110,6 @@ def check_team(team: Team, plugins: Plugins) -> None:
         )
         problems.add(team.place(name, table="tools"), ConfigError(msg))
     problems.raise_all()
-
-
-def check_options(agent: str, spec: AgentSpec, config: type[BaseModel], team: Team | None = None) -> None:
-    """Check the options of an agent against the settings of its kind.
-
-    Args:
-        agent: Its name.
-        spec: Its table.
-        config: The `Config` of its kind.
-        team: The team it is of, for the lines of messages.
-
-    Raises:
-        ConfigError: Keys are unknown, missing or wrong; it names the nearest key of the kind or of every agent.
-    """
-    team = team or Team()
-    found = [f"{team.place(agent, key)} {text}" for key, text in _option_problems(spec, config)]
-    if found:
-        raise ConfigError(report(found))
 
 
 def _option_problems(spec: AgentSpec, config: type[BaseModel]) -> Iterator[tuple[str, str]]:

@@ -5,19 +5,17 @@ A team comes from `team.toml` or from Python, and is stored in the KV bucket `te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import islice
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from natterjack.components import Rule
-from natterjack.errors import nearest
 from natterjack.rights import Verb
 from natterjack.settings import Settings
-from natterjack.subjects import OPERATOR, check_pattern, is_foreign, is_wild, overlap, split_keys
+from natterjack.subjects import OPERATOR, check_pattern, is_foreign, split_keys
 from natterjack.team.values import (
     BucketName,
     EventType,
@@ -325,50 +323,3 @@ class Team(TeamTable):
         }
         writes: set[tuple[str, Verb]] = {("*", "write")} if self.buckets else set()
         return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs) | writes
-
-    def warnings(self) -> list[str]:
-        """Return what is probably a mistake, one line each, and at most 20 of each sort."""
-        return [line for sort in (self._unheard_of, self._unheard, self._repeated) for line in islice(sort(), 20)]
-
-    def _unheard_of(self) -> Iterator[str]:
-        """Events that somebody waits for and nobody emits."""
-        known = _Patterns([*self.external, *(pattern for spec in self.agents.values() for pattern in spec.emitted)])
-        for agent, spec in self.agents.items():
-            for pattern in (each for each in spec.awaited if not known.meet(each)):
-                yield (
-                    f"{self.place(agent, 'on')} waits for {pattern!r}, which nobody in the team emits."
-                    f"{nearest(pattern, known.all)} If it comes from outside, add it to `external` of [team]."
-                )
-
-    def _unheard(self) -> Iterator[str]:
-        """Events that somebody emits and nobody waits for."""
-        awaited = _Patterns([pattern for spec in self.agents.values() for pattern in spec.awaited])
-        for agent, spec in self.agents.items():
-            for pattern in (each for each in spec.emitted if not awaited.meet(each)):
-                key = "emits" if pattern in (spec.emits or ()) else spec.result_key(pattern)
-                yield f"{self.place(agent, key)} emits {pattern!r}, which no agent of the team waits for"
-
-    def _repeated(self) -> Iterator[str]:
-        """Agents that wake themselves, and triggers that fire for one and the same event.
-
-        A wildcard in `emits` is authority only and says nothing about a loop.
-        """
-        for agent, spec in self.agents.items():
-            place = self.place(agent, "on")
-            for index, pattern in enumerate(spec.awaited):
-                for own in (each for each in spec.emitted if not is_wild(each) and overlap(each, pattern)):
-                    yield f"{place} waits for {pattern!r} and emits {own!r} itself: that may never end"
-                for other in (each for each in spec.awaited[:index] if overlap(each, pattern)):
-                    yield f"{place} waits for both {other!r} and {pattern!r}: an event that both match is handled twice"
-
-
-class _Patterns:
-    """Patterns, to find quickly whether one of them meets another: a team may have thousands."""
-
-    def __init__(self, patterns: Iterable[str]) -> None:
-        self.all = dict.fromkeys(patterns)
-        self._wild = [pattern for pattern in self.all if is_wild(pattern)]
-
-    def meet(self, pattern: str) -> bool:
-        others = self.all if is_wild(pattern) else self._wild
-        return pattern in self.all or any(overlap(pattern, other) for other in others)

@@ -123,15 +123,13 @@ class TeamClient:
         self,
         bus: Bus,
         context: AgentContext,
-        guards: Guards | None = None,
         buckets: Mapping[str, AgentContext] | None = None,
     ) -> None:
-        guards = guards or Guards()
         self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
         self.journal = StreamJournal().attach(bus)
-        self.event_bus = EventBus(bus, guards, lambda: context.revision)
-        self._peers = Peers(bus, guards)
+        self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
+        self._peers = Peers(bus, Guards())
         self._inboxes: set[str] = set()
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:

@@ -71,8 +71,8 @@ class Delivery:
         label: str,
         handler: Handler,
         slots: Slots,
-        accepts: Callable[[Event], bool] | None = None,
-        routing: Routing | None = None,
+        accepts: Callable[[Event], bool] | None,
+        routing: Routing | None,
     ) -> None:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots, self._accepts, self._routing = slots, accepts, routing

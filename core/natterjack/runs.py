@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -39,19 +39,19 @@ class Facilities:
     peers: Peers
     context: AgentContext
     journal: StreamJournal
-    sinks: Sequence[Journal] = ()
-    middleware: Sequence[Middleware] = ()
-    spec: AgentSpec | None = None
-    buckets: Mapping[str, AgentContext] = field(default_factory=dict)
+    sinks: Sequence[Journal]
+    middleware: Sequence[Middleware]
+    spec: AgentSpec
+    buckets: Mapping[str, AgentContext]
 
     def shared(self) -> SharedContext:
         """Return the main context as this agent has it."""
-        return self.context.acting_as(self.agent, self.bus, self.spec.keys_in("", "read") if self.spec else None)
+        return self.context.acting_as(self.agent, self.bus, self.spec.keys_in("", "read"))
 
     def bucket(self, name: str) -> SharedContext:
         """Return a bucket as this agent has it; see `RunContext.bucket`."""
         context = self.buckets.get(name)
-        if context is None or self.spec is None:
+        if context is None:
             msg = f"the team has no bucket {name!r}.{nearest(name, self.buckets)}"
             raise ConfigError(msg)
         reads, writes = (self.spec.keys_in(name, verb) for verb in ("read", "write"))

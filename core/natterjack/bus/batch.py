@@ -61,20 +61,17 @@ def in_batch(headers: Mapping[str, str]) -> tuple[str, bool]:
     return headers.get(ID, ""), COMMIT in headers
 
 
-async def store_batch(
-    bus: Streams, messages: Sequence[BatchMessage], *, id: str, budget: float = STORE_BUDGET
-) -> int | None:
-    """Store all of the messages, or none, trying again while the server is away.
+async def store_batch(bus: Streams, messages: Sequence[BatchMessage], *, id: str) -> int | None:
+    """Store all of the messages, or none, trying again for 15 s while the server is away.
 
     The first message carries the batch's id as its deduplication id: when the acknowledgement was lost, the server
     itself says of a second try that the first was stored, so none is taken for a lost race, and none is stored
-    twice [R5].
+    twice [R5]. Batches that others began and abandoned are dropped by the server after 10 s.
 
     Args:
         bus: The connection.
         messages: At most `MAX_BATCH`, all of one stream.
         id: At most 60 characters that nobody can guess.
-        budget: Seconds to go on trying. Batches that others began and abandoned are dropped by the server after 10.
 
     Returns:
         The sequence of the last message; the others come right before it. None if it was stored by a try whose
@@ -88,7 +85,7 @@ async def store_batch(
         PayloadError: One is larger than the server takes; nothing was sent.
         RefusedError: The broker does not allow one of the subjects.
     """
-    deadline, pause, tried = time.monotonic() + budget, 0.02, 0
+    deadline, pause, tried = time.monotonic() + STORE_BUDGET, 0.02, 0
     while True:
         tried += 1
         try:

@@ -290,4 +290,4 @@ def test_the_command_line_reads_and_writes_a_bucket(team: Team, own_server: Nats
     assert json.loads(listed) == {"receipts.1": 9}
     assert json.loads(quick.run("context", "list", "--json", *at).stdout) == {"motto": "count"}
     unknown = quick.run("context", "list", "--bucket", "x", *at, code=4)
-    assert "KV_context_x does not exist" in unknown.stderr
+    assert "team 'firm' has no bucket 'x'" in unknown.stderr

@@ -32,7 +32,9 @@ publishes = ["reports.daily"]
 
 [agents.analyst]
 kind = "agents:Analyst"
-on = "research.complete"
+on = ["research.complete", { subject = "sensors.*.heat" }, { context = "notes.*" }, { context = "money/budget" }]
+
+[buckets.money]
 """
 
 
@@ -84,6 +86,9 @@ def test_who_sends_and_receives_what(made: dict[str, Any]) -> None:
         "analyst.answers.agents.ask.analyst": "receive",
         "analyst.is-given.inbox.analyst.__": "receive",
         "analyst.waits-for.events.research.complete": "receive",
+        "analyst.hears.sensors._.heat": "receive",
+        "analyst.follows.$KV.context.notes._": "receive",
+        "analyst.follows.$KV.context_money.budget": "receive",
     }
     ask = made["operations"]["researcher.asks.agents.ask.analyst"]
     assert ask["reply"]["channel"] == {"$ref": "#/channels/reply"}

@@ -95,6 +95,13 @@ def _traffic(spec: AgentSpec) -> Iterator[tuple[str, str, str, str]]:
     topics = [str(trigger.settings["topic"]) for trigger in spec.on if "topic" in trigger.settings]
     yield from (("receive", "reads", subjects.message(each), "message") for each in topics)
     yield from (("send", "publishes", subjects.message(each), "message") for each in spec.publishes or ())
+    for trigger in spec.on:
+        what = next((str(value) for key, value in trigger.settings.items() if key != "where"), "")
+        if trigger.kind == "subject":
+            yield "receive", "hears", what, "message"
+        elif trigger.kind == "context":
+            bucket, keys = subjects.split_keys(what)
+            yield "receive", "follows", subjects.key(subjects.context_bucket(bucket), keys), "message"
 
 
 def _add_channel(made: Document, subject: str, message: str, description: str = "") -> str:

@@ -96,6 +96,7 @@ class RawClient(Client):
         super().__init__()
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
+        self._unused: asyncio.Queue[Any] = asyncio.Queue()
 
     # Receiving
 
@@ -107,6 +108,9 @@ class RawClient(Client):
 
         subscription = await self.subscribe(subject, queue=queue, cb=queued)  # type: ignore[arg-type]
         self._listeners[subscription._id] = listener
+        if subscription._pending_queue.empty():  # its queue and task have no more to do, and weigh 4 KB
+            subscription._stop_processing()
+            subscription._pending_queue = self._unused
         return subscription
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:

@@ -163,6 +163,16 @@ class RawClient(Client):
 
     # Faults
 
+    async def close(self) -> None:
+        """Close. Where the transport goes meanwhile, nats-py's wait for it is cancelled, though nobody cancelled us."""
+        try:
+            await super().close()
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.debug("the connection went while it was being closed: %r", error)
+
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport:
             self._transport.close()  # type: ignore[no-untyped-call]  # of an attempt that failed after the connection

@@ -32,7 +32,13 @@ publishes = ["reports.daily"]
 
 [agents.analyst]
 kind = "agents:Analyst"
-on = ["research.complete", { subject = "sensors.*.heat" }, { context = "notes.*" }, { context = "money/budget" }]
+on = [
+    "research.complete",
+    { subject = "sensors.*.heat" },
+    { context = "notes.*" },
+    { context = "money/budget" },
+    { context = { own = true, keys = "plans.*" } },
+]
 
 [buckets.money]
 """
@@ -89,6 +95,7 @@ def test_who_sends_and_receives_what(made: dict[str, Any]) -> None:
         "analyst.hears.sensors._.heat": "receive",
         "analyst.follows.$KV.context.notes._": "receive",
         "analyst.follows.$KV.context_money.budget": "receive",
+        "analyst.follows.$KV.context.plans._": "receive",
     }
     ask = made["operations"]["researcher.asks.agents.ask.analyst"]
     assert ask["reply"]["channel"] == {"$ref": "#/channels/reply"}

@@ -13,7 +13,7 @@ from natterjack import subjects
 from natterjack.cli.graph import TeamNameArgument
 from natterjack.cli.options import TEAM_FILE
 from natterjack.cli.output import write
-from natterjack.cli.wiring import named_team
+from natterjack.cli.wiring import followed, named_team
 from natterjack.server import Server
 from natterjack.service import QUEUE
 from natterjack.team import AgentSpec, Team
@@ -92,12 +92,12 @@ def _add_traffic(made: Document, name: str, spec: AgentSpec) -> None:
 def _traffic(spec: AgentSpec) -> Iterator[tuple[str, str, str, str]]:
     yield from (("receive", "waits-for", subjects.event(each), "event") for each in spec.awaited)
     yield from (("send", "emits", subjects.event(each), "event") for each in spec.emitted)
-    topics = [str(trigger.settings["topic"]) for trigger in spec.on if "topic" in trigger.settings]
-    yield from (("receive", "reads", subjects.message(each), "message") for each in topics)
     yield from (("send", "publishes", subjects.message(each), "message") for each in spec.publishes or ())
     for trigger in spec.on:
-        what = next((str(value) for key, value in trigger.settings.items() if key != "where"), "")
-        if trigger.kind == "subject":
+        what = followed(trigger)
+        if trigger.kind == "message":
+            yield "receive", "reads", subjects.message(what), "message"
+        elif trigger.kind == "subject":
             yield "receive", "hears", what, "message"
         elif trigger.kind == "context":
             bucket, keys = subjects.split_keys(what)

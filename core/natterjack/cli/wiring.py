@@ -138,16 +138,21 @@ def _add_heard(made: Wiring, team: Team) -> None:
             made.join(made.add("outside", OUTSIDE), node.id, "emits")
 
 
+def followed(trigger: TriggerSpec) -> str:
+    """Return the pattern that a built-in trigger follows: its first setting, if that has no name."""
+    first = next((str(value) for key, value in trigger.settings.items() if key != "where"), "")
+    return next((str(trigger.settings[key]) for key in ("topic", "keys", "subject") if key in trigger.settings), first)
+
+
 def _source(made: Wiring, trigger: TriggerSpec, known: list[str]) -> str:
     if trigger.event:
         heard = any(overlap(pattern, trigger.event) for pattern in known)
         return made.add("event", trigger.event, "" if heard else "nobody in the team emits it")
-    values = [value for key, value in trigger.settings.items() if key != "where"]
-    text = " ".join(str(value) for value in values)
     if trigger.kind == "message":
-        return made.add("topic", str(trigger.settings.get("topic", text)))
+        return made.add("topic", followed(trigger))
     if trigger.kind == "context":
-        return made.add("key", text)
+        return made.add("key", followed(trigger))
+    text = " ".join(str(value) for key, value in trigger.settings.items() if key != "where")
     return made.add("trigger", f"{trigger.kind} {text}".rstrip())
 
 

@@ -32,7 +32,6 @@ from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")
 
-
 LISTEN_WAIT: Final = 5.0
 """Seconds for which an agent's start waits until its triggers listen to plain subjects."""
 

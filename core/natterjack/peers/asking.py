@@ -166,8 +166,7 @@ class Peers:
         """Talk to a replica, and to another one if it is draining and nothing has come yet."""
         subject, payload, pause = await self._subject(address, talk.left), write_prompt(question), 0.01
         while True:
-            told = round(max(talk.left, 0.001), 3)
-            sent = envelope._replace(source=self._bus.principal, timeout=told, request=talk.request)
+            sent = self._stamped(envelope, talk.left, talk.request)
             try:
                 async with aclosing(talk.chunks(subject, payload, sent)) as chunks:
                     async for chunk in chunks:
@@ -202,9 +201,7 @@ class Peers:
         try:
             while True:
                 left = deadline - time.monotonic()
-                _, cause, depth, _, revision, _, run = envelope
-                sent = Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run)
-                reply = await self._send(name, agent, question, sent)
+                reply = await self._send(name, agent, question, self._stamped(envelope, left, request))
                 problem = error_of(reply)
                 if problem is None:
                     return _read_answer(name, reply)
@@ -217,6 +214,11 @@ class Peers:
             if not isinstance(error, PeerUnavailableError):
                 await self._cancel(agent, request)
             raise
+
+    def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
+        """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
+        _, cause, depth, _, revision, _, run = envelope
+        return Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run)
 
     async def _send(self, name: str, agent: str, question: bytes, envelope: Envelope) -> Message:
         subject, block = subjects.ask(agent), of_envelope(envelope)

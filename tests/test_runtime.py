@@ -542,6 +542,50 @@ async def test_trigger_that_ends_ends_the_runtime(
         assert "agent 'short': its trigger 'ending'" in caplog.text
 
 
+class Door(Trigger):
+    """Is reached at a door."""
+
+    name: ClassVar = "door"
+    tells_ready = True
+
+    def __init__(self, opens: asyncio.Event, error: str = "") -> None:
+        super().__init__()
+        self.opens, self.error = opens, error
+
+    async def run(self, ctx: TriggerContext) -> None:
+        await self.opens.wait()
+        if self.error:
+            raise ConfigError(self.error)
+        ctx.ready()
+        await asyncio.Event().wait()
+
+
+async def test_an_agent_starts_once_its_triggers_can_be_reached(own_server: NatsServer) -> None:
+    opens = asyncio.Event()
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess(name="inside", agent=echo, triggers=[Door(opens)]))
+    async with nothing_left(own_server):
+        starting = asyncio.create_task(runtime.start_all())
+        done, _ = await asyncio.wait([starting], timeout=0.2)
+        assert not done
+        opens.set()
+        await starting
+        await runtime.stop_all()
+
+
+async def test_a_trigger_that_fails_before_it_can_be_reached_fails_the_start(
+    own_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    opens = asyncio.Event()
+    opens.set()
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess(name="inside", agent=echo, triggers=[Door(opens, "it is locked")]))
+    async with nothing_left(own_server):
+        with pytest.raises(StartError, match=r"'inside' cannot start: its trigger 'door' failed: it is locked$"):
+            await runtime.start_all()
+    assert "Traceback" not in caplog.text
+
+
 async def test_wait_returns_when_stopped(own_server: NatsServer) -> None:
     runtime = AgentRuntime(own_server.url)
     runtime.add_process(AgentProcess(name="echo", agent=echo, triggers=[EventTrigger("a")]))

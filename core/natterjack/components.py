@@ -157,6 +157,9 @@ class TriggerContext(Protocol):
             StreamError: The inbox is full; nothing was dropped.
         """
 
+    def ready(self) -> None:
+        """Tell that the trigger can be reached from now on; for one whose class says `tells_ready`."""
+
     async def consume(self, spec: ConsumerSpec) -> None:
         """Handle what a durable consumer delivers, until cancelled; raise `NotProvisionedError` if there is none."""
 
@@ -180,6 +183,10 @@ class TriggerContext(Protocol):
 class Trigger(Component):
     """Wakes an agent.
 
+    Attributes:
+        tells_ready: Whether `run` calls `ctx.ready()` once it can be reached, e.g. at a port. The start of its agent
+            then waits for that (5 s), and what `run` fails with before is an error of the start.
+
     Example::
 
         class Tick(Trigger):
@@ -193,6 +200,8 @@ class Trigger(Component):
                     await ctx.clock.sleep(self.config.every)
                     await ctx.fire({"every": self.config.every})
     """
+
+    tells_ready: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

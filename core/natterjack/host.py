@@ -32,8 +32,8 @@ from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")
 
-LISTEN_WAIT: Final = 5.0
-"""Seconds for which an agent's start waits until its triggers listen to plain subjects."""
+READY_WAIT: Final = 5.0
+"""Seconds for which an agent's start waits until its triggers can be reached."""
 
 
 class AgentHost:
@@ -127,8 +127,8 @@ class AgentHost:
             context = {trigger: _TriggerContext(self, trigger) for trigger in self._triggers}
             self._tasks = [asyncio.create_task(self._run(trigger, ctx)) for trigger, ctx in context.items()]
             for task, (trigger, ctx) in zip(self._tasks, context.items(), strict=True):
-                if any(right.verb == "listen" for right in trigger.needs(self.name)):
-                    await ctx.listens(task)
+                if trigger.tells_ready or any(right.verb == "listen" for right in trigger.needs(self.name)):
+                    await ctx.until_ready(task)
         except Exception as error:
             await self.stop(0)
             msg = f"agent {self.name!r} cannot start: {described(error)}"
@@ -142,7 +142,8 @@ class AgentHost:
             await trigger.run(ctx)
         except Exception as error:
             msg = f"its trigger {trigger.label!r} failed: {described(error)}"
-            log.exception("agent %r: %s", self.name, msg)  # now, because nobody may ask before the end
+            traceback = None if isinstance(error, NatterjackError) else error
+            log.exception("agent %r: %s", self.name, msg, exc_info=traceback)  # now: nobody may ask before the end
             raise StartError(msg) from error
         msg = f"its trigger {trigger.label!r} ended by itself; `run` must go on until cancelled"
         log.error("agent %r: %s", self.name, msg)
@@ -256,7 +257,7 @@ class _TriggerContext:
     def __init__(self, host: AgentHost, trigger: Trigger) -> None:
         self._host, self._trigger = host, trigger
         self.agent, self.clock = host.name, host.clock
-        self._listens: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready = asyncio.Event()
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
@@ -266,8 +267,16 @@ class _TriggerContext:
         await self._host.consume(self._trigger, spec)
 
     async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
-        await Listener(self._host.bus, self._trigger, callback, self.log).run(pattern, self._listens)
+        await Listener(self._host.bus, self._trigger, callback, self.log).run(pattern, self._ready)
 
-    async def listens(self, task: asyncio.Task[None]) -> None:
-        """Return once it listens, has failed, or takes its time: what is published before is lost."""
-        await asyncio.wait([self._listens, task], timeout=LISTEN_WAIT, return_when=asyncio.FIRST_COMPLETED)
+    def ready(self) -> None:
+        self._ready.set()
+
+    async def until_ready(self, task: asyncio.Task[None]) -> None:
+        """Return once it can be reached, or takes its time: what is sent before is lost. Raise what it failed with."""
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait([ready, task], timeout=READY_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done() and task.done():
+            ready.cancel()
+            await task
+        ready.cancel()

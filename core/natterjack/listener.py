@@ -88,13 +88,12 @@ class Listener:
         self._bus, self._trigger, self._callback, self._log = bus, trigger, callback, log
         self._lost, self._ending = 0, asyncio.Event()
 
-    async def run(self, pattern: str, listens: asyncio.Future[None]) -> None:
-        """Listen until cancelled, and end `listens` once the server knows; what has arrived is still taken then."""
+    async def run(self, pattern: str, ready: asyncio.Event) -> None:
+        """Listen until cancelled, and set `ready` once the server knows; what has arrived is still taken then."""
         check_plain(pattern)
         group = subjects.durable(self._bus.principal, self._trigger.label)
         subscription = await self._bus.subscribe(pattern, self._receive, queue=group, on_lost=self._dropped)
-        if not listens.done():
-            listens.set_result(None)
+        ready.set()
         try:
             await asyncio.Event().wait()
         finally:

@@ -16,7 +16,14 @@ from natterjack import Agent, AgentContext, AgentProcess, AgentRuntime, Event, E
 from natterjack.bus import Bus, Message
 from natterjack.components import Entry, Middleware
 from natterjack.dead import DeadLetter, dead_letters
-from natterjack.errors import ConfigError, DisconnectedError, PayloadError, RequestTimeoutError, RunFailedError
+from natterjack.errors import (
+    ConfigError,
+    DisconnectedError,
+    NatterjackError,
+    PayloadError,
+    RequestTimeoutError,
+    RunFailedError,
+)
 from natterjack.journal import StreamJournal
 from natterjack.messages import run_id
 from natterjack.plugins import Plugins
@@ -122,6 +129,26 @@ async def test_attempts_back_off_and_end_dead(own_server: NatsServer, bus: Bus) 
         assert (letter.agent, letter.trigger, letter.attempts) == ("worker", "event-job+@@", 3)
         assert (letter.stream, letter.sequence, letter.type) == ("EVENTS", sequence, "job.a")
         await settled(bus)
+
+
+class LaterError(NatterjackError):
+    """Knows when it is worth another try."""
+
+    retry_after = 0.3
+
+
+async def test_a_failure_may_say_how_long_to_wait(own_server: NatsServer) -> None:
+    times: list[float] = []
+
+    async def fail_once(event: Event, _ctx: RunContext) -> None:
+        times.append(time.monotonic())
+        if event.attempt == 1:
+            raise LaterError("not yet")
+
+    async with running(own_server, Worker(fail_once), retry_delay=0.01) as runtime:
+        await runtime.event_bus.emit("job.a")
+        await until(lambda: len(times) == 2)
+    assert times[1] - times[0] > 0.29
 
 
 async def test_a_later_attempt_succeeds(own_server: NatsServer, bus: Bus) -> None:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("natterjack.delivery")
 
 MAX_BACKOFF: Final = 60.0
+MAX_WAIT: Final = 3600.0
+"""Seconds that a failure may ask to wait at most, by its `retry_after`."""
 CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
 _OURS: Final = str(Path(__file__).parent) + os.sep
@@ -309,6 +311,7 @@ class Delivery:
         limit, retry = self._spec.max_attempts, getattr(error, "retry", True)
         cause = _cause(error)
         delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
+        delay = max(delay, min(MAX_WAIT, getattr(error, "retry_after", 0.0)))
         if isinstance(error, FencedError):
             raise error
         if isinstance(error, BrokerError) and error.transient and retry:  # it is no attempt of the handler

@@ -61,6 +61,9 @@ class NatterjackError(Exception):
     retry: ClassVar[bool] = True
     """Whether handling the same event again could help; if not, it is dead-lettered at once."""
 
+    retry_after: float = 0.0
+    """Seconds before which handling the same event again is in vain; it waits so long, up to an hour."""
+
 
 # Faults of the caller
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import MAX_BYTES, key_lines, read_team, team_schema
@@ -134,6 +135,33 @@ class Now(MessageTrigger):
         pass
 
 
+class Secret(Settings):
+    """Settings with a secret."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    key: Annotated[str, Field(pattern="^env:")]
+    size: int = 0
+
+
+class Vault(Agent):
+    """Keeps a secret."""
+
+    name: ClassVar[str] = "vault"
+
+    class Config(Secret):
+        """Of a vault."""
+
+
+class Safe(MessageTrigger):
+    """Keeps a secret, too."""
+
+    name: ClassVar[str] = "safe"
+
+    class Config(Secret):
+        """Of a safe."""
+
+
 class Llm(Agent):
     """Works with a model."""
 
@@ -175,7 +203,8 @@ class Installed(Plugins):
     def __init__(self) -> None:
         super().__init__()
         self.agents["llm"] = Llm
-        self.triggers.update({kind.name: kind for kind in (EventTrigger, MessageTrigger, Tick, Cron, Now)})
+        self.agents["vault"] = Vault
+        self.triggers.update({kind.name: kind for kind in (EventTrigger, MessageTrigger, Tick, Cron, Now, Safe)})
         self.journals["file"] = FileJournal
         self.peers["http"] = Http
 
@@ -396,6 +425,23 @@ def agent(**table: Any) -> Team:
 )  # fmt: skip
 def test_what_is_written_wrongly(table: dict[str, Any], problem: str) -> None:
     assert check_problems(agent(**table)) == [f"[agents.a] {problem}"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "vault", "key": {"hunter2": 7}},
+        {"kind": "vault", "key": "hunter2"},
+        {"kind": "vault", "key": "env:x", "size": "hunter2"},
+        {"on": [{"safe": {"key": ["hunter2"]}}]},
+        {"on": [{"safe": {"key": "hunter2"}}]},
+        {"on": [{"safe": "hunter2"}]},
+    ],
+)
+def test_settings_that_hide_their_values_are_not_shown(table: dict[str, Any]) -> None:
+    (problem,) = check_problems(agent(**table))
+    assert "hunter2" not in problem
+    assert re.search("key|size", problem)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from natterjack.components import Trigger
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
-from natterjack.settings import read_settings
+from natterjack.settings import details, given, read_settings
 from natterjack.subjects import (
     INBOX,
     bucket_stream,
@@ -119,7 +119,7 @@ def _option_problems(spec: AgentSpec, config: type[BaseModel]) -> Iterator[tuple
     try:
         config.model_validate(spec.options)
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
+        for problem in details(error, config):
             if problem["type"] != "extra_forbidden" or len(problem["loc"]) > 1:
                 yield str(next(iter(problem["loc"]), "")), sentence(problem, path_text(problem["loc"]), known)
 
@@ -149,7 +149,7 @@ def sentence(problem: ErrorDetails, key: str, known: Iterable[str]) -> str:
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     message = _MESSAGES.get(kind, message.replace("Input should be", "it must be"))
-    return f"{key!r} is {problem['input']!r}: {message}"
+    return f"{key!r}{given(problem)}: {message}"
 
 
 def trigger_settings(trigger: type[Trigger], spec: TriggerSpec) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.codec import MSG_ID
 from natterjack.components import ConsumerSpec, Entry
+from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
@@ -33,7 +34,6 @@ from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
 from natterjack.slots import Slots
-from natterjack.steps import Steps, WorkQueue, is_cancelled
 
 if TYPE_CHECKING:
     from natterjack.team import AgentSpec
@@ -239,16 +239,16 @@ class Delivery:
         due = asyncio.get_running_loop().time() + self._spec.timeout
         ctx.deadline = time.time() + self._spec.timeout
         work = self._handler(event, ctx)
-        steps = Steps(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
-        if not steps.begin() or ctx.unsettled or is_cancelled():
-            await self._finish(steps, ctx, asyncio.timeout_at(due))
-        return steps.result if self._routing is None else await self._routing.emit(ctx, event, steps.result)
+        begun = Begun(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
+        if not begun.begin() or ctx.unsettled or is_cancelled():
+            await self._finish(begun, ctx, asyncio.timeout_at(due))
+        return begun.result if self._routing is None else await self._routing.emit(ctx, event, begun.result)
 
-    async def _finish(self, steps: Steps[Any], ctx: RunContext, limit: asyncio.Timeout) -> None:
+    async def _finish(self, begun: Begun[Any], ctx: RunContext, limit: asyncio.Timeout) -> None:
         """Wait for a handler that waits for something, and for what it wrote, within its deadline."""
         try:
             async with limit:
-                await steps
+                await begun
                 if is_cancelled():
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.settle()

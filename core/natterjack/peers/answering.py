@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Subscription
 from natterjack.clock import Alarm
+from natterjack.coroutines import WorkQueue
 from natterjack.errors import ConfigError, LoopError, NatterjackError, PayloadError, QueryError, RefusedError
 from natterjack.messages import Answer, Attachment, Envelope
 from natterjack.peers.replies import CLEANING, Reply, ReplyStream
@@ -30,7 +31,6 @@ from natterjack.peers.wire import (
     read_prompt,
 )
 from natterjack.service import QUEUE, Endpoint
-from natterjack.steps import WorkQueue
 
 log = logging.getLogger("natterjack.peers")
 

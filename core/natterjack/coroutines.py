@@ -15,7 +15,7 @@ TURN: Final = 0.01
 """Seconds for which what waits for nothing may follow on one another before others have a turn."""
 
 
-class Steps(Generic[T]):
+class Begun(Generic[T]):
     """A coroutine that is begun at once, by the task that is running; if it waits for something, await this.
 
     Args:
@@ -36,12 +36,12 @@ class Steps(Generic[T]):
 
     def begin(self) -> bool:
         """Run it up to where it first waits, and return whether it has ended before that."""
-        self._step(self._coroutine.send, None)
+        self._go(self._coroutine.send, None)
         return self.ended
 
-    def _step(self, step: Callable[[Any], Any], value: Any) -> None:
+    def _go(self, on: Callable[[Any], Any], value: Any) -> None:
         try:
-            self._waits_for = step(value) if self._context is None else self._context.run(step, value)
+            self._waits_for = on(value) if self._context is None else self._context.run(on, value)
         except StopIteration as end:
             self.ended, self.result = True, end.value
 
@@ -50,9 +50,9 @@ class Steps(Generic[T]):
             try:
                 sent = yield self._waits_for
             except BaseException as error:
-                self._step(self._coroutine.throw, error)
+                self._go(self._coroutine.throw, error)
             else:
-                self._step(self._coroutine.send, sent)
+                self._go(self._coroutine.send, sent)
         return self.result
 
 
@@ -90,7 +90,7 @@ class WorkQueue(Generic[T]):
         """Work on items one after another; with the first that waits, the others become another task's."""
         self._taker, until = None, time.monotonic() + TURN
         while self.waiting:
-            working = Steps(self._work(self.waiting.popleft()), copy_context())
+            working = Begun(self._work(self.waiting.popleft()), copy_context())
             try:
                 working.begin()
             finally:

@@ -5,7 +5,7 @@ from contextvars import ContextVar, copy_context
 
 import pytest
 
-from natterjack.steps import Steps, WorkQueue
+from natterjack.coroutines import Begun, WorkQueue
 from natterjack.testing import until
 
 SETTING: ContextVar[str] = ContextVar("SETTING", default="none")
@@ -15,9 +15,9 @@ async def test_what_waits_for_nothing_has_ended_at_once() -> None:
     async def add() -> int:
         return 1 + 1
 
-    steps = Steps(add())
-    assert steps.begin()
-    assert (steps.ended, steps.result, await steps) == (True, 2, 2)
+    begun = Begun(add())
+    assert begun.begin()
+    assert (begun.ended, begun.result, await begun) == (True, 2, 2)
 
 
 async def test_what_waits_goes_on_where_it_is_awaited() -> None:
@@ -28,10 +28,10 @@ async def test_what_waits_goes_on_where_it_is_awaited() -> None:
         await asyncio.sleep(0)
         return "done"
 
-    steps = Steps(wait())
-    assert not steps.begin()
+    begun = Begun(wait())
+    assert not begun.begin()
     asyncio.get_running_loop().call_soon(gate.set)
-    assert await steps == "done"
+    assert await begun == "done"
 
 
 async def test_it_has_its_own_context_variables_all_along() -> None:
@@ -44,10 +44,10 @@ async def test_it_has_its_own_context_variables_all_along() -> None:
     async def read() -> str:
         return SETTING.get()
 
-    steps = Steps(use(), copy_context())
-    steps.begin()
+    begun = Begun(use(), copy_context())
+    begun.begin()
     assert SETTING.get() == "none"
-    assert await steps == ["mine", "mine", "mine"]
+    assert await begun == ["mine", "mine", "mine"]
     assert SETTING.get() == "none"
 
 
@@ -59,9 +59,9 @@ async def test_errors_come_out(waits: bool) -> None:
         raise LookupError("mine")
 
     async def run() -> None:
-        steps = Steps(fail())
-        steps.begin()
-        await steps
+        begun = Begun(fail())
+        begun.begin()
+        await begun
 
     with pytest.raises(LookupError, match="mine"):
         await run()
@@ -76,9 +76,9 @@ async def test_its_own_timeouts_hit_it() -> None:
             return "late"
         return "never"
 
-    steps = Steps(bounded())
-    assert not steps.begin()
-    assert await steps == "late"
+    begun = Begun(bounded())
+    assert not begun.begin()
+    assert await begun == "late"
 
 
 async def test_cancelling_who_awaits_it_cancels_it() -> None:
@@ -92,9 +92,9 @@ async def test_cancelling_who_awaits_it_cancels_it() -> None:
             cleaned.set()
 
     async def run() -> None:
-        steps = Steps(wait())
-        steps.begin()
-        await steps
+        begun = Begun(wait())
+        begun.begin()
+        await begun
 
     task = asyncio.create_task(run())
     await begun.wait()
@@ -172,7 +172,7 @@ async def test_work_that_fails_or_is_cancelled_takes_nobody_with_it(failure: typ
 
 
 async def test_others_have_a_turn_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natterjack.steps.TURN", 0.0)
+    monkeypatch.setattr("natterjack.coroutines.TURN", 0.0)
     turns: list[str] = []
 
     async def work(item: str) -> None:

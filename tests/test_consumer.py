@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 
 from natterjack.bus import Bus, Consumer, Message, place_of
-from natterjack.components import ConsumerSpec
 from natterjack.errors import NotProvisionedError
 from natterjack.server import Server
+from natterjack.specs import ConsumerSpec
 from natterjack.testing import NatsServer, until
 
 SPEC = ConsumerSpec("WORK", "agent=work", "work.>")

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import pytest
 
-from natterjack.components import Guard, Rule
+from natterjack.components import Guard
 from natterjack.errors import ConfigError, PluginError, RefusedError
 from natterjack.guards import Guards
 from natterjack.plugins import BrokenPlugin, Plugins
-from natterjack.rights import Verb
+from natterjack.rights import Rule, Verb
 
 WRITES: frozenset[tuple[str, Verb]] = frozenset({("*", "write")})
 

@@ -15,9 +15,9 @@ import pytest
 
 from natterjack.bus import Bus, Consumer, Message
 from natterjack.clock import Clock
-from natterjack.components import ConsumerSpec
 from natterjack.errors import BrokerError
 from natterjack.server import Server
+from natterjack.specs import ConsumerSpec
 from natterjack.testing import NatsServer, until
 
 SPEC: Final = ConsumerSpec("WORK", "agent=work", "work.>")

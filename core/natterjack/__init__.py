@@ -6,13 +6,11 @@ from natterjack.clock import Clock
 from natterjack.components import (
     Agent,
     Component,
-    ConsumerSpec,
     Entry,
     Guard,
     Journal,
     Middleware,
     PeerScheme,
-    Rule,
     StreamTrigger,
     ToolServer,
     Trigger,
@@ -57,11 +55,12 @@ from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers, Attachment, Event, PlainMessage, Query
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
-from natterjack.rights import Right, Verb
+from natterjack.rights import Right, Rule, Verb
 from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.settings import Settings
+from natterjack.specs import ConsumerSpec
 from natterjack.subjects import matches
 
 __all__ = [

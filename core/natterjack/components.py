@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from natterjack.clock import Clock
 from natterjack.errors import ConfigError
 from natterjack.messages import Answer, Event, PlainMessage, Query
-from natterjack.rights import Right, Verb
+from natterjack.rights import Right, Rule, Verb
 from natterjack.settings import Settings, read_settings
+from natterjack.specs import ConsumerSpec
 
 if TYPE_CHECKING:
     from natterjack.runs import RunContext
@@ -100,29 +101,6 @@ class Agent(Component):
 
 
 # Triggers
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerSpec:
-    """A durable consumer that provisioning creates for a trigger.
-
-    Attributes:
-        stream: Stream it reads.
-        name: Its durable name, unique in the stream.
-        filter: Subject pattern of stored messages.
-        first: What it delivers of what is stored when its team is first provisioned: all of it, or the newest of each
-            subject. A trigger that is added to a team later begins with what comes then.
-    """
-
-    stream: str
-    name: str
-    filter: str
-    first: Literal["all", "last_per_subject"] = "all"
-
-    @property
-    def right(self) -> Right:
-        """The right to pull from it."""
-        return Right("consume", f"{self.stream}/{self.name}")
 
 
 class TriggerContext(Protocol):
@@ -241,23 +219,6 @@ class StreamTrigger(Trigger):
 
 
 # Guards
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Rule:
-    """One allowance of a team: this principal may do this.
-
-    Attributes:
-        principal: Agent, or `operator`.
-        verb: See `Right.verb`.
-        pattern: Pattern of what.
-        origin: Where it is written, e.g. `team.toml:12`; for messages.
-    """
-
-    principal: str
-    verb: Verb
-    pattern: str
-    origin: str = ""
 
 
 class Guard(Component):

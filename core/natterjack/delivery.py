@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.codec import MSG_ID
-from natterjack.components import ConsumerSpec, Entry
+from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
@@ -34,6 +34,7 @@ from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
 from natterjack.slots import Slots
+from natterjack.specs import ConsumerSpec
 
 if TYPE_CHECKING:
     from natterjack.team import AgentSpec

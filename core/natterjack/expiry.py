@@ -18,11 +18,12 @@ from typing import Any, Final, NamedTuple
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.components import ConsumerSpec, Journal, Trigger
+from natterjack.components import Journal, Trigger
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import FencedError, NatterjackError, RefusedError
 from natterjack.journal import RunJournal, StreamJournal
 from natterjack.messages import run_id
+from natterjack.specs import ConsumerSpec
 
 log = logging.getLogger("natterjack.expiry")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Self
 
-from natterjack.components import Guard, Rule
+from natterjack.components import Guard
 from natterjack.errors import ConfigError, PluginError, RefusedError
 from natterjack.plugins import Plugins
-from natterjack.rights import Verb
+from natterjack.rights import Rule, Verb
 
 FIRST_PARTY: Final = "natterjack-permissions"
 """The distribution whose guard enforces rules."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.clock import Clock
-from natterjack.components import Agent, ConsumerSpec, Journal, Middleware, PeerScheme, Trigger
+from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import CAUSE, AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
@@ -28,6 +28,7 @@ from natterjack.routing import Routing
 from natterjack.runs import Facilities, RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
+from natterjack.specs import ConsumerSpec
 from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")

@@ -12,15 +12,16 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from natterjack import codec, subjects
+from natterjack import addresses, codec, subjects
 from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
-from natterjack.components import ConsumerSpec, Trigger
+from natterjack.components import Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
+from natterjack.specs import ConsumerSpec
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
 
 log = logging.getLogger("natterjack.provision")
@@ -157,7 +158,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
     needs += [Right("replay", pattern) for pattern in spec.replays or ()]
-    foreign = [address for address in spec.cross_agents.values() if subjects.is_foreign(address)]
+    foreign = [address for address in spec.cross_agents.values() if addresses.is_foreign(address)]
     needs += [Right("ask", peer) for peer in (("*", *foreign) if spec.asks is None else spec.allowed("ask") or ())]
     for trigger in agent_triggers(spec, plugins):
         needs += trigger.needs(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from natterjack import subjects
+from natterjack import addresses, subjects
 
 Verb = Literal[
     "emit",
@@ -42,6 +42,23 @@ class Right(NamedTuple):
 
     verb: Verb
     what: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """One allowance of a team: this principal may do this.
+
+    Attributes:
+        principal: Agent, or `operator`.
+        verb: See `Right.verb`.
+        pattern: Pattern of what.
+        origin: Where it is written, e.g. `team.toml:12`; for messages.
+    """
+
+    principal: str
+    verb: Verb
+    pattern: str
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +111,8 @@ def _serve(agent: str) -> tuple[list[str], list[str]]:
 
 
 def _ask(what: str) -> tuple[list[str], list[str]]:
-    if subjects.is_foreign(what):  # it hears answers to its questions in its own inbox
-        agent, owner, session = subjects.split_foreign(what)
+    if addresses.is_foreign(what):  # it hears answers to its questions in its own inbox
+        agent, owner, session = addresses.split_foreign(what)
         return [subjects.prompt(owner, session, agent), subjects.service("INFO", "agents"), "_INBOX.agents.>"], []
     spoken = [subjects.cancel(what, "*"), subjects.answer(what, "*")]
     return [subjects.ask(what), subjects.prompt("*", what), *spoken], []

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from natterjack import subjects
+from natterjack import addresses, subjects
 from natterjack.bus import Bus, Message, Subscription
 from natterjack.codec import decode
 from natterjack.errors import DisconnectedError, NoRespondersError, PayloadError, RefusedError, RequestTimeoutError
@@ -216,7 +216,7 @@ def _read_name(metadata: Mapping[str, str]) -> str:
     if agent == subjects.HARNESS:
         return subjects.check_name(session)
     address = f"agents://{agent}/{owner}/{session}"
-    subjects.split_foreign(address)
+    addresses.split_foreign(address)
     return address
 
 
@@ -226,7 +226,7 @@ async def prompt_subject(bus: Bus, address: str, *, timeout: float) -> str:
     Raises:
         NoRespondersError: No such agent answers within a second, or `timeout` seconds.
     """
-    agent, owner, session = subjects.split_foreign(address)
+    agent, owner, session = addresses.split_foreign(address)
     found: list[str] = []
 
     def last(message: Message) -> bool:
@@ -248,6 +248,6 @@ def _read_prompt_subjects(message: Message, address: str) -> list[str]:
         body = decode(message.data)
         if _read_name(body["metadata"]) != address:
             return []
-        return [subjects.check_foreign(each["subject"]) for each in body["endpoints"] if each["name"] == "prompt"]
+        return [addresses.check_foreign(each["subject"]) for each in body["endpoints"] if each["name"] == "prompt"]
     except (PayloadError, LookupError, TypeError, ValueError, AttributeError):
         return []

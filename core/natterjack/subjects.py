@@ -42,7 +42,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*+(?:\.[A-Za-z0-9][A-Za-z0-9_-]*+)*\Z")
 _UNSAFE = re.compile(r"^-|[^A-Za-z0-9_.*>-]")
-_FOREIGN = re.compile(r"agents://([a-z0-9-]{1,64})/([A-Za-z0-9_-]{1,128})/([A-Za-z0-9_-]{1,128})\Z")
 
 
 def check_name(name: object, kind: str = "agent name") -> str:
@@ -260,37 +259,6 @@ def heartbeat(team: str, agent: str) -> str:
 def answer(agent: str, token: str) -> str:
     """`agents.answer.<agent>.<token>`: where an asker speaks to the one who answers it."""
     return f"agents.answer.{agent}.{token}"
-
-
-def is_foreign(address: str) -> bool:
-    """Tell whether an address names an agent on this server that Natterjack does not host."""
-    return address.startswith("agents://")
-
-
-def split_foreign(address: str, kind: str = "address") -> tuple[str, str, str]:
-    """Return agent, owner and session of an address `agents://<agent>/<owner>/<session>`.
-
-    Raises:
-        InvalidNameError: It is none.
-    """
-    found = _FOREIGN.match(address)
-    if found is None:
-        rule = "write it like agents://<agent>/<owner>/<session>, as `natterjack agents` lists it"
-        raise InvalidNameError(kind, address, rule)
-    agent, owner, session = found.groups()
-    return agent, owner, session
-
-
-def check_foreign(subject: str, kind: str = "prompt subject") -> str:
-    """Return a subject that a stranger registered for prompts, if asking there can do no other harm.
-
-    Raises:
-        InvalidNameError: It has wildcards, or is one of ours.
-    """
-    root, *rest = subject.split(".")
-    if not rest or root in ROOTS or not all(_TOKEN.match(token) for token in (root, *rest)):
-        raise InvalidNameError(kind, subject, "it must be literal, and none of Natterjack's own")
-    return subject
 
 
 def service(verb: str, name: str = "", instance: str = "") -> str:

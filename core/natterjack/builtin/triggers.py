@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator
 
 from natterjack import subjects
-from natterjack.components import ConsumerSpec, StreamTrigger, Trigger
+from natterjack.components import StreamTrigger, Trigger
 from natterjack.expressions import EVENT_VARIABLES, Condition, about, check_filter
 from natterjack.messages import Event
 from natterjack.rights import Right
 from natterjack.settings import Settings, read_settings
+from natterjack.specs import ConsumerSpec
 
 Pattern = Annotated[str, AfterValidator(subjects.check_pattern)]
 Keys = Annotated[str, AfterValidator(subjects.check_keys)]

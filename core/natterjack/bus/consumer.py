@@ -16,8 +16,8 @@ import orjson
 
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.mailbox import Message
-from natterjack.components import ConsumerSpec
 from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError
+from natterjack.specs import ConsumerSpec
 
 log = logging.getLogger("natterjack.consumer")
 

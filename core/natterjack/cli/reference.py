@@ -12,22 +12,21 @@ from natterjack.clock import Clock
 from natterjack.components import (
     Agent,
     Component,
-    ConsumerSpec,
     Entry,
     Guard,
     Journal,
     Middleware,
     PeerScheme,
-    Rule,
     StreamTrigger,
     ToolServer,
     Trigger,
     TriggerContext,
 )
 from natterjack.messages import Answer, Event, PlainMessage
-from natterjack.rights import Right
+from natterjack.rights import Right, Rule
 from natterjack.runs import RunContext
 from natterjack.settings import Settings
+from natterjack.specs import ConsumerSpec
 
 BEGIN: Final = "<!-- reference: begin -->"
 END: Final = "<!-- reference: end -->"

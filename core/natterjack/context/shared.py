@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus
-from natterjack.components import Rule
 from natterjack.context.follower import Follower
 from natterjack.context.partial import PartialReplica
 from natterjack.context.replica import Replica
@@ -24,6 +23,7 @@ from natterjack.context.view import SharedContext
 from natterjack.context.writer import Write, Writer, create
 from natterjack.errors import ConflictError, DisconnectedError, RequestTimeoutError, UsageError
 from natterjack.guards import Guards
+from natterjack.rights import Rule
 
 __all__ = ["AgentContext", "Change", "Revision", "SharedContext", "Transaction", "Write"]
 

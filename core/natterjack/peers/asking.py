@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 
-from natterjack import codec, subjects
+from natterjack import addresses, codec, subjects
 from natterjack.bus import Bus, Message, answered, error_of, of_envelope
 from natterjack.components import PeerScheme
 from natterjack.errors import (
@@ -79,7 +79,7 @@ class Peers:
         """
         address, scheme = self._resolve(name)
         payload = _encode(question)
-        if subjects.is_foreign(address):
+        if addresses.is_foreign(address):
             chunks = self.stream(name, question, timeout=timeout, envelope=envelope)
             return Answer("".join([chunk async for chunk in chunks]), agent=name)
         self._check(name, address)
@@ -99,8 +99,8 @@ class Peers:
         scheme, has_scheme, _ = address.partition("://")
         if not has_scheme:
             return subjects.check_name(address), None
-        if subjects.is_foreign(address):
-            subjects.split_foreign(address)
+        if addresses.is_foreign(address):
+            addresses.split_foreign(address)
             return address, None
         if scheme not in self._schemes:
             hint = nearest(scheme, self._schemes)
@@ -139,14 +139,14 @@ class Peers:
         self._check(name, address)
         if scheme:
             return AnswerStream(scheme.stream(address, question, timeout, on_query))
-        agent = "" if subjects.is_foreign(address) else address
+        agent = "" if addresses.is_foreign(address) else address
         talk = Conversation(self._bus, name, agent, time.monotonic() + timeout, on_query)
         return AnswerStream(self._stream(talk, name, address, question, envelope or Envelope()), talk)
 
     async def _stream(
         self, talk: Conversation, name: str, address: str, question: str, envelope: Envelope
     ) -> AsyncGenerator[str, None]:
-        own = not subjects.is_foreign(address)
+        own = not addresses.is_foreign(address)
         try:
             async with aclosing(self._retry(talk, address, question, envelope)) as chunks:
                 async for chunk in chunks:
@@ -181,7 +181,7 @@ class Peers:
 
     async def _subject(self, address: str, timeout: float) -> str:
         """Return where an agent takes prompts."""
-        if subjects.is_foreign(address):
+        if addresses.is_foreign(address):
             return await prompt_subject(self._bus, address, timeout=timeout)
         self._team = self._team or await self._find_team()
         return subjects.prompt(self._team, address)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from natterjack.addresses import is_foreign, split_foreign
 from natterjack.components import Trigger
 from natterjack.errors import ConfigError, NatterjackError, PluginError, nearest
 from natterjack.plugins import Plugins
@@ -19,9 +20,7 @@ from natterjack.subjects import (
     check_durable,
     context_bucket,
     durable,
-    is_foreign,
     matches,
-    split_foreign,
     split_keys,
 )
 from natterjack.team.model import AgentSpec, Team, TriggerSpec

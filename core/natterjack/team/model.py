@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from natterjack.components import Rule
-from natterjack.rights import Verb
+from natterjack.addresses import is_foreign
+from natterjack.rights import Rule, Verb
 from natterjack.settings import Settings
-from natterjack.subjects import OPERATOR, check_pattern, is_foreign, split_keys
+from natterjack.subjects import OPERATOR, check_pattern, split_keys
 from natterjack.team.values import (
     BucketName,
     EventType,

@@ -9,10 +9,10 @@ from typing import ClassVar, cast, get_args
 
 import pytest
 
-from natterjack.components import Component, Guard, Kind, Rule
+from natterjack.components import Component, Guard, Kind
 from natterjack.errors import RefusedError
 from natterjack.guards import Guards
-from natterjack.rights import Verb
+from natterjack.rights import Rule, Verb
 from natterjack.testing.contracts.component import PROMPTLY, TESTED, ComponentContract
 
 

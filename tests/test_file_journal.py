@@ -44,7 +44,7 @@ def content(file: str) -> bytes:
     return Path(file).read_bytes()
 
 
-def entry(index: int, data: Any = None, *, run: str = "run", kind: str = "step") -> Entry:
+def entry(index: int, data: Any = None, *, run: str = "run", kind: str = "note") -> Entry:
     return Entry("worker", run, index, kind, data, float(index))
 
 
@@ -117,7 +117,7 @@ async def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     for index in range(200):
-        await journal.write(Entry("worker", sys.argv[2], index, "step", "x" * 9000, 0.0))
+        await journal.write(Entry("worker", sys.argv[2], index, "note", "x" * 9000, 0.0))
 
 asyncio.run(main())
 """
@@ -171,8 +171,8 @@ async def test_the_stream_has_what_a_full_disk_does_not(
     (tmp_path / "worker.jsonl").symlink_to("/dev/full")
     stream = StreamJournal().attach(bus)
     journal = RunJournal("worker", "run", stream, [FileJournal(tmp_path)])
-    await journal.append("step", 1)
-    await journal.append("step", 2)
+    await journal.append("note", 1)
+    await journal.append("note", 2)
     assert [each.data for each in await stream.read("worker", "run")] == [1, 2]
     for index in (1, 2):
         assert f"worker: its journal 'file' misses entry {index} of run run: OSError" in caplog.text
@@ -194,7 +194,7 @@ async def test_a_sink_that_hangs_does_not_hold_up_the_run_for_long(
     monkeypatch.setattr("natterjack.journal.SINK_TIMEOUT", 0.05)
     journal = RunJournal("worker", "run", StreamJournal().attach(bus), [Hanging()])
     began = time.monotonic()
-    await journal.append("step")
+    await journal.append("note")
     assert time.monotonic() - began < 5
     assert "misses entry 1 of run run: TimeoutError" in caplog.text
 

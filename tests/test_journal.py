@@ -38,8 +38,8 @@ def stream(bus: Bus) -> StreamJournal:
 async def test_entries_by_run(stream: StreamJournal) -> None:
     one, two = RunJournal("worker", "one", stream), RunJournal("worker", "two", stream)
     for n in range(20):  # more than one window
-        await one.append("step", n)
-    await two.append("step", {"a": [1]})
+        await one.append("note", n)
+    await two.append("note", {"a": [1]})
     again = RunJournal("worker", "one", stream)
     await again.load()
     assert [(entry.index, entry.data) for entry in again.entries()] == [(n + 1, n) for n in range(20)]
@@ -59,23 +59,23 @@ async def test_nothing_is_written_before_the_first_append(bus: Bus, stream: Stre
 async def test_two_replicas_cannot_both_go_on(stream: StreamJournal) -> None:
     """[R4] The second stops, and what the first wrote stays."""
     one, two = RunJournal("worker", "run", stream), RunJournal("worker", "run", stream)
-    await one.append("step", 1)
+    await one.append("note", 1)
     with pytest.raises(FencedError, match="another replica of 'worker' works on run run"):
-        await two.append("step", 2)
-    await one.append("step", 3)
+        await two.append("note", 2)
+    await one.append("note", 3)
     assert [entry.data for entry in await stream.read("worker", "run")] == [1, 3]
 
 
 async def test_appends_at_once_keep_their_order(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
-    await asyncio.gather(*(journal.append("step", n) for n in range(50)))
+    await asyncio.gather(*(journal.append("note", n) for n in range(50)))
     assert [entry.data for entry in await stream.read("worker", "run")] == list(range(50))
 
 
 async def test_a_cancelled_append_does_not_fence_its_own_run(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
     for n in range(5):
-        task = asyncio.create_task(journal.append("step", n))
+        task = asyncio.create_task(journal.append("note", n))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
@@ -91,8 +91,8 @@ async def test_what_cannot_be_kept_is_refused_and_the_run_goes_on(stream: Stream
     journal = RunJournal("worker", "run", stream)
     for data in (object(), "x" * 70_000_000):
         with pytest.raises(PayloadError):
-            await journal.append("step", data)
-    await journal.append("step", "fine")
+            await journal.append("note", data)
+    await journal.append("note", "fine")
     assert [entry.data for entry in await stream.read("worker", "run")] == ["fine"]
 
 
@@ -114,6 +114,9 @@ async def test_the_kernels_kinds_are_its_own(stream: StreamJournal, kind: str) -
         ([("started", 1), ("done", 1)], 1, False, True),
         ([("dead", 3)], 0, False, True),
         ([("started", "many"), ("failed", None)], 0, False, False),
+        ([("failed", 1), ("started", 2), ("step", 0)], 0, True, False),
+        ([("failed", 1), ("started", 2), ("step", 0), ("failed", 1), ("started", 2)], 2, True, False),
+        ([("started", 1), ("step", 0), ("interrupted", 1), ("started", 1)], 1, True, False),
     ],
 )
 async def test_attempts(
@@ -131,12 +134,12 @@ async def test_attempts(
 )
 async def test_a_corrupt_entry_spoils_nothing_else(bus: Bus, stream: StreamJournal, data: bytes) -> None:
     journal = RunJournal("worker", "run", stream)
-    await journal.append("step", 1)
+    await journal.append("note", 1)
     await bus.store("journal.worker.run.2", data)
     again = RunJournal("worker", "run", stream)
     await again.load()
-    assert [entry.kind for entry in again.entries()] == ["step", "corrupt"]
-    assert (await again.append("step", 3)).index == 3
+    assert [entry.kind for entry in again.entries()] == ["note", "corrupt"]
+    assert (await again.append("note", 3)).index == 3
     with pytest.raises(PayloadError, match=r"is corrupt|not UTF-8|nests deeper"):
         read_entry("journal.worker.run.2", data)
 
@@ -151,7 +154,7 @@ async def test_the_live_copy(bus: Bus, stream: StreamJournal) -> None:
         seen.append(stored_entry(message))
 
     await bus.subscribe("feed.journal.worker.run.*", see)
-    written = await RunJournal("worker", "run", stream).append("step", {"n": 1})
+    written = await RunJournal("worker", "run", stream).append("note", {"n": 1})
     await until(lambda: seen)
     assert seen == [written]
 
@@ -160,10 +163,10 @@ async def test_the_file_journal_gets_what_is_stored(stream: StreamJournal, tmp_p
     sink = FileJournal(tmp_path / "journals")
     await sink.open()
     journal = RunJournal("worker", "run", stream, [sink])
-    await journal.append("step", {"n": 1})
+    await journal.append("note", {"n": 1})
     with pytest.raises(PayloadError):
-        await journal.append("step", object())
-    await journal.append("step", "zwei")
+        await journal.append("note", object())
+    await journal.append("note", "zwei")
     lines = (tmp_path / "journals" / "worker.jsonl").read_text().splitlines()
     assert [json.loads(line)["data"] for line in lines] == [{"n": 1}, "zwei"]
     assert json.loads(lines[0])["run"] == "run"
@@ -189,8 +192,8 @@ LARGE = {"report": "x" * 2_500_000}
 @pytest.mark.usefixtures("objects")
 async def test_what_is_too_large_for_a_message_is_journaled_by_reference(bus: Bus, stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
-    await journal.append("step", LARGE)
-    await journal.append("step", "small")
+    await journal.append("note", LARGE)
+    await journal.append("note", "small")
     assert [entry.data for entry in journal.entries()] == [LARGE, "small"]
     assert [entry.data for entry in await stream.read("worker", "run")] == [LARGE, "small"]
     entries = [entry async for entry in stream.entries("worker")]
@@ -203,7 +206,7 @@ async def test_what_is_too_large_for_a_message_is_journaled_by_reference(bus: Bu
 async def test_a_large_append_that_was_cancelled_does_not_fence_its_own_run(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
     for turns in range(1, 30, 4):
-        task = asyncio.create_task(journal.append("step", LARGE))
+        task = asyncio.create_task(journal.append("note", LARGE))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -223,7 +226,7 @@ async def test_a_large_value_that_is_gone_leaves_its_entry(bus: Bus, stream: Str
 
 @pytest.mark.usefixtures("objects")
 async def test_an_entry_cannot_refer_to_what_is_another_agents(bus: Bus, stream: StreamJournal) -> None:
-    await RunJournal("worker", "run", stream).append("step", LARGE)
+    await RunJournal("worker", "run", stream).append("note", LARGE)
     last = await bus.last("JOURNAL", "journal.worker.run.1")
     assert last is not None
     with pytest.raises(PayloadError, match="which is not its agent's"):
@@ -233,8 +236,8 @@ async def test_an_entry_cannot_refer_to_what_is_another_agents(bus: Bus, stream:
 async def test_without_a_place_for_large_values_they_are_refused_and_the_run_goes_on(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
     with pytest.raises(PayloadError, match="there is no place for more"):
-        await journal.append("step", LARGE)
-    await journal.append("step", "fine")
+        await journal.append("note", LARGE)
+    await journal.append("note", "fine")
     assert [entry.data for entry in await stream.read("worker", "run")] == ["fine"]
 
 
@@ -247,7 +250,7 @@ async def collect(stream: StreamJournal, *agent: str, **wanted: Any) -> list[Any
 
 async def test_entries_of_all_agents_and_runs(bus: Bus, stream: StreamJournal) -> None:
     for n, (agent, run) in enumerate([("worker", "one"), ("other", "one"), ("worker", "two")]):
-        await RunJournal(agent, run, stream).append("step", n)
+        await RunJournal(agent, run, stream).append("note", n)
     await bus.store("journal.worker.two.2", b"torn {")
     assert await collect(stream) == [0, 1, 2, "torn {"]
     assert await collect(stream, "worker") == [0, 2, "torn {"]
@@ -266,24 +269,24 @@ async def take(tail: AsyncIterator[Entry], count: int) -> list[Any]:
 async def test_tail_begins_with_what_is_stored_and_misses_nothing(bus: Bus, stream: StreamJournal) -> None:
     one = RunJournal("worker", "one", stream)
     for n in range(3):
-        await one.append("step", n)
-    async with stream.tail("worker", last=2, kind="step") as tail:
+        await one.append("note", n)
+    async with stream.tail("worker", last=2, kind="note") as tail:
         assert await take(tail, 2) == [1, 2]
         await one.append("other", "unwanted")
-        await RunJournal("other", "one", stream).append("step", "unwanted")
+        await RunJournal("other", "one", stream).append("note", "unwanted")
         for n in range(3, 300):  # a reader that sleeps meanwhile
-            await one.append("step", n)
+            await one.append("note", n)
         await bus.store("journal.worker.two.1", b"\xff")
-        await one.append("step", 300)
+        await one.append("note", 300)
         assert await take(tail, 298) == list(range(3, 301))
 
 
 async def test_tail_without_more_tells_what_comes(stream: StreamJournal) -> None:
     one = RunJournal("worker", "one", stream)
-    await one.append("step", 0)
+    await one.append("note", 0)
     async with stream.tail() as tail, stream.tail(last=None) as whole:
         assert await take(whole, 1) == [0]
-        await one.append("step", 1)
+        await one.append("note", 1)
         assert await take(tail, 1) == await take(whole, 1) == [1]
 
 
@@ -292,11 +295,11 @@ async def test_tail_goes_on_after_the_server_was_away_and_ends_with_the_connecti
 ) -> None:
     one = RunJournal("worker", "one", stream)
     async with stream.tail(last=None) as tail:
-        await one.append("step", 0)
+        await one.append("note", 0)
         assert await take(tail, 1) == [0]
         own_server.stop()
         own_server.start()
-        await one.append("step", 1)
+        await one.append("note", 1)
         assert await take(tail, 1) == [1]
         waiting = asyncio.create_task(take(tail, 1))
         await asyncio.sleep(0)

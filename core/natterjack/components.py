@@ -69,7 +69,13 @@ class Agent(Component):
             async def handle(self, event: Event, ctx: RunContext) -> str:
                 count = await ctx.shared.update("count", lambda value: (value or 0) + event.data["by"])
                 return f"now {count}"
+
+    Attributes:
+        version: Number of the calls that its handlers make (`ctx.step`, `ctx.sleep`, …), and of their order: raise it
+            when they change. Runs that have begun keep theirs, as `ctx.version`.
     """
+
+    version: ClassVar[int] = 1
 
     async def start(self) -> None:
         """Prepare, once, before the first event or question; an error here stops the start."""
@@ -259,7 +265,7 @@ class Entry:
         agent: Whose.
         run: Its run.
         index: Place in its run, 1 first.
-        kind: `started`, `failed`, `done`, `dead`, or the agent's own word.
+        kind: `started`, `failed`, `step`, `done`, `dead`, … (see `core/README.md`), or the agent's own word.
         data: JSON data.
         time: Unix seconds.
     """

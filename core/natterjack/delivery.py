@@ -30,6 +30,7 @@ from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopE
 from natterjack.events import event_id, payload_of, read_event
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
+from natterjack.origins import Origin
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import Facilities, RunContext
@@ -196,12 +197,13 @@ class Delivery:
         return run_id(place.stream, identity, self._facilities.agent, self._label)
 
     async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:
+        origin, timeout = Origin(self._label, message, place), self._spec.timeout
         ctx = RunContext(
-            self._facilities, run, envelope, caller=event.source, cause=event.id, timeout=self._spec.timeout
+            self._facilities, run, envelope, caller=event.source, cause=event.id, timeout=timeout, origin=origin
         )
         attempt = 1
         if place.delivered > 1:
-            await ctx.journal.load()
+            await ctx.load()
             if ctx.journal.ended:
                 self._consumer.ack(message)
                 return
@@ -249,7 +251,11 @@ class Delivery:
         """Wait for a handler that waits for something, and for what it wrote, within its deadline."""
         try:
             async with limit:
-                await begun
+                try:
+                    await begun
+                except Exception:
+                    await ctx.finish()  # so that they need not be done again
+                    raise
                 if is_cancelled():
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.settle()
@@ -258,10 +264,12 @@ class Delivery:
                 raise
             msg = f"it did not end within {self._spec.timeout:g} s"
             raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
+        finally:
+            await ctx.end()
 
     async def _complete(self, message: Message, ctx: RunContext, result: Any, event: Event) -> None:
         """Journal that the run has ended; the message is acked when that is stored."""
-        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt}
+        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt, **ctx.left}
         try:
             await self._write_end(message, ctx, ending)
         except PayloadError as error:
@@ -309,8 +317,8 @@ class Delivery:
     async def _failed(
         self, message: Message, place: Place, ctx: RunContext, error: BaseException, attempt: int
     ) -> None:
-        limit, retry = self._spec.max_attempts, getattr(error, "retry", True)
-        cause = _cause(error)
+        limit, retry, cause = self._spec.max_attempts, getattr(error, "retry", True), _cause(error)
+        attempt = min(attempt, ctx.journal.failing)  # less, where it made progress before
         delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
         delay = max(delay, min(MAX_WAIT, getattr(error, "retry_after", 0.0)))
         if isinstance(error, FencedError):
@@ -327,7 +335,7 @@ class Delivery:
             return
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
         log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=_seen_once(error, attempt))
-        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause})
+        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **ctx.left})
         self._nak(message, delay)
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:

@@ -9,7 +9,8 @@
     │   ├── PayloadError (ValueError)
     │   ├── ConfigError (ValueError)
     │   │   └── UnknownAgentError       the team has no agent of that name
-    │   └── LoopError                   causation too deep, or one run emitted too much
+    │   ├── LoopError                   causation too deep, or one run emitted too much
+    │   └── NondeterminismError         a durable run is repeated by code that does something else
     ├── PluginError                     a plugin is missing, broken or ambiguous
     ├── RefusedError (PermissionError)  a guard or the broker said no
     ├── ConflictError                   somebody else wrote first
@@ -109,6 +110,25 @@ class UnknownAgentError(ConfigError):
 
 class LoopError(UsageError):
     """An event caused an event caused an event …, too many times; or one run emitted too many."""
+
+
+class NondeterminismError(UsageError):
+    """A handler that is repeated does not make the calls that its run has journaled.
+
+    Attributes:
+        run_id: The run.
+        position: Which call.
+        journaled: What the run has journaled there.
+        called: What the handler calls there now.
+    """
+
+    def __init__(self, run_id: str, position: str, journaled: str, called: str) -> None:
+        self.run_id, self.position, self.journaled, self.called = run_id, position, journaled, called
+        super().__init__(
+            f"run {run_id} has journaled {journaled} as its call {position}, and the handler calls {called} there now. "
+            "A run goes on only with the calls that it began with: raise `version` of the agent's class, keep the old "
+            "calls under `if ctx.version < …`, and resume the run"
+        )
 
 
 # Plugins

@@ -175,10 +175,12 @@ class EventBus:
         """Store a message for a topic and return its stream sequence; arguments and errors as for `emit`."""
         return (await self.send("publish", topic, data, Envelope(), id)).sequence
 
-    async def send(self, verb: Verb, kind: str, data: Any, envelope: Envelope, id: str | None) -> Stored:
+    async def send(
+        self, verb: Verb, kind: str, data: Any, envelope: Envelope, id: str | None, *, repeats: bool = False
+    ) -> Stored:
         """Store an event (`emit`), a message (`publish`) or one agent's event (`inject`, `<agent>.<type>`).
 
-        Arguments and errors as for `emit`.
+        Arguments and errors as for `emit`; what `repeats` an earlier try may have other data, and that one stands.
         """
         subjects.check_type(kind, "topic" if verb == "publish" else "event type")
         if id is not None and not _ID.match(id):
@@ -193,7 +195,7 @@ class EventBus:
         headers = {codec.HEADER: codec.pack(envelope)}
         stored = await self._bus.store(subject, payload, headers=headers, id=id)
         if stored.duplicate and id is not None:
-            await self._check_ours(stream, stored, subject, payload, id)
+            await self._check_ours(stream, stored, subject, None if repeats else payload, id)
         return stored
 
     def _note_unheard(self, kind: str, awaited: Sequence[str]) -> None:
@@ -201,7 +203,9 @@ class EventBus:
         if not any(subjects.matches(pattern, kind) for pattern in awaited):
             log.info("%s emits %r, which no agent of the team waits for", self._bus.principal, kind)
 
-    async def _check_ours(self, stream: str, stored: Stored, subject: str, payload: bytes, event_id: str) -> None:
+    async def _check_ours(
+        self, stream: str, stored: Stored, subject: str, payload: bytes | None, event_id: str
+    ) -> None:
         """Deduplication ids are stream-wide: make sure that the stored message is this one [R6]."""
         found = await self._bus.at(stream, stored.sequence)
         if found is None:  # handled, and so gone from its inbox
@@ -209,7 +213,7 @@ class EventBus:
         headers = found.headers or {}
         source = codec.unpack(headers.get(codec.HEADER)).source
         same = subjects.published(headers["Nats-Subject"]) == subject
-        if not same or found.data != payload or source != self._bus.principal:
+        if not same or payload not in (None, found.data) or source != self._bus.principal:
             msg = f"id {event_id!r} already belongs to another event (sequence {stored.sequence}, from {source!r})"
             raise ConflictError(msg)
 

@@ -14,7 +14,7 @@ from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
-from natterjack.context import CAUSE, AgentContext
+from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
@@ -84,7 +84,7 @@ class AgentHost:
         events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(
-            name, bus, events, peers, context, journal, sinks, middleware, spec, buckets or {}
+            name, bus, events, peers, context, journal, sinks, middleware, spec, buckets or {}, agent.version
         )
         self._slots = Slots(spec.concurrency)
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
@@ -232,9 +232,10 @@ class AgentHost:
         )
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
-        CAUSE.set(ctx)
-        text = answer_text(await self._answering(question.text, ctx))
-        await ctx.settle()
+        ctx.enter()
+        async with ctx.ending():
+            text = ctx.answered = answer_text(await self._answering(question.text, ctx))
+            await ctx.settle()
         return Answer(text, agent=self.name, run_id=question.run)
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:

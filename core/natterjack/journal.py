@@ -38,8 +38,12 @@ log = logging.getLogger("natterjack.journal")
 
 ENDINGS: Final = ("done", "dead")
 """Kinds of the entry that ends a run."""
-RESERVED: Final = ("started", "failed", "interrupted", "routed", "corrupt", *ENDINGS)
-"""Kinds by which attempts are counted, results routed, and runs end."""
+BEGUN, STEP, SLEEP, WAITING, WAITED = "begun", "step", "sleep", "waiting", "waited"
+PROGRESS: Final = (STEP, SLEEP, WAITING, WAITED)
+"""Kinds of what a durable run has finished, or waits for: behind it, attempts are counted anew."""
+_ATTEMPTS: Final = ("started", "failed", "interrupted")
+RESERVED: Final = (*_ATTEMPTS, "routed", "corrupt", BEGUN, *PROGRESS, *ENDINGS)
+"""Kinds by which attempts are counted, durable runs go on, results are routed, and runs end."""
 
 SINK_TIMEOUT: Final = 10.0
 """Seconds that a further journal may take for one entry, before the run goes on without it."""
@@ -48,6 +52,7 @@ Moment = datetime | float
 """A time zone aware datetime, or Unix seconds."""
 
 _WINDOW: Final = 16
+_WIDEST: Final = 512
 _PAUSE: Final = 0.2
 _FREE: Final = expecting(0)
 
@@ -143,9 +148,11 @@ class StreamJournal(Journal):
             BrokerError: The server does not answer.
         """
         entries: list[Entry] = []
+        window = _WINDOW
         while True:
             first = len(entries) + 1
-            wanted = [subjects.journal(agent, run, index) for index in range(first, first + _WINDOW)]
+            wanted = [subjects.journal(agent, run, index) for index in range(first, first + window)]
+            window = min(window * 2, _WIDEST)
             found = await asyncio.gather(*(self._bus.last(subjects.JOURNAL, subject) for subject in wanted))
             for message in found:
                 if message is None:
@@ -359,19 +366,34 @@ class RunJournal:
     @property
     def died(self) -> bool:
         """Whether the process died in the last attempt that was recorded."""
-        kinds = [entry.kind for entry in self._entries if entry.kind in RESERVED]
+        kinds = [entry.kind for entry in self._entries if entry.kind in (*_ATTEMPTS, *ENDINGS)]
         return kinds[-1:] == ["started"]
 
     @property
     def attempts(self) -> int:
-        """How many attempts started and failed, or died [R2]; one that was interrupted does not count."""
-        count = 0
-        for entry in self._entries:
-            attempt = entry.data.get("attempt") if isinstance(entry.data, dict) else None
-            if not isinstance(attempt, int):
+        """How many attempts started and failed, or died, since the run last made progress [R2].
+
+        One that was interrupted does not count.
+        """
+        return self._attempts()[0]
+
+    @property
+    def failing(self) -> int:
+        """Number of the attempt that fails now."""
+        count, under_way = self._attempts()
+        return count + (not under_way)
+
+    def _attempts(self) -> tuple[int, bool]:
+        count, under_way = 0, False
+        for kind, data in ((entry.kind, entry.data) for entry in self._entries):
+            if kind in PROGRESS:
+                count, under_way = 0, False
+            elif not isinstance(data, dict) or not isinstance(data.get("attempt"), int):
                 continue
-            if entry.kind in ("started", "failed"):
-                count = max(count, attempt)
-            elif entry.kind == "interrupted":
-                count = min(count, attempt - 1)
-        return count
+            elif kind == "started":
+                count, under_way = count + 1, True
+            elif kind == "failed":
+                count, under_way = count + (not under_way), False
+            elif kind == "interrupted":
+                count, under_way = count - under_way, False
+        return count, under_way

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from asyncio import Task, current_task
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +16,13 @@ from natterjack import codec
 from natterjack.bus import Bus
 from natterjack.components import Journal, Middleware
 from natterjack.context import CAUSE, AgentContext, SharedContext
-from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, nearest
+from natterjack.dead import MAX_CAUSE
+from natterjack.durable import Durable, Note
+from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, described, nearest
 from natterjack.events import EventBus, Since
-from natterjack.journal import RunJournal, StreamJournal
+from natterjack.journal import BEGUN, RunJournal, StreamJournal
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event
+from natterjack.origins import Origin
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Peers, Question
 from natterjack.rights import Verb
 from natterjack.team import AgentSpec
@@ -43,6 +48,7 @@ class Facilities:
     middleware: Sequence[Middleware]
     spec: AgentSpec
     buckets: Mapping[str, AgentContext]
+    version: int
 
     def shared(self) -> SharedContext:
         """Return the main context as this agent has it."""
@@ -83,6 +89,7 @@ class RunContext:
         cause: str,
         timeout: float,
         question: Question | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._facilities, self._envelope, self.cause = facilities, envelope, cause
         self._sent = 0
@@ -90,8 +97,13 @@ class RunContext:
         self.deadline = time.time() + timeout
         self.stream = question.stream if question else None
         self.attachments: Sequence[Attachment] = question.attachments if question else ()
+        self._question, self._origin = question, origin
         self._views: dict[str, SharedContext] = {}  # by bucket; "" is the main context
         self._journal: RunJournal | None = None
+        self._durable: Durable | None = None
+        self._did: list[Note] = []
+        self._task: Task[Any] | None = None
+        self.answered = ""
 
     # Made when first used, because most runs use neither.
 
@@ -111,8 +123,8 @@ class RunContext:
 
     @property
     def unsettled(self) -> bool:
-        """Whether something that was written to the context may not be durable yet."""
-        return any(view.unsettled for view in self._views.values())
+        """Whether something that was written to the context may not be durable yet, or a step is under way."""
+        return self._durable is not None or any(view.unsettled for view in self._views.values())
 
     @property
     def journaled(self) -> bool:
@@ -137,6 +149,97 @@ class RunContext:
         if name not in self._views:
             self._views[name] = self._facilities.bucket(name)
         return self._views[name]
+
+    # What a later attempt does not do again
+
+    @property
+    def version(self) -> int:
+        """Number of the calls that its handler makes: `version` of the agent's class when the run began."""
+        return self._facilities.version if self._durable is None else self._durable.version
+
+    def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Do something once: its result is journaled, and a later attempt of this run gets that and does not do it.
+
+        A handler that has steps must call them in the same order each time it is repeated. Several may be under way
+        at once (`asyncio.gather(ctx.step(…), ctx.step(…))`), and those of a task that the handler starts are counted
+        apart. What a step itself does outside, it does at least once: its process may die before it is journaled.
+
+        Example::
+
+            pages = await ctx.step("search", search, event.data["topic"])
+
+        Args:
+            name: What it is called in the journal.
+            fn: Does it; a function, or an `async def`. One that blocks: `ctx.step("x", asyncio.to_thread, fn, …)`.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            What `fn` returned, as JSON gives it back.
+
+        Raises:
+            NondeterminismError: The run has journaled another call at this place; it becomes a dead letter.
+            PayloadError: The result is no JSON, or has more than 64 MiB.
+            FencedError: Another replica took this run over; let it pass.
+            ConfigError: It is called inside another step. What `fn` raises is raised, and fails the attempt.
+        """
+        return self.durable.step(name, fn, args, kwargs)
+
+    @property
+    def durable(self) -> Durable:
+        """The calls of this run that are journaled; for the kernel."""
+        if self._durable is None:
+            version, task = self._facilities.version, self._task or current_task()
+            self._durable = Durable(self.run_id, self.journal, self._begins, version, self._did, task)
+        return self._durable
+
+    def _begins(self) -> dict[str, Any]:
+        """Return what this run handles, as it is journaled."""
+        parent = {"parent": self._envelope.run} if self._envelope.run else {}
+        told = {**parent, "depth": self._envelope.depth}
+        if self._question is not None:
+            return {**told, "question": self._question.text, "caller": self.caller}
+        return told if self._origin is None else {**told, **self._origin.journaled()}
+
+    async def load(self) -> None:
+        """Read what earlier attempts of this run journaled."""
+        await self.journal.load()
+        if self.journal.entries(kind=BEGUN):
+            self.durable.recall()
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """What the run did since its last entry, for the next one that is not written by `durable`."""
+        return {} if self._durable is None else self._durable.left
+
+    async def finish(self) -> None:
+        """Return once no step is under way; nothing is done any more."""
+        if self._durable is not None:
+            await self._durable.finish()
+
+    async def end(self) -> None:
+        """Cancel steps that are still under way."""
+        if self._durable is not None:
+            await self._durable.end()
+
+    @asynccontextmanager
+    async def ending(self) -> AsyncIterator[None]:
+        """Stand around an answer: what it left behind is ended, and if it had steps, its end is journaled."""
+        try:
+            yield
+        except Exception as error:
+            await self.finish()
+            await self._journal_end("failed", {"cause": described(error)[:MAX_CAUSE]})
+            raise
+        else:
+            await self.finish()
+            await self._journal_end("done", {"result": self.answered})
+        finally:
+            await self.end()
+
+    async def _journal_end(self, kind: str, data: Mapping[str, Any]) -> None:
+        if self._durable is not None and self._durable.seeded:
+            await self._durable.record(kind, {**data, "attempt": 1})
 
     async def settle(self) -> None:
         """Return once all that this run wrote to the context is durable, or raise the first unheard failure."""
@@ -165,11 +268,27 @@ class RunContext:
         return self._facilities.events.replay(pattern, since=since)
 
     async def _send(self, verb: Verb, kind: str, data: Any, id: str | None) -> int:
+        repeats = id is None and self._durable is not None and self._durable.seeded
+        if repeats and self._durable is not None:
+            id = self._durable.identity(verb, kind)
+        if self._durable is not None and id is not None and (known := self._durable.sent(id)) is not None:
+            return known
         self._sent += 1
         if self._sent > MAX_FANOUT:
             msg = f"one run of {self.agent!r} may send {MAX_FANOUT} events; send one with a list instead"
             raise LoopError(msg)
-        return (await self._facilities.events.send(verb, kind, data, self._next(kind), id)).sequence
+        events, envelope = self._facilities.events, self._next(kind)
+        sequence = (await events.send(verb, kind, data, envelope, id, repeats=repeats)).sequence
+        note = {"verb": verb, "what": kind, "sequence": sequence}
+        self._note(note if id is None else {**note, "id": id})
+        return sequence
+
+    def _note(self, note: Note) -> None:
+        """Keep what this run did, in case it is journaled."""
+        if self._durable is not None:
+            self._durable.note(note)
+        elif len(self._did) < MAX_FANOUT:
+            self._did.append(note)
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
         """Ask another agent; see `TeamClient.ask_peer`. The run's own deadline bounds `timeout` (seconds).
@@ -177,8 +296,10 @@ class RunContext:
         Raises:
             LoopError: Too many asks led to one another.
         """
-        left = min(timeout, self.deadline - time.time())
-        return await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
+        left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
+        answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
+        self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
+        return answer
 
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
@@ -189,6 +310,7 @@ class RunContext:
             LoopError: Too many asks led to one another.
         """
         left = min(timeout, self.deadline - time.time())
+        self._note({"verb": "ask", "what": name})
         return self._facilities.peers.stream(name, question, timeout=left, envelope=self._next(name), on_query=on_query)
 
     async def query(self, prompt: str, *, timeout: float = ASK_TIMEOUT) -> str:
@@ -213,14 +335,23 @@ class RunContext:
         Raises:
             LoopError: Too many asks led to one another.
         """
-        left = min(timeout, self.deadline - time.time())
-        return await self._facilities.peers.broadcast(names, question, timeout=left, envelope=self._next("broadcast"))
+        left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
+        envelope = self._next("broadcast")
+        answers = await self._facilities.peers.broadcast(names, question, timeout=left, envelope=envelope)
+        for name, answer in answers.items():
+            self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
+        return answers
 
     def around(self) -> Context:
         """Return the context variables in which this run is: what is written there follows from it."""
         variables = copy_context()
-        variables.run(CAUSE.set, self)
+        variables.run(self.enter)
         return variables
+
+    def enter(self) -> None:
+        """Say that what the running task does from now on follows from this run."""
+        self._task = current_task()
+        CAUSE.set(self)
 
     @property
     def effect(self) -> Envelope:
@@ -236,6 +367,10 @@ class RunContext:
             )
             raise LoopError(msg)
         return effect._replace(revision=self._facilities.context.revision, run=self.run_id)
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 6)
 
 
 def through(around: Sequence[Call[R]], call: Call[R], *context: RunContext) -> Call[R]:

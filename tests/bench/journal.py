@@ -11,7 +11,7 @@ from natterjack.journal import RunJournal, StreamJournal
 from .measure import WINDOW, Row, Sides, Stage, rate
 
 DATA = {"step": "search", "passages": 16}
-ENTRY = b'{"kind":"step","data":{"step":"search","passages":16},"time":1700000000.0}'
+ENTRY = b'{"kind":"note","data":{"step":"search","passages":16},"time":1700000000.0}'
 EMPTY = {"Nats-Expected-Last-Subject-Sequence": "0"}
 
 
@@ -23,7 +23,7 @@ async def windowed(stage: Stage) -> AsyncIterator[Sides]:
 
     async def ours() -> float:
         runs = [RunJournal("bench", stage.bus.new_id(), stream) for _ in range(WINDOW)]
-        return await rate(count, lambda number: runs[number % WINDOW].append("step", DATA), callers=WINDOW)
+        return await rate(count, lambda number: runs[number % WINDOW].append("note", DATA), callers=WINDOW)
 
     async def raw() -> float:
         run = stage.bus.new_id()

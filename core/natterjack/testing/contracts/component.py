@@ -86,6 +86,8 @@ def _kind_of(agent: Agent) -> type[Agent]:
     """Return a kind of agent that is always this one."""
 
     class Given(type(agent)):  # type: ignore[misc]  # a class of its own, so that `needs` is the agent's
+        Config = Component.Config  # it is made already
+
         @classmethod
         def create(cls, settings: Mapping[str, Any]) -> Agent:
             del settings

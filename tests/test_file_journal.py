@@ -20,9 +20,10 @@ from natterjack import Agent, AgentProcess, AgentRuntime
 from natterjack.builtin import FileJournal
 from natterjack.bus import Bus
 from natterjack.components import Entry, Journal
-from natterjack.journal import RunJournal, StreamJournal
+from natterjack.journal import StreamJournal
 from natterjack.messages import Event
 from natterjack.provision import STREAMS
+from natterjack.runjournal import RunJournal
 from natterjack.runs import RunContext
 from natterjack.server import Server
 from natterjack.testing import NatsServer
@@ -191,7 +192,7 @@ class Hanging(Journal):
 async def test_a_sink_that_hangs_does_not_hold_up_the_run_for_long(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("natterjack.journal.SINK_TIMEOUT", 0.05)
+    monkeypatch.setattr("natterjack.runjournal.SINK_TIMEOUT", 0.05)
     journal = RunJournal("worker", "run", StreamJournal().attach(bus), [Hanging()])
     began = time.monotonic()
     await journal.append("note")

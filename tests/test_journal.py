@@ -13,9 +13,10 @@ from natterjack.builtin import FileJournal
 from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.errors import ConfigError, DisconnectedError, FencedError, InvalidNameError, PayloadError
-from natterjack.journal import RESERVED, RunJournal, StreamJournal, read_entry
+from natterjack.journal import RESERVED, StreamJournal, read_entry
 from natterjack.objects import Reference
 from natterjack.provision import STREAMS
+from natterjack.runjournal import RunJournal
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 

@@ -20,7 +20,7 @@ from natterjack.context import SharedContext
 from natterjack.context.state import Change, Revision
 from natterjack.context.writer import Write
 from natterjack.events import EventBus, LiveEvents
-from natterjack.journal import RunJournal
+from natterjack.runjournal import RunJournal
 from natterjack.service import AgentInfo
 
 REACHED: Final = (SharedContext, Change, Revision, Write, EventBus, LiveEvents, RunJournal, AgentInfo)

@@ -28,12 +28,13 @@ from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
+from natterjack.facilities import Facilities
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
 from natterjack.origins import Origin
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
-from natterjack.runs import Facilities, RunContext
+from natterjack.runs import RunContext
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from natterjack import codec
 from natterjack.errors import ConfigError, NondeterminismError, PayloadError
-from natterjack.journal import BEGUN, SLEEP, STEP, WAITING, RunJournal
+from natterjack.journal import BEGUN, SLEEP, STEP, WAITING
+from natterjack.runjournal import RunJournal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

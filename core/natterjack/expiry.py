@@ -21,8 +21,9 @@ from natterjack.bus import Bus
 from natterjack.components import Journal, Trigger
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import FencedError, NatterjackError, RefusedError
-from natterjack.journal import RunJournal, StreamJournal
+from natterjack.journal import StreamJournal
 from natterjack.messages import run_id
+from natterjack.runjournal import RunJournal
 from natterjack.specs import ConsumerSpec
 
 log = logging.getLogger("natterjack.expiry")

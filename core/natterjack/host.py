@@ -19,13 +19,14 @@ from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.expiry import Expiry
+from natterjack.facilities import Facilities
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
 from natterjack.messages import Answer, Envelope, PlainMessage
 from natterjack.peers import AskServer, Peers, Question
 from natterjack.routing import Routing
-from natterjack.runs import Facilities, RunContext, answer_text, through
+from natterjack.runs import RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec
@@ -84,7 +85,18 @@ class AgentHost:
         events = EventBus(bus, guards, lambda: context.revision, awaited)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(
-            name, bus, events, peers, context, journal, sinks, middleware, spec, buckets or {}, agent.version
+            name,
+            bus,
+            events,
+            peers,
+            context,
+            journal,
+            sinks,
+            middleware,
+            spec,
+            buckets or {},
+            agent.version,
+            self.clock,
         )
         self._slots = Slots(spec.concurrency)
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None

@@ -8,63 +8,28 @@ from asyncio import Task, current_task
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from natterjack import codec
-from natterjack.bus import Bus
-from natterjack.components import Journal, Middleware
-from natterjack.context import CAUSE, AgentContext, SharedContext
+from natterjack.context import CAUSE, SharedContext
 from natterjack.dead import MAX_CAUSE
 from natterjack.durable import Durable, Note
-from natterjack.errors import ConfigError, LoopError, QueryError, RefusedError, described, nearest
-from natterjack.events import EventBus, Since
-from natterjack.journal import BEGUN, RunJournal, StreamJournal
+from natterjack.errors import LoopError, QueryError, described
+from natterjack.events import Since
+from natterjack.facilities import Facilities
+from natterjack.journal import BEGUN
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event
 from natterjack.origins import Origin
-from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Peers, Question
+from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question
 from natterjack.rights import Verb
-from natterjack.team import AgentSpec
+from natterjack.runjournal import RunJournal
 
 R = TypeVar("R")
 Call = Callable[..., Awaitable[R]]
 
 MAX_FANOUT: Final = 1000
 """Events and messages one run may send: more is a loop, or a stream that should be one message."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facilities:
-    """What an agent works with; one per agent and process."""
-
-    agent: str
-    bus: Bus
-    events: EventBus
-    peers: Peers
-    context: AgentContext
-    journal: StreamJournal
-    sinks: Sequence[Journal]
-    middleware: Sequence[Middleware]
-    spec: AgentSpec
-    buckets: Mapping[str, AgentContext]
-    version: int
-
-    def shared(self) -> SharedContext:
-        """Return the main context as this agent has it."""
-        return self.context.acting_as(self.agent, self.bus, self.spec.keys_in("", "read"))
-
-    def bucket(self, name: str) -> SharedContext:
-        """Return a bucket as this agent has it; see `RunContext.bucket`."""
-        context = self.buckets.get(name)
-        if context is None:
-            msg = f"the team has no bucket {name!r}.{nearest(name, self.buckets)}"
-            raise ConfigError(msg)
-        reads, writes = (self.spec.keys_in(name, verb) for verb in ("read", "write"))
-        if not reads and not writes:
-            msg = f"{self.agent!r} may use nothing in the bucket {name!r}: neither its `reads` nor its `writes` name it"
-            raise RefusedError(msg)
-        return context.acting_as(self.agent, self.bus, reads)
 
 
 class RunContext:

@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from natterjack.journal import RunJournal, StreamJournal
+from natterjack.journal import StreamJournal
+from natterjack.runjournal import RunJournal
 
 from .measure import WINDOW, Row, Sides, Stage, rate
 

@@ -1,11 +1,14 @@
 """`init` and `up`: from nothing to an answer, and teams that start and end."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +99,83 @@ def test_up_gives_each_agent_a_process_and_brings_it_back(garden: Cli, own_serve
         up.wait_line(r"^clumsy  \| .*ValueError: it fell down")
         assert up.end(signal.SIGTERM) == 0
     assert not any(info["running"] for info in garden.json("agents"))
+
+
+@pytest.mark.timeout(120)  # a dozen processes, one after another
+def test_up_renews_its_processes_on_sighup(garden: Cli, own_server: NatsServer) -> None:
+    garden.env["NATS_URL"] = own_server.url
+    with garden.start("up") as up:
+        up.wait_line("^ready +2 agents in ")
+        before = {info["instance"] for info in garden.json("agents")}
+        team = garden.folder / "team.toml"
+        team.write_text(team.read_text() + '\n[agents.third]\nkind = "agents:Greeter"\n')
+        up.send(signal.SIGHUP)
+        up.wait_line("^reload +asked by SIGHUP: every agent is renewed, one replica after another")
+        up.wait_line("^reload +done: provisioned, greeter restarted, clumsy restarted, third started in ")
+        after = {info["instance"] for info in garden.json("agents")}
+        assert len(after) == 3
+        assert not before & after
+        team.write_text("no team")
+        up.send(signal.SIGHUP)
+        up.wait_line("^reload .*; what runs goes on as it was$")
+        assert {info["instance"] for info in garden.json("agents")} == after
+        assert up.end() == 0
+
+
+WAITING = """
+import asyncio, sys
+from natterjack.cli.run import first_of, renewing, stopping
+async def main():
+    with stopping() as stop, renewing(stop) as renew:
+        print("waiting", flush=True)
+        await first_of(renew.wait(), stop.wait())
+        open(sys.argv[1], "w").write("stop" if stop.is_set() else "renew")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_terminal_ends_it_all_the_same(tmp_path: Path, closed: bool) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(tmp_path / "heard")],
+        stdin=theirs,
+        stdout=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - nothing else runs here
+    )
+    try:
+        os.close(theirs)
+        assert os.read(ours, 7) == b"waiting"
+        if not closed:
+            process.send_signal(signal.SIGHUP)
+            process.wait(40)
+        os.close(ours)
+        assert process.wait(40) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "heard").read_text() == ("stop" if closed else "renew")
+
+
+@pytest.mark.timeout(120)
+def test_up_twice_by_mistake_shares_the_work(garden: Cli, own_server: NatsServer) -> None:
+    garden.env["NATS_URL"] = own_server.url
+    with garden.start("up") as first:
+        first.wait_line("^ready +2 agents in ")
+        with garden.start("up") as second:
+            second.wait_line(
+                r"^warning +already running elsewhere: clumsy, greeter; the processes of both share the work"
+            )
+            second.wait_line("^ready +2 agents in ")
+            assert len(garden.json("agents")) == 4
+            told = garden.run("emit", "visitor.arrived", '{"name": "Ada"}', "--to", "greeter", *WAIT)
+            assert told.stdout == "Hello, Ada!\n"
+            first.send(signal.SIGKILL)
+            first.wait()
+            assert garden.text("ask", "greeter", "Here:") == "Here: Ada"
+            assert second.end() == 0
+    assert "warning" not in first.output
 
 
 def test_second_up_joins_and_ends_with_the_owner(garden: Cli) -> None:

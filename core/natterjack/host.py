@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from functools import partial
@@ -24,7 +25,7 @@ from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
 from natterjack.messages import Answer, Envelope, PlainMessage
-from natterjack.peers import AskServer, Peers, Question
+from natterjack.peers import AskServer, Peers, Question, cancel_all
 from natterjack.routing import Routing
 from natterjack.runs import RunContext, answer_text, through
 from natterjack.service import Endpoint, Service
@@ -36,6 +37,8 @@ log = logging.getLogger("natterjack.host")
 
 READY_WAIT: Final = 5.0
 """Seconds for which an agent's start waits until its triggers can be reached."""
+CLOSE_WAIT: Final = 2.0
+"""Seconds that a journal or address scheme may take to close."""
 
 
 class AgentHost:
@@ -179,16 +182,17 @@ class AgentHost:
         if self._stopped:
             return
         self._stopped = True
-        tasks = [*self._tasks, *([self._expiry] if self._expiry else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        due = time.monotonic() + timeout
+        tasks = {*self._tasks, *([self._expiry] if self._expiry else [])}
+        await cancel_all(tasks, f"triggers of {self.name!r}")
+        await asyncio.gather(*(task for task in tasks if task.done()), return_exceptions=True)
         await self._service.stop()
-        await asyncio.gather(self._asks.drain(timeout), *(delivery.drain(timeout) for delivery in self._deliveries))
+        left = max(0.0, due - time.monotonic())
+        await asyncio.gather(self._asks.drain(left), *(delivery.drain(left) for delivery in self._deliveries))
         try:
             if self._started:
                 self._started = False
-                await self._stop_agent(max(timeout, 1.0))
+                await self._stop_agent(max(due - time.monotonic(), 1.0))
         finally:
             closing: list[Journal | PeerScheme] = [*self._facilities.sinks, *self._schemes.values()]
             for component in closing:
@@ -199,7 +203,8 @@ class AgentHost:
 
     async def _close(self, component: Journal | PeerScheme) -> None:
         try:
-            await component.close()
+            async with asyncio.timeout(CLOSE_WAIT):
+                await component.close()
         except Exception:  # a stranger's component must not keep the rest from ending
             log.exception("agent %r: %s %r did not close", self.name, type(component).__name__, component.name)
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import Annotated, Final
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Annotated
 
 import typer
 
+from natterjack.cli.child import READY
+from natterjack.cli.lifeline import PARENT, Lifeline
 from natterjack.cli.options import NatsContextOption, ServerOption, find_server
 from natterjack.cli.output import write
-from natterjack.cli.run import first_of, run, show_logs, stop_with_parent, stopping
-from natterjack.cli.supervisor import PARENT, READY
+from natterjack.cli.run import first_of, run, show_logs, stopping
 from natterjack.runtime import start_agent
 from natterjack.server import Server
 
 app = typer.Typer(no_args_is_help=True, help="Run one agent of a team.")
-
-DRAIN_TIMEOUT: Final = 10.0
-"""Seconds that running work has to end after the first signal."""
 
 
 @app.callback()
@@ -41,18 +42,29 @@ def run_agent(
 
 
 async def _serve(name: str, server: Server) -> None:
-    with stopping() as stop:
-        if os.environ.get(PARENT):
-            stop_with_parent(stop)
+    with stopping() as stop, _lifeline(stop) as lifeline:
         started = await first_of(start_agent(name, server), stop.wait())
         if not isinstance(started, tuple):
             return
         host, context = started
+        drain = host.spec.drain_timeout
+        if lifeline is not None:
+            lifeline.drain = drain
         write(f"agent {name} {READY}")
         try:
             error = await first_of(stop.wait(), host.failed())
         finally:
-            await host.stop(DRAIN_TIMEOUT)
+            await host.stop(drain)
             await context.close()
         if isinstance(error, Exception):
             raise error
+
+
+@contextmanager
+def _lifeline(stop: asyncio.Event) -> Iterator[Lifeline | None]:
+    """Give the line to the supervisor, for a process that has one."""
+    if not os.environ.get(PARENT):
+        yield None
+        return
+    with closing(Lifeline(stop)) as lifeline:
+        yield lifeline

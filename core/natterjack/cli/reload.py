@@ -1,4 +1,7 @@
-"""`up --reload`: when a team's file or code changes, the agents concerned are renewed; a mistake changes nothing."""
+"""Taking over a team's changed file or code while it runs; a mistake changes nothing.
+
+`up --reload` renews the agents concerned when files change, and every `up` of a team file renews all on SIGHUP.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,7 @@ class Reloader:
     ) -> None:
         self._path, self._team, self._plugins = path.resolve(), team, plugins
         self._supervisor, self._provision, self._tell = supervisor, provision, tell
+        self._lock = asyncio.Lock()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Watch until cancelled; say `ready` once no change can be missed."""
@@ -63,34 +67,51 @@ class Reloader:
             if changes:
                 await self.apply({Path(path) for _, path in changes})
 
-    async def apply(self, changed: set[Path]) -> None:
-        """Take over what these files say now, or tell why not."""
-        began = time.monotonic()
+    async def renew_on(self, asked: asyncio.Event) -> None:
+        """Take over the team file, and renew all agents, each time the event is set, until cancelled."""
+        while True:
+            await asked.wait()
+            asked.clear()
+            self._tell("asked by SIGHUP: every agent is renewed, one replica after another")
+            await self.apply({self._path}, everything=True)
+
+    async def apply(self, changed: set[Path], *, everything: bool = False) -> None:
+        """Take over what these files say now, or tell why not; `everything` renews agents that they do not concern."""
+        async with self._lock:
+            began, team = time.monotonic(), self._team
+            try:
+                team, renewed = await self._read(changed)
+            except NatterjackError as error:
+                self._tell(f"{str(error).removesuffix('.')}; what runs goes on as it was")
+                return
+            if everything or _common(team) != _common(self._team):  # each agent's guard knows the rules of all
+                renewed |= team.agents.keys()
+            provisioned = ["provisioned"] if team != self._team else []
+            if done := provisioned + await self._update(team, renewed):
+                what = "done" if everything else f"{', '.join(sorted(path.name for path in changed))} changed"
+                self._tell(f"{what}: {', '.join(done)} in {time.monotonic() - began:.1f} s")
+
+    async def _read(self, changed: set[Path]) -> tuple[Team, set[str]]:
+        """Return the team as it shall be, provisioned, and the agents whose code has changed.
+
+        Raises:
+            NatterjackError: Something is wrong with it.
+        """
         team = self._team
-        names = ", ".join(sorted(path.name for path in changed))
-        try:
-            if self._path in changed:
-                team = read_team(self._path)
-                check_team(team, self._plugins)
-            concerned = self._concerned(changed)
-            for path in changed & {file for files in concerned.values() for file in files}:
-                _check_syntax(path)
-            if team != self._team:
-                await self._provision(team)
-        except NatterjackError as error:
-            self._tell(f"{str(error).removesuffix('.')}; what runs goes on as it was")
-            return
-        provisioned = ["provisioned"] if team != self._team else []
-        renewed = {name for name, files in concerned.items() if files & changed}
-        if _common(team) != _common(self._team):  # each agent's guard knows the rules of all
-            renewed |= team.agents.keys()
-        done = provisioned + await self._update(team, renewed)
-        if done:
-            self._tell(f"{names} changed: {', '.join(done)} in {time.monotonic() - began:.1f} s")
+        if self._path in changed:
+            team = read_team(self._path)
+            check_team(team, self._plugins)
+        concerned = self._concerned(changed)
+        for path in changed & {file for files in concerned.values() for file in files}:
+            _check_syntax(path)
+        if team != self._team:
+            await self._provision(team)
+        return team, {name for name, files in concerned.items() if files & changed}
 
     async def _update(self, team: Team, concerned: Iterable[str]) -> list[str]:
         """Bring what runs to what is wanted, and return what was done."""
         before, self._team = self._team, team
+        self._supervisor.team = team
         todo = {name: ("removed", self._supervisor.scale(name, 0)) for name in before.agents if name not in team.agents}
         for name, spec in team.agents.items():
             running = sum(child.agent == name for child in self._supervisor.children)

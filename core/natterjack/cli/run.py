@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -67,17 +66,32 @@ def stopping() -> Iterator[asyncio.Event]:
                 loop.remove_signal_handler(number)
 
 
-def stop_with_parent(stop: asyncio.Event) -> None:
-    """Set the event once standard input ends: then whoever holds its other end has gone, even by kill -9."""
-    loop = asyncio.get_running_loop()
+@contextmanager
+def renewing(stop: asyncio.Event) -> Iterator[asyncio.Event]:
+    """Give an event that each SIGHUP sets. One that comes because the terminal was closed sets `stop` instead."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    if sys.platform == "win32":
+        yield asked
+        return
+    had_terminal = _has_terminal()
 
-    def watch() -> None:
-        while os.read(0, 4096):
-            continue
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
+    def receive() -> None:
+        closed = had_terminal and not _has_terminal()
+        (stop if closed else asked).set()
 
-    threading.Thread(target=watch, name="natterjack-parent", daemon=True).start()
+    loop.add_signal_handler(signal.SIGHUP, receive)
+    try:
+        yield asked
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def first_of(*work: Coroutine[Any, Any, Any]) -> Any:

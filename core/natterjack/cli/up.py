@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,20 +18,26 @@ from typing import Annotated, Final
 import typer
 
 from natterjack.broker import Broker, embed
+from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
-from natterjack.cli.run import first_of, run, show_logs, stopping
+from natterjack.cli.run import first_of, renewing, run, show_logs, stopping
 from natterjack.cli.supervisor import Supervisor
 from natterjack.cli.teamfile import read_team
 from natterjack.cli.wiring import import_runtime, is_file
+from natterjack.errors import NatterjackError
 from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime
 from natterjack.server import Server
+from natterjack.service import discover
+from natterjack.subjects import OPERATOR
 from natterjack.team import Team, check_team
+
+log = logging.getLogger("natterjack.up")
 
 _COLORS: Final = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
@@ -47,7 +56,10 @@ def up(
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
 ) -> None:
-    """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own."""
+    """Start a team and keep it running until Ctrl-C; without a server, with a broker of its own.
+
+    SIGHUP has it read the team file again and replace its processes one after another, while others go on.
+    """
     if reload:
         if single_process or not is_file(team):
             msg = "agents are renewed one by one, so each needs a process of its own: name a team file alone"
@@ -65,8 +77,8 @@ def up(
         named = chosen(server, nats_context, described.server)
     else:
         named = runtime.choose_server(chosen(server, nats_context) if server or nats_context else None)
-    watched = Path(team) if reload else None
-    run(_up(described, runtime, named, nats_context, plugins, watched, single_process=single_process))
+    options = Options(Path(team), nats_context, single_process=single_process, reload=reload)
+    run(_up(described, runtime, named, plugins, options))
 
 
 def _make_importable(folder: Path) -> None:
@@ -76,24 +88,34 @@ def _make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
-async def _up(
-    team: Team,
-    runtime: AgentRuntime | None,
-    named: Server | None,
-    nats_context: str | None,
-    plugins: Plugins,
-    watched: Path | None,
-    *,
-    single_process: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        path: The team file, if it is one.
+        nats_context: Name of the context that says where the server is.
+        single_process: All agents in one process.
+        reload: Watch files.
+    """
+
+    path: Path
+    nats_context: str | None
+    single_process: bool
+    reload: bool
+
+
+async def _up(team: Team, runtime: AgentRuntime | None, named: Server | None, plugins: Plugins, asked: Options) -> None:
     with stopping() as stop:
         async with _broker(named) as (server, broker):
-            _announce(team, server, broker, nats_context)
+            _announce(team, server, broker, asked.nats_context)
             if runtime is not None:
                 runtime.choose_server(server)
-            if single_process and runtime is None:
+            if asked.single_process and runtime is None:
                 runtime = TeamRuntime(team, server, plugins)
-            serving = _serve_processes(team, server, plugins, watched) if runtime is None else _serve_here(runtime)
+            serving = (
+                _serve_here(runtime) if runtime is not None else _serve_processes(team, server, plugins, asked, stop)
+            )
             ended = await first_of(serving, stop.wait(), *([broker.wait_lost()] if broker else []))
             if isinstance(ended, str):
                 raise CommandError(ended, ExitCode.UNREACHABLE)
@@ -117,23 +139,38 @@ async def _serve_here(runtime: AgentRuntime) -> None:
         await runtime.wait()
 
 
-async def _serve_processes(team: Team, server: Server, plugins: Plugins, watched: Path | None) -> None:
+async def _serve_processes(team: Team, server: Server, plugins: Plugins, asked: Options, stop: asyncio.Event) -> None:
     began = time.monotonic()
+    await _warn_of_others(team, server)
     await provisioned(team, server, plugins)
-    show = _Prefixed(team)
-    supervisor = Supervisor(team, server, show)
-    try:
-        await supervisor.start()
-        ready = partial(_say_ready, len(supervisor.children), began)
-        if watched is None:
-            ready()
-            await supervisor.wait()
-        else:
+    supervisor = Supervisor(team, server, _Prefixed(team))
+    with renewing(stop) as renew:
+        try:
+            await supervisor.start()
+            ready = partial(_say_ready, len(supervisor.children), began)
             again = partial(provisioned, server=server, plugins=plugins)
-            reloader = Reloader(watched, team, plugins, supervisor, again, partial(_say, "reload"))
-            await first_of(supervisor.wait(), reloader.run(ready))
+            reloader = Reloader(asked.path, team, plugins, supervisor, again, partial(_say, "reload"))
+            if not asked.reload:
+                ready()
+            watching = [reloader.run(ready)] if asked.reload else []
+            await first_of(supervisor.wait(), reloader.renew_on(renew), *watching)
+        finally:
+            await asyncio.shield(supervisor.stop())
+
+
+async def _warn_of_others(team: Team, server: Server) -> None:
+    """Say which agents of this team run already: started twice is no harm, and seldom meant."""
+    bus = await Bus.connect(server, principal=OPERATOR)
+    try:
+        others = Counter(info.name for info in await discover(bus) if info.name in team.agents)
+    except NatterjackError as error:  # who may not look around may still start a team
+        log.debug("cannot tell who runs already: %s", error)
+        return
     finally:
-        await asyncio.shield(supervisor.stop())
+        await bus.close()
+    if others:
+        told = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(others.items()))
+        _say("warning", f"already running elsewhere: {told}; the processes of both share the work, like replicas")
 
 
 # What it prints

@@ -23,6 +23,7 @@ from natterjack.team.values import (
     JournalName,
     Keys,
     Kind,
+    MemorySize,
     Name,
     Names,
     OneOrMore,
@@ -140,6 +141,11 @@ class AgentSpec(Settings):
         max_attempts: Failed handlings after which an event is dead.
         retry_delay: Seconds before the second attempt; it doubles with each one, up to 60.
         timeout: Seconds one handling may take.
+        drain_timeout: Seconds that running work has to end when its process is told to.
+        hang_timeout: Seconds for which the event loop of a supervised process may stand still, before it is ended and
+            another one started; 0: for ever.
+        memory: Bytes, or text such as "500MB": a supervised process that has more in memory drains and starts again.
+        memory_max: The same, for one that is killed; by default half as much again as `memory`.
         options: All other keys of its table: the settings of its kind.
     """
 
@@ -165,6 +171,10 @@ class AgentSpec(Settings):
     max_attempts: int = Field(5, strict=True, ge=1, le=100)
     retry_delay: float = Field(1.0, strict=True, gt=0, le=60, allow_inf_nan=False)
     timeout: float = Field(600.0, strict=True, gt=0, le=7 * 86_400, allow_inf_nan=False)
+    drain_timeout: float = Field(10.0, strict=True, ge=0, le=86_400, allow_inf_nan=False)
+    hang_timeout: float = Field(60.0, strict=True, ge=0, le=86_400, allow_inf_nan=False)
+    memory: MemorySize | None = None
+    memory_max: MemorySize | None = None
     options: dict[str, Plain] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -179,6 +189,18 @@ class AgentSpec(Settings):
         given, more = value.get("options", {}), {key: item for key, item in value.items() if key not in own}
         known = {key: item for key, item in value.items() if key in own}
         return {**known, "options": {**given, **more} if isinstance(given, Mapping) else given}
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> AgentSpec:
+        if self.memory is not None and self.memory_max is not None and self.memory_max < self.memory:
+            msg = f"`memory_max` ({self.memory_max:d} bytes) is less than `memory` ({self.memory:d}); make it more"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def most_memory(self) -> int | None:
+        """Bytes beyond which a process is killed; None: it is not."""
+        return self.memory_max or (None if self.memory is None else self.memory * 3 // 2)
 
     @property
     def imported(self) -> bool:

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from datetime import date, datetime, time
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize
 
 from natterjack.codec import MAX_DEPTH
 from natterjack.expressions import check_routing
 from natterjack.subjects import check_keys, check_name, check_pattern, check_type
 
 _IMPORT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
+
+_LEAST_MEMORY: Final = 10_000_000
 
 
 def plain(value: object, depth: int = 0) -> Any:
@@ -67,6 +69,13 @@ def _check_kind(kind: str) -> str:
     return kind
 
 
+def _check_memory(size: ByteSize) -> ByteSize:
+    if size < _LEAST_MEMORY:
+        msg = f'{int(size)} bytes are too few for any process; write the size with its unit, e.g. "500MB"'
+        raise ValueError(msg)
+    return size
+
+
 Plain = Annotated[Any, BeforeValidator(plain)]
 Name = Annotated[str, AfterValidator(check_name)]
 ToolName = Annotated[str, AfterValidator(lambda name: check_name(name, "tool server name"))]
@@ -84,4 +93,5 @@ OneOrMore = BeforeValidator(listed, json_schema_input_type=str | list[str])
 Names = Annotated[tuple[Name, ...], OneOrMore]
 Patterns = Annotated[tuple[Pattern, ...], OneOrMore]
 Keys = Annotated[tuple[Annotated[str, AfterValidator(check_keys)], ...], OneOrMore]
+MemorySize = Annotated[ByteSize, AfterValidator(_check_memory)]
 Kind = Annotated[str, AfterValidator(_check_kind)]

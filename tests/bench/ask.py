@@ -29,7 +29,7 @@ async def _responders(stage: Stage) -> AsyncIterator[tuple[Call, Call]]:
     async def reply(message: Msg) -> None:
         await stage.other.publish(message.reply, message.data)
 
-    subscription = await stage.other.subscribe("raw.echo", cb=reply)
+    subscription = await stage.other.subscribe("echo.raw", cb=reply)
     await stage.other.flush()
     try:
         async with stage.team(AgentProcess("echo", agent=echo, concurrency=CALLERS)) as team:
@@ -38,7 +38,7 @@ async def _responders(stage: Stage) -> AsyncIterator[tuple[Call, Call]]:
                 await team.ask_peer("echo", QUESTION)
 
             async def raw(_: int) -> None:
-                await stage.raw.request("raw.echo", QUESTION.encode(), timeout=5)
+                await stage.raw.request("echo.raw", QUESTION.encode(), timeout=5)
 
             yield ours, raw
     finally:

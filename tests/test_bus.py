@@ -1,9 +1,11 @@
 """The bus: replies and refusals in milliseconds, reconnecting for ever, closing that never hangs."""
 
 import asyncio
+import itertools
 import logging
+import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
@@ -191,6 +193,68 @@ async def test_too_large_is_refused_before_it_is_sent(bus: Bus) -> None:
         await bus.publish("bus.large", data, headers=headers)
     await bus.flush()
     assert bus.connected
+
+
+# Sending
+
+
+async def test_what_is_sent_goes_at_once_and_the_rest_of_a_turn_together(bus: Bus) -> None:
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await bus.listen("bus.turn", heard.put_nowait)
+    for number in range(5):
+        bus.send("bus.turn", b"%d" % number)
+        assert len(bus._nc._pending) == number  # nothing waits for a turn of the event loop but what follows
+    assert [(await asyncio.wait_for(heard.get(), 2)).data for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_who_sends_to_a_server_that_does_not_read_has_to_wait(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus, connected(own_server, "other") as other:
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+        await other.listen("bus.stuck", heard.put_nowait)
+        send_signal(own_server, signal.SIGSTOP)
+        counter = itertools.count()
+        sending = asyncio.create_task(send_on(bus, "bus.stuck", counter))
+        await until(lambda: not bus._nc._flush_queue.empty())
+        assert next(counter) < 200  # a few megabytes: what the transport and the system took
+        send_signal(own_server, signal.SIGCONT)
+        await until(lambda: heard.qsize() > 300)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        numbers = [int(heard.get_nowait().data) for _ in range(300)]
+        assert numbers == sorted(set(numbers))
+
+
+def send_signal(server: NatsServer, number: signal.Signals) -> None:
+    assert server._process is not None
+    server._process.send_signal(number)
+
+
+async def send_on(bus: Bus, subject: str, counter: Iterator[int]) -> None:
+    for number in counter:
+        await bus.publish(subject, b"%d" % number + b" " * 100_000)
+
+
+async def test_who_waits_to_send_is_told_when_the_connection_is_closed(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus:
+        send_signal(own_server, signal.SIGSTOP)
+        sending = [asyncio.create_task(send_on(bus, "bus.stuck", itertools.count())) for _ in range(3)]
+        await until(lambda: bus._nc._flush_queue.qsize() > 1)
+        await bus.close(0.1)
+        for each in sending:
+            with pytest.raises(DisconnectedError, match="the connection was closed"):
+                await asyncio.wait_for(each, 2)
+        send_signal(own_server, signal.SIGCONT)
+
+
+async def test_what_is_sent_as_the_connection_breaks_is_kept(own_server: NatsServer) -> None:
+    async with connected(own_server) as bus:
+        heard: asyncio.Queue[Message] = asyncio.Queue()
+        await bus.listen("bus.broken", heard.put_nowait)
+        bus._nc._transport._io_writer.transport.abort()  # type: ignore[union-attr]
+        assert bus.connected  # nats-py has yet to see it
+        bus.send("bus.broken", b"kept")
+        assert (await asyncio.wait_for(heard.get(), 5)).data == b"kept"
 
 
 # Subscriptions and flush
@@ -416,8 +480,7 @@ async def test_what_may_be_repeated_fails_with_the_connection(own_server: NatsSe
 async def stuck_flush(bus: Bus, server: NatsServer) -> None:
     """A flush that the server never answers fails when the connection goes, not after its timeout."""
     await bus.flush()
-    assert server._process is not None
-    server._process.send_signal(19)  # SIGSTOP
+    send_signal(server, signal.SIGSTOP)
     flush = asyncio.create_task(bus.flush(30))
     await asyncio.sleep(0)
     server.kill()

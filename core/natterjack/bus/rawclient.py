@@ -92,11 +92,14 @@ def _sizes(words: list[bytes]) -> tuple[int, int]:
 class RawClient(Client):
     """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
 
+    _flush_queue: asyncio.Queue[asyncio.Future[Any]]  # there once it begins to connect
+
     def __init__(self) -> None:
         super().__init__()
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
         self._unused: asyncio.Queue[Any] = asyncio.Queue()
+        self._in_turn = False  # whether something was sent in this turn of the event loop
 
     # Receiving
 
@@ -140,7 +143,10 @@ class RawClient(Client):
     # Sending
 
     def write(self, subject: str, data: bytes, block: bytes = b"", reply: str = "") -> None:
-        """Send a message, its headers given as a block; `breathe` afterwards where more is to come."""
+        """Send a message, its headers given as a block; `breathe` afterwards where more is to come.
+
+        The first of a turn of the event loop goes at once, the others of that turn together when it ends.
+        """
         if block:
             head, size = len(block), len(block) + len(data)
             command = b"%b%b%b\r\n" % (f"HPUB {subject} {reply} {head} {size}\r\n".encode(), block, data)
@@ -148,14 +154,33 @@ class RawClient(Client):
             command = b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
         self._pending.append(command)
         self._pending_data_size += len(command)
-        queue = self._flush_queue
-        if queue is not None and queue.empty() and self.is_connected:
-            queue.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._in_turn and self.is_connected:
+            self._in_turn = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            self._write_out()
+
+    def _end_turn(self) -> None:
+        self._in_turn = False
+        self._write_out()
+
+    def _write_out(self) -> None:
+        """Give what is buffered to the transport; while that has not sent what it has, to nats-py's flusher."""
+        if not self._pending or not self.is_connected:
+            return
+        writer = getattr(self._transport, "_io_writer", None)  # a web socket has none
+        if writer is None or writer.transport.get_write_buffer_size():
+            if self._flush_queue.empty():
+                self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        elif not writer.is_closing():  # else it is sent once there is a connection again
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            writer.writelines(pending)
 
     async def breathe(self) -> None:
         """Wait while more is to be sent than should be kept in memory."""
-        if self._pending_data_size > self._max_pending_size:
-            await self._flush_pending(force_flush=True)
+        if self._pending_data_size > self._max_pending_size and self.is_connected:
+            flushed = asyncio.get_running_loop().create_future()
+            await self._flush_queue.put(flushed)  # nats-py's own wait for its flusher swallows a cancellation
+            await flushed
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes may wait for a connection that is away."""
@@ -172,6 +197,15 @@ class RawClient(Client):
             if task is None or task.cancelling():
                 raise
             log.debug("the connection went while it was being closed: %r", error)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        try:
+            await super()._close(status, do_cbs)
+        finally:
+            while not self._flush_queue.empty():  # its flusher has ended, and tells nobody who waits for it
+                flushed = self._flush_queue.get_nowait()
+                if not flushed.done():
+                    flushed.set_result(None)
 
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport:

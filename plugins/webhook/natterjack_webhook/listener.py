@@ -28,6 +28,8 @@ HEALTH: Final = "/health"
 MAX_UNDER_WAY: Final = 256
 """Requests at once, which bounds the memory that their bodies take."""
 BACKLOG: Final = 1024
+KEEP_ALIVE: Final = 75
+"""Seconds a connection may idle: longer than reverse proxies keep theirs, so that none sends into one that closes."""
 CLOSE_LIMIT: Final = 3
 """Seconds in which the last answers must be sent before connections are closed."""
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|localhost|[0-9.]+):([0-9]{1,5})")
@@ -256,5 +258,6 @@ def _config(app: Listener) -> _Config:
         interface="asgi3",
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=CLOSE_LIMIT,
     )

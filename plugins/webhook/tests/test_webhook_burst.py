@@ -44,6 +44,7 @@ class Burst:
                 self.refused[status] += 1
                 self._left.append(number)
         writer.close()
+        await writer.wait_closed()
 
 
 def request(number: int) -> bytes:

@@ -68,6 +68,8 @@ async def test_the_team_does_what_the_readme_says(own_server: NatsServer, tmp_pa
         posted.set_result((headers, await reader.readexactly(int(headers["content-length"]))))
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
+        writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_server(receive, "127.0.0.1", 0) as receiver:
         to, port = receiver.sockets[0].getsockname()[1], free_port()

@@ -191,11 +191,11 @@ def test_a_signature_for_each_secret_while_they_are_exchanged() -> None:
     assert verdict(Verifier("standard", ["third"], 120), sent, b"x") is not None
 
 
-@pytest.mark.parametrize("secret", ["whsec_", "whsec_*", "whsec_abc"])
+@pytest.mark.parametrize("secret", ["whsec_", "whsec_hunter2!", "whsec_hunter2"])
 def test_a_secret_that_is_no_base64(secret: str) -> None:
     with pytest.raises(ConfigError, match="no base64") as caught:
         standard_key(secret)
-    assert secret not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_all_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,7 @@ async def test_too_many_at_once(runtime: AgentRuntime, client: httpx.AsyncClient
         writer.write(b"ok")
         assert b" 202 " in await reader.readline()
         writer.close()
+        await writer.wait_closed()
     assert len(await agent.handled(MAX_UNDER_WAY)) == MAX_UNDER_WAY
 
 
@@ -472,8 +473,9 @@ async def test_requests_under_way_are_answered_new_ones_are_not_and_the_port_clo
     await stopping
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
-    other.close()
-    writer.close()
+    for each in (other, writer):
+        each.close()
+        await each.wait_closed()
     runtime_again = AgentRuntime(runtime._server)
     recorder = ScriptedAgent()
     await start(runtime_again, recorder, trigger())
@@ -495,6 +497,7 @@ async def test_what_hangs_does_not_hold_up_the_end(runtime: AgentRuntime, monkey
     assert time.monotonic() - began < 3
     assert b" 408 " in await reader.readline()
     writer.close()
+    await writer.wait_closed()
 
 
 async def test_a_path_is_free_again_once_its_agent_has_stopped(

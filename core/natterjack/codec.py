@@ -55,11 +55,17 @@ def encode(value: object) -> bytes:
     return data
 
 
+_NUMBERLESS: Final = frozenset({str, int, bool, type(None)})
+
+
 def _is_plainly_finite(value: object) -> bool:
-    """Tell of the commonest values, at a fifth of the cost, that no number in them is NaN or infinite."""
-    if type(value) is dict:
-        return all(map(_is_plainly_finite, value.values()))
-    return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
+    """Tell of the commonest values, at a tenth of the cost, that no number in them is NaN or infinite."""
+    if type(value) is not dict:
+        return type(value) in _NUMBERLESS or (type(value) is float and math.isfinite(value))
+    for item in value.values():  # noqa: SIM110 - `all` would call a function for each
+        if type(item) not in _NUMBERLESS and not _is_plainly_finite(item):
+            return False
+    return True
 
 
 def _check_numbers(value: object) -> None:
@@ -126,7 +132,7 @@ _STEPS: Final = bytes.maketrans(b"[{]}", b"\2\2\0\0")
 
 
 def _check_depth(data: bytes) -> None:
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    if len(data) <= MAX_DEPTH or data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     steps = _STRING.sub(b"", data).translate(_STEPS, _NO_BRACKETS)
     if max(accumulate(steps, lambda depth, step: depth + step - 1, initial=0)) > MAX_DEPTH:
@@ -134,10 +140,11 @@ def _check_depth(data: bytes) -> None:
         raise PayloadError(msg)
 
 
-_KEYS: Final = dict(zip("scdtrqu", Envelope._fields, strict=True))
+_PLACES: Final = {key: place for place, key in enumerate("scdtrqu")}
+"""Where in an envelope stands what a header calls by its letter."""
 _SPECIAL: Final = re.compile(r"[;%\x00-\x20\x7f]")
 _PLAIN: Final = "/:@+=,"
-_DEFAULTS: Final = Envelope._field_defaults
+_EMPTY: Final = Envelope()
 
 
 def pack(envelope: Envelope) -> str:
@@ -173,18 +180,18 @@ def unpack(text: str | None) -> Envelope:
         PayloadError: It is malformed.
     """
     if not text:
-        return Envelope()
-    values: dict[str, Any] = {}
+        return _EMPTY
+    fields: list[Any] = [*_EMPTY]
     for part in text.split(";"):
         key, _, value = part.partition("=")
-        name = _KEYS.get(key.strip())
-        if name is not None:
-            values[name] = _field(name, value, text)
-    return Envelope(**values)
+        place = _PLACES.get(key.strip())
+        if place is not None:
+            fields[place] = _field(place, value, text)
+    return Envelope(*fields)
 
 
-def _field(name: str, value: str, text: str) -> str | int | float:
-    kind = type(_DEFAULTS[name])
+def _field(place: int, value: str, text: str) -> str | int | float:
+    kind: Any = type(_EMPTY[place])
     if kind is str:
         return unquote(value) if "%" in value else value
     try:
@@ -192,6 +199,7 @@ def _field(name: str, value: str, text: str) -> str | int | float:
     except ValueError:
         read = -1
     if not 0 <= read < _MAX_INT64:
+        name = Envelope._fields[place]
         msg = f"the {HEADER} header {text[:200]!r} is malformed: {name} must be a number, not {value[:40]!r}"
         raise PayloadError(msg)
     return read  # type: ignore[no-any-return]

@@ -89,19 +89,19 @@ class WorkQueue(Generic[T]):
     async def _take(self) -> None:
         """Work on items one after another; with the first that waits, the others become another task's."""
         self._taker, until = None, time.monotonic() + TURN
+        task = asyncio.current_task()
         while self.waiting:
             working = Begun(self._work(self.waiting.popleft()), copy_context())
             try:
                 working.begin()
             finally:
-                if self.waiting and not (working.ended and time.monotonic() < until and not is_cancelled()):
+                if self.waiting and not (working.ended and time.monotonic() < until and not is_cancelled(task)):
                     self._taker = self.spawn(self._take())
             if self._taker or not working.ended:
                 await working
                 return
 
 
-def is_cancelled() -> bool:
-    """Tell whether somebody has cancelled the task that is running."""
-    task = asyncio.current_task()
+def is_cancelled(task: asyncio.Task[Any] | None) -> bool:
+    """Tell whether somebody has cancelled a task."""
     return task is not None and task.cancelling() > 0

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
@@ -108,7 +108,11 @@ def beginning(since: Since | None) -> tuple[int, datetime | None]:
 
 def event_id(message: Message, sequence: int) -> str:
     """Return the deduplication id of an event, else its sequence; one of extreme length goes by its digest."""
-    return _bounded((message.headers or {}).get(codec.MSG_ID, "")) or str(sequence)
+    return _id_in(message.headers or {}, sequence)
+
+
+def _id_in(headers: Mapping[str, str], sequence: int) -> str:
+    return _bounded(headers.get(codec.MSG_ID, "")) or str(sequence)
 
 
 def _bounded(id: str) -> str:
@@ -131,7 +135,7 @@ def _event(message: Message, subject: str, sequence: int, when: datetime) -> tup
                 _bounded(given["ce-id"]), kind, data, source, when, sequence, headers={**headers, **given}
             ), envelope
     data = codec.decode(message.data)
-    return Event(event_id(message, sequence), kind, data, source, when, sequence, headers=headers), envelope
+    return Event(_id_in(headers, sequence), kind, data, source, when, sequence, 1, headers), envelope
 
 
 class EventBus:

@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -244,7 +243,7 @@ class Delivery:
         ctx.deadline = time.time() + self._spec.timeout
         work = self._handler(event, ctx)
         begun = Begun(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
-        if not begun.begin() or ctx.unsettled or is_cancelled():
+        if not begun.begin() or ctx.unsettled or is_cancelled(asyncio.current_task()):
             await self._finish(begun, ctx, asyncio.timeout_at(due))
         return begun.result if self._routing is None else await self._routing.emit(ctx, event, begun.result)
 
@@ -257,7 +256,7 @@ class Delivery:
                 except Exception:
                     await ctx.finish()  # so that they need not be done again
                     raise
-                if is_cancelled():
+                if is_cancelled(asyncio.current_task()):
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
                 await ctx.settle()
         except TimeoutError as error:
@@ -271,23 +270,26 @@ class Delivery:
     async def _complete(self, message: Message, ctx: RunContext, result: Any, event: Event) -> None:
         """Journal that the run has ended; the message is acked when that is stored."""
         ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt, **ctx.left}
+        if not ctx.journaled and self._lanes is None and self._posted(message, ctx, ending):
+            return  # with lanes it is awaited: the next of a key begins when the last has ended
         try:
-            await self._write_end(message, ctx, ending)
+            await ctx.journal.record("done", ending)
         except PayloadError as error:
             log.warning("%s: the result of run %s is not journaled: %s", ctx.agent, ctx.run_id, error)
-            await self._write_end(message, ctx, ending | {"result": None, "omitted": str(error)})
-
-    async def _write_end(self, message: Message, ctx: RunContext, ending: dict[str, Any]) -> None:
-        """Write a run's last entry; a run that wrote no other does not wait until it is stored [R18]."""
-        entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
-        if not ctx.journaled and self._lanes is None:  # the next of a key begins when the last has ended
-            with suppress(PayloadError, DisconnectedError):  # too large for one message, or away: then it is awaited
-                answer = self._facilities.journal.post(entry)
-                self._ends[entry.run] = message, answer
-                answer.add_done_callback(partial(self._end_answered, message, entry))
-                return
-        await ctx.journal.record(entry.kind, entry.data)
+            await ctx.journal.record("done", ending | {"result": None, "omitted": str(error)})
         self._consumer.ack(message)
+
+    def _posted(self, message: Message, ctx: RunContext, ending: dict[str, Any]) -> bool:
+        """Send the last entry of a run that wrote no other, and do not wait until it is stored [R18]."""
+        entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
+        try:
+            answer = self._facilities.journal.post(entry)
+        except (PayloadError, DisconnectedError) as error:  # e.g. too large for one message
+            log.debug("%s: the end of run %s is awaited: %s", entry.agent, entry.run, error)
+            return False
+        self._ends[entry.run] = message, answer
+        answer.add_done_callback(partial(self._end_answered, message, entry))
+        return True
 
     def _end_answered(self, message: Message, entry: Entry, answer: asyncio.Future[Message]) -> None:
         """Ack a message whose run is journaled to its end, or else try again, as for every other entry."""

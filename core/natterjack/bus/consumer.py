@@ -255,7 +255,8 @@ class Consumer:
     def _finish(self, message: Message, verdict: bytes) -> None:
         if self._held.pop(message.reply, None) is not None:
             self._send(message.reply, verdict)
-        self.release(message)
+        if message.reply in self._busy:
+            self.release(message)
 
     def _send(self, subject: str, data: bytes, reply: str = "") -> None:
         try:

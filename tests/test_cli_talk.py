@@ -56,6 +56,16 @@ def test_event_id_is_deduplicated(team: Cli) -> None:
     assert "already belongs to another event" in team.error("emit", "visitor.known", "2", "--id", "once", code=1)
 
 
+def test_event_with_a_delay_happens_when_its_emitter_is_gone(team: Cli) -> None:
+    with team.start("events", "tail", "visitor.late", "--count", "1", "--json") as tail:
+        tail.wait_line("watching events")
+        team.json("emit", "visitor.late", '{"name": "Lea"}', "--delay", "1")
+        assert tail.wait() == 0
+    assert json.loads(tail.lines[-1])["data"] == {"name": "Lea"}
+    refused = team.run("emit", "visitor.late", "--delay", "1", "--to", "greeter", code=2)
+    assert "without --to it can be delayed" in refused.stderr
+
+
 def test_message_reaches_its_topic(team: Cli) -> None:
     with team.start("events", "tail", "reports.*", "--messages", "--count", "1") as tail:
         tail.wait_line("watching messages")

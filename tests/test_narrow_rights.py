@@ -312,6 +312,8 @@ FORBIDDEN: dict[str, Act] = {
     "feign a live event": lambda bus: bus.request("feed.events.operator.x", timeout=5),
     "another's inbox": store("inbox.writer.research.start"),
     "another's journal": store("journal.writer.run.1"),
+    "an event that another delays": store("delay.writer.x"),
+    "an event of its own that is due": store("delay.researcher.due.research.start"),
     "another's dead letter": store("dead.writer.inbox"),
     "another's key": store("$KV.context.draft"),
     "feign a key": lambda bus: bus.request("feed.context.draft", timeout=5),

@@ -23,6 +23,8 @@ from natterjack.messages import Envelope
 
 HEADER: Final = "Natterjack"
 MSG_ID: Final = "Nats-Msg-Id"
+EVENT_ID: Final = "Natterjack-Id"
+"""Header with the id of an event that comes without its deduplication id, because it was held for a time."""
 ERROR: Final = "Nats-Service-Error"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 
@@ -35,6 +37,11 @@ _MAX_INT64: Final = 2**63
 def is_deletion(headers: Mapping[str, str]) -> bool:
     """Tell whether a message of a bucket's stream takes its key away, rather than give it a value (ADR-8)."""
     return headers.get("KV-Operation") in ("DEL", "PURGE") or "Nats-Marker-Reason" in headers
+
+
+def id_in(headers: Mapping[str, str]) -> str:
+    """Return the id that an event's sender gave it, or an empty text."""
+    return headers.get(MSG_ID) or headers.get(EVENT_ID, "")
 
 
 def encode(value: object) -> bytes:

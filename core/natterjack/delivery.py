@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Consumer, Message, Place, place_of, stored
-from natterjack.codec import MSG_ID
+from natterjack.codec import id_in
 from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
@@ -193,7 +193,7 @@ class Delivery:
 
     def _run_id(self, message: Message, place: Place) -> str:
         # No header begins with a line break: an event of the id "42" is not taken for number 42, which has none.
-        identity = (message.headers or {}).get(MSG_ID) or f"\n{place.sequence}"
+        identity = id_in(message.headers or {}) or f"\n{place.sequence}"
         return run_id(place.stream, identity, self._facilities.agent, self._label)
 
     async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:

@@ -13,10 +13,18 @@ from typing import Any, Final, Self
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Place, Stored, Subscription
 from natterjack.cloudevents import read_cloudevent, time_of
-from natterjack.errors import BrokerError, ConfigError, ConflictError, DisconnectedError, PayloadError
+from natterjack.errors import (
+    BrokerError,
+    ConfigError,
+    ConflictError,
+    DisconnectedError,
+    PayloadError,
+    RefusedError,
+)
 from natterjack.guards import Guards
 from natterjack.messages import Envelope, Event
 from natterjack.rights import Verb
+from natterjack.schedules import TARGET, held, seconds_of
 
 log = logging.getLogger("natterjack.events")
 
@@ -112,7 +120,7 @@ def event_id(message: Message, sequence: int) -> str:
 
 
 def _id_in(headers: Mapping[str, str], sequence: int) -> str:
-    return _bounded(headers.get(codec.MSG_ID, "")) or str(sequence)
+    return _bounded(codec.id_in(headers)) or str(sequence)
 
 
 def _bounded(id: str) -> str:
@@ -146,6 +154,7 @@ class EventBus:
         guards: Asked before anything is sent.
         revision: Returns the context revision to carry along [R7].
         awaited: Patterns of events that the team waits for; emitting another logs one line.
+        delays: Patterns of events that may be emitted with a delay.
     """
 
     def __init__(
@@ -154,33 +163,47 @@ class EventBus:
         guards: Guards,
         revision: Callable[[], int] = lambda: 0,
         awaited: Sequence[str] | None = None,
+        delays: Sequence[str] = (">",),
     ) -> None:
         self._bus, self._guards, self._revision = bus, guards, revision
-        self._awaited, self._heard = awaited, set[str]()
+        self._awaited, self._heard, self._delays = awaited, set[str](), delays
 
-    async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
+    async def emit(
+        self, type: str, data: Any = None, *, id: str | None = None, delay: float | timedelta | None = None
+    ) -> int:
         """Store an event and return its stream sequence.
 
         Args:
             type: What happened, e.g. `research.complete`.
             data: JSON data.
             id: Deduplication id: an event of this id that is already stored is not stored again.
+            delay: Seconds until it happens, by this machine's clock. Until then the broker holds it, whatever becomes
+                of this process; the sequence is that of where it is held.
 
         Raises:
+            ConfigError: It is no delay.
             InvalidNameError: The type is malformed.
             PayloadError: The data cannot be sent.
             RefusedError: A guard or the broker refuses.
             ConflictError: The id belongs to another event.
             StreamError: The stream is full; nothing was dropped.
         """
-        return (await self.send("emit", type, data, Envelope(), id)).sequence
+        return (await self.send("emit", type, data, Envelope(), id, delay=delay)).sequence
 
     async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
         """Store a message for a topic and return its stream sequence; arguments and errors as for `emit`."""
         return (await self.send("publish", topic, data, Envelope(), id)).sequence
 
     async def send(
-        self, verb: Verb, kind: str, data: Any, envelope: Envelope, id: str | None, *, repeats: bool = False
+        self,
+        verb: Verb,
+        kind: str,
+        data: Any,
+        envelope: Envelope,
+        id: str | None,
+        *,
+        delay: float | timedelta | None = None,
+        repeats: bool = False,
     ) -> Stored:
         """Store an event (`emit`), a message (`publish`) or one agent's event (`inject`, `<agent>.<type>`).
 
@@ -197,9 +220,33 @@ class EventBus:
         subject, payload = f"{root}.{kind}", codec.encode(data)
         envelope = envelope._replace(source=self._bus.principal, revision=self._revision())
         headers = {codec.HEADER: codec.pack(envelope)}
+        if delay and (seconds := seconds_of(delay)):
+            return await self._hold(kind, payload, headers, id or self._bus.new_id(), seconds, repeats=repeats)
         stored = await self._bus.store(subject, payload, headers=headers, id=id)
         if stored.duplicate and id is not None:
             await self._check_ours(stream, stored, subject, None if repeats else payload, id)
+        return stored
+
+    async def _hold(
+        self, kind: str, payload: bytes, headers: dict[str, str], id: str, seconds: float, *, repeats: bool
+    ) -> Stored:
+        """Have the broker hold an event until it is due; one of this id that it holds already stays as it is."""
+        principal = self._bus.principal
+        if not any(subjects.matches(pattern, kind) for pattern in self._delays):
+            msg = f"{principal!r} may not emit {kind!r} with a delay: add it to `delays` of its table, then provision"
+            raise RefusedError(msg)
+        subject, more = held(principal, kind, id, seconds)
+        stream = subjects.delay_stream(principal)
+        try:
+            stored = await self._bus.store(subject, payload, headers=headers | more, id=id, expect=0, stream=stream)
+        except ConflictError:
+            stored = Stored(0, duplicate=True)
+        if stored.duplicate and (found := await self._bus.last(stream, subject)) is not None:
+            there = found.headers or {}
+            stored = Stored(int(there["Nats-Sequence"]), duplicate=True)
+            if there.get(TARGET) != more[TARGET] or not (repeats or found.data == payload):
+                msg = f"id {id!r} already belongs to another event that {principal!r} emitted with a delay"
+                raise ConflictError(msg)
         return stored
 
     def _note_unheard(self, kind: str, awaited: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ class AgentHost:
         self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
         self._closing = closing
         journal = StreamJournal().attach(bus)
-        events = EventBus(bus, guards, lambda: context.revision, awaited)
+        events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
         peers = Peers(bus, guards, spec.cross_agents, schemes)
         self._facilities = Facilities(
             name,

@@ -34,6 +34,7 @@ class AgentProcess:
         triggers: What wakes it.
         journal: Journals beside the stream.
         emits: Patterns of events it may emit; None: any, in open mode.
+        delays: Patterns of events that it may emit with a delay, among `emits`.
         replays: Patterns of stored events it may read; None: any, in open mode.
         publishes: Patterns of topics it may publish to; None: any.
         asks: Agents it may ask; None: any.
@@ -63,6 +64,7 @@ class AgentProcess:
         triggers: Sequence[Trigger] = (),
         journal: Journal | Sequence[Journal] | None = None,
         emits: Sequence[str] | None = None,
+        delays: Sequence[str] = (),
         replays: Sequence[str] | None = None,
         publishes: Sequence[str] | None = None,
         asks: Sequence[str] | None = None,
@@ -89,6 +91,7 @@ class AgentProcess:
         self.spec = self._spec(
             agent_config,
             emits=emits,
+            delays=delays,
             replays=replays,
             publishes=publishes,
             asks=asks,

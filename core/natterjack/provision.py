@@ -21,6 +21,7 @@ from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedErro
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
+from natterjack.schedules import delay_source, delay_stream
 from natterjack.specs import ConsumerSpec
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
 
@@ -97,33 +98,38 @@ def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, d
     return subjects.bucket_stream(bucket), _BUCKET | own
 
 
-STREAMS: Final[dict[str, dict[str, Any]]] = {
-    subjects.EVENTS: _stored("events"),
-    subjects.MESSAGES: _stored("messages"),
-    subjects.INBOX: _LOG
+_OPERATORS: Final = delay_stream(subjects.OPERATOR, (">",))  # who may emit any event, and so delay any
+STREAMS: Final[dict[str, dict[str, Any]]] = (
+    dict([_OPERATORS])
     | {
-        "subjects": ["inbox.*.>"],
-        "subject_transform": {"src": "inbox.*.>", "dest": f"stored.inbox.{{{{wildcard(1)}}}}.{subjects.ANYONE}.>"},
-        "retention": "workqueue",
-        "max_consumers": MAX_CONSUMERS,
-        "max_age": 30 * _DAY,
-        "max_msgs_per_subject": 100_000,
-        "discard_new_per_subject": True,  # one dead agent cannot block the others
-    },
-    subjects.JOURNAL: _LOG
-    | {
-        "subjects": ["journal.*.*.*"],
-        "republish": {"src": "journal.>", "dest": "feed.journal.>"},
-        "discard": "old",
-        "max_age": 30 * _DAY,
-        "max_bytes": 4 * _GIB,
-        "deny_delete": True,
-        "deny_purge": True,
-    },
-    subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
-    subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
-    subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
-} | dict([context_stream()])
+        subjects.EVENTS: _stored("events") | {"sources": [delay_source(_OPERATORS[0])]},
+        subjects.MESSAGES: _stored("messages"),
+        subjects.INBOX: _LOG
+        | {
+            "subjects": ["inbox.*.>"],
+            "subject_transform": {"src": "inbox.*.>", "dest": f"stored.inbox.{{{{wildcard(1)}}}}.{subjects.ANYONE}.>"},
+            "retention": "workqueue",
+            "max_consumers": MAX_CONSUMERS,
+            "max_age": 30 * _DAY,
+            "max_msgs_per_subject": 100_000,
+            "discard_new_per_subject": True,  # one dead agent cannot block the others
+        },
+        subjects.JOURNAL: _LOG
+        | {
+            "subjects": ["journal.*.*.*"],
+            "republish": {"src": "journal.>", "dest": "feed.journal.>"},
+            "discard": "old",
+            "max_age": 30 * _DAY,
+            "max_bytes": 4 * _GIB,
+            "deny_delete": True,
+            "deny_purge": True,
+        },
+        subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
+        subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
+        subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
+    }
+    | dict([context_stream()])
+)
 
 
 @dataclass(slots=True)
@@ -134,8 +140,8 @@ class Provisioned:
         created: New.
         updated: Changed.
         kept: There already.
-        removed: Consumers of agents that are no longer in the team.
-        left: Such consumers, where they were not removed.
+        removed: Consumers of agents that are no longer in the team, and streams of events that they delayed.
+        left: Such consumers and streams, where they were not removed.
     """
 
     created: list[str] = field(default_factory=list)
@@ -158,6 +164,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
     needs += [Right("replay", pattern) for pattern in spec.replays or ()]
+    needs += [Right("delay", name)] if spec.delays else []
     foreign = [address for address in spec.cross_agents.values() if addresses.is_foreign(address)]
     needs += [Right("ask", peer) for peer in (("*", *foreign) if spec.asks is None else spec.allowed("ask") or ())]
     for trigger in agent_triggers(spec, plugins):
@@ -198,7 +205,7 @@ async def provision(
         context: Initial state that is stored where a key was never written.
         buckets: The same for the buckets beside the main context.
         triggers: Triggers by agent where the team comes from Python; read from the team otherwise.
-        prune: Remove the consumers of agents that are no longer in the team.
+        prune: Remove the consumers of agents that are no longer in the team, and what they emitted that is not due yet.
 
     Raises:
         ConfigError: The team is wrong, or the server has a stream of that name for something else.
@@ -211,7 +218,11 @@ async def provision(
         log.warning("team %r takes the place of team %r: a server or account holds one", team.name, found.name)
     contexts = {"": context or AgentContext(team.context)}
     contexts |= {name: AgentContext(state) for name, state in team.buckets.items()} | dict(buckets or {})
-    streams = STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
+    streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
+    streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    sources = [delay_source(name) for name in await _delays(bus, streams, done, prune=prune)]
+    streams[subjects.EVENTS] = STREAMS[subjects.EVENTS] | {"sources": sources}
     for name, config in streams.items():
         await _stream(bus, name, config, done)
     wanted: set[tuple[str, str]] = set()
@@ -229,6 +240,16 @@ async def provision(
         await initial.seed(bus, name)
     await _store_team(bus, team)
     return done
+
+
+async def _delays(bus: Bus, streams: Iterable[str], done: Provisioned, *, prune: bool) -> list[str]:
+    """Return the streams from which EVENTS takes what is due: those wanted, and those of agents that are gone."""
+    wanted = {name for name in streams if name.startswith(subjects.delay_stream(""))}
+    left = set(await bus.streams(subjects.delay("*"))) - wanted
+    for name in left if prune else ():
+        await bus.api(f"STREAM.DELETE.{name}")
+    (done.removed if prune else done.left).extend(f"stream {name}" for name in sorted(left))
+    return sorted(wanted if prune else wanted | left)
 
 
 async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisioned) -> None:

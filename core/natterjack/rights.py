@@ -26,6 +26,7 @@ Verb = Literal[
     "serve",
     "journal",
     "bury",
+    "delay",
 ]
 
 
@@ -35,8 +36,8 @@ class Right(NamedTuple):
     Attributes:
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
-            events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`
-            and `bury` (an agent's own asks, journal and dead letters).
+            events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
+            `bury` and `delay` (an agent's own asks, journal, dead letters and delayed events).
         what: A pattern of it.
     """
 
@@ -124,6 +125,11 @@ def _journal(agent: str) -> tuple[list[str], list[str]]:
     return [own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}", *large], [subjects.feed_journal(agent)]
 
 
+def _delay(principal: str) -> tuple[list[str], list[str]]:
+    held = subjects.delay(principal)
+    return [held, f"{_API}.DIRECT.GET.{subjects.delay_stream(principal)}.{held}"], []
+
+
 def objects(bucket: str, owner: str) -> list[str]:
     """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
     chunks = subjects.object_chunk(bucket, owner, "*")
@@ -145,6 +151,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "serve": _serve,
     "journal": _journal,
     "bury": lambda agent: ([subjects.dead(agent, "*")], []),
+    "delay": _delay,
 }
 
 

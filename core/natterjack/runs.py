@@ -8,6 +8,7 @@ from asyncio import Task, current_task
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -211,14 +212,16 @@ class RunContext:
         for view in self._views.values():
             await view.settle()
 
-    async def emit(self, type: str, data: Any = None, *, id: str | None = None) -> int:
+    async def emit(
+        self, type: str, data: Any = None, *, id: str | None = None, delay: float | timedelta | None = None
+    ) -> int:
         """Store an event, caused by what this run handles; see `EventBus.emit`.
 
         Raises:
             LoopError: Too many events led to one another, or this run sent too many.
         """
         around = [middleware.emit for middleware in self._facilities.middleware]
-        return await through(around, partial(self._send, "emit", id=id), self)(type, data)
+        return await through(around, partial(self._send, "emit", id=id, delay=delay), self)(type, data)
 
     async def publish(self, topic: str, data: Any = None, *, id: str | None = None) -> int:
         """Store a message for a topic; see `EventBus.publish`.
@@ -232,7 +235,9 @@ class RunContext:
         """Yield stored events, oldest first; see `EventBus.replay`."""
         return self._facilities.events.replay(pattern, since=since)
 
-    async def _send(self, verb: Verb, kind: str, data: Any, id: str | None) -> int:
+    async def _send(
+        self, verb: Verb, kind: str, data: Any, id: str | None, delay: float | timedelta | None = None
+    ) -> int:
         repeats = id is None and self._durable is not None and self._durable.seeded
         if repeats and self._durable is not None:
             id = self._durable.identity(verb, kind)
@@ -243,7 +248,7 @@ class RunContext:
             msg = f"one run of {self.agent!r} may send {MAX_FANOUT} events; send one with a list instead"
             raise LoopError(msg)
         events, envelope = self._facilities.events, self._next(kind)
-        sequence = (await events.send(verb, kind, data, envelope, id, repeats=repeats)).sequence
+        sequence = (await events.send(verb, kind, data, envelope, id, delay=delay, repeats=repeats)).sequence
         note = {"verb": verb, "what": kind, "sequence": sequence}
         self._note(note if id is None else {**note, "id": id})
         return sequence

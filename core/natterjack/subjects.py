@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64encode
+from collections.abc import Iterable
 from typing import Final
 
 from natterjack.errors import InvalidNameError, PatternError
@@ -35,7 +36,7 @@ MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
 
 ROOTS: Final = frozenset(
-    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "schedule", "tools"}
+    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "delay", "schedule", "tools"}
 )
 """What all of our own subjects begin with, but for those of asks, where strangers may have theirs."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
@@ -166,6 +167,12 @@ def overlap(one: str, other: str) -> bool:
     return len(left) == len(right)
 
 
+def widest(patterns: Iterable[str]) -> list[str]:
+    """Return the patterns that no other of them covers: a stream's subjects must not overlap."""
+    given = list(dict.fromkeys(patterns))
+    return [each for each in given if not any(each != other and matches(other, each) for other in given)]
+
+
 # Events, messages, inboxes: published here …
 
 
@@ -210,6 +217,21 @@ def feed_events(pattern: str = ">", principal: str = "*") -> str:
 def feed_messages(pattern: str = ">", principal: str = "*") -> str:
     """`feed.messages.<principal>.<topic>`: the live copy."""
     return f"feed.messages.{principal}.{pattern}"
+
+
+def delay(principal: str, name: str = "*") -> str:
+    """`delay.<principal>.<name>`: an event that is held until it is due."""
+    return f"delay.{principal}.{name}"
+
+
+def due(principal: str, pattern: str) -> str:
+    """`delay.<principal>.due.<type>`: where the broker puts it then, and EVENTS takes it from."""
+    return f"delay.{principal}.due.{pattern}"
+
+
+def delay_stream(principal: str) -> str:
+    """`DELAYS_<principal>`."""
+    return f"DELAYS_{principal}"
 
 
 def split_stored(subject: str) -> tuple[str, str]:

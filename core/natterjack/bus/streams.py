@@ -258,22 +258,26 @@ class Streams(Requests, ABC):
         )
         return messages, end.headers or {}
 
+    async def streams(self, pattern: str) -> list[str]:
+        """Return the names of the streams whose subjects match a pattern."""
+        return [str(name) async for name in self._pages("STREAM.NAMES", "streams", subject=pattern)]
+
     async def consumers(self, stream: str) -> list[str]:
         """Return the names of all consumers of a stream."""
-        return [str(name) async for name in self._pages(f"CONSUMER.NAMES.{stream}")]
+        return [str(name) async for name in self._pages(f"CONSUMER.NAMES.{stream}", "consumers")]
 
     async def consumer_infos(self, stream: str) -> list[dict[str, Any]]:
         """Return what the server tells about all consumers of a stream."""
-        return [info async for info in self._pages(f"CONSUMER.LIST.{stream}")]
+        return [info async for info in self._pages(f"CONSUMER.LIST.{stream}", "consumers")]
 
-    async def _pages(self, name: str) -> AsyncIterator[Any]:
-        """Yield all consumers; the server tells them in pages."""
+    async def _pages(self, name: str, key: str, **wanted: str) -> AsyncIterator[Any]:
+        """Yield all streams or consumers; the server tells them in pages."""
         count = 0
         while True:
-            page = await self.api(name, {"offset": count})
-            found = page.get("consumers") or []
-            for consumer in found:
-                yield consumer
+            page = await self.api(name, {**wanted, "offset": count})
+            found = page.get(key) or []
+            for each in found:
+                yield each
             count += len(found)
             if count >= page.get("total", 0) or not found:
                 return

@@ -44,6 +44,9 @@ def emit(
     wait: Annotated[bool, typer.Option("--wait", help="With --to: print what the agent made of it.")] = False,
     timeout: TimeoutOption = 600.0,
     id: IdOption = None,
+    delay: Annotated[
+        float | None, typer.Option("--delay", metavar="SECONDS", min=0, help="Until then the broker holds it.")
+    ] = None,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -52,6 +55,9 @@ def emit(
     if wait and not to:
         msg = "only the run of one agent can be waited for: add --to AGENT"
         raise typer.BadParameter(msg, param_hint="--wait")
+    if delay is not None and to:
+        msg = "what is for one agent goes there at once; without --to it can be delayed"
+        raise typer.BadParameter(msg, param_hint="--delay")
     value = read_payload(data)
 
     async def send() -> None:
@@ -59,13 +65,15 @@ def emit(
             if to:
                 await _emit_to(client, to, type, value, id, timeout if wait else None, as_json=as_json)
             else:
-                await _emit(client, type, value, id, as_json=as_json)
+                await _emit(client, type, value, id, delay, as_json=as_json)
 
     run(send())
 
 
-async def _emit(client: TeamClient, type: str, value: Any, id: str | None, *, as_json: bool) -> None:
-    sequence = await client.event_bus.emit(type, value, id=id)
+async def _emit(
+    client: TeamClient, type: str, value: Any, id: str | None, delay: float | None, *, as_json: bool
+) -> None:
+    sequence = await client.event_bus.emit(type, value, id=id, delay=delay)
     _tell_stored("event", "type", type, sequence, as_json=as_json)
     team = await stored_team(client.bus)
     awaited = {pattern for spec in team.agents.values() for pattern in spec.awaited}

@@ -42,7 +42,7 @@ def provision(
     rows = [(action, what) for action, names in asdict(done).items() for what in names]
     write_table(["done", "what"], rows, empty="nothing to do")
     if done.left:
-        note(f"note: {len(done.left)} consumers are left of agents that are gone; --prune removes them")
+        note(f"note: {len(done.left)} consumers and streams are left of agents that are gone; --prune removes them")
 
 
 def schema() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -21,7 +22,9 @@ from natterjack.subjects import (
     context_bucket,
     durable,
     matches,
+    overlap,
     split_keys,
+    widest,
 )
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
@@ -100,6 +103,8 @@ def check_team(team: Team, plugins: Plugins) -> None:
             with problems.at(team.place(name, "journal")):
                 read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
         _check_keys(problems, team, name, spec)
+        with problems.at(team.place(name, "delays")):
+            _check_delays(spec)
         for event in spec.result_types:
             with problems.at(team.place(name, spec.result_key(event), event)):
                 _check_result_event(spec, event)
@@ -239,6 +244,17 @@ def _check_keys(problems: _Problems, team: Team, agent: str, spec: AgentSpec) ->
 
 def _make_bucket(name: str, team: Team) -> str:
     return nearest(name, team.buckets) or f" A table [buckets.{name}] makes one."
+
+
+def _check_delays(spec: AgentSpec) -> None:
+    for pattern in spec.delays:
+        if spec.emits is not None and not any(matches(allowed, pattern) for allowed in spec.emits):
+            msg = f"{pattern!r} is not among what it emits; add it to `emits`"
+            raise ConfigError(msg)
+    for one, other in combinations(widest(spec.delays), 2):
+        if overlap(one, other):
+            msg = f"{one!r} and {other!r} overlap, which the broker does not take; write one that covers both"
+            raise ConfigError(msg)
 
 
 def _check_result_event(spec: AgentSpec, event: str) -> None:

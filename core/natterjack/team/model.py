@@ -124,6 +124,7 @@ class AgentSpec(Settings):
         kind: `module:Class`, or a kind that a plugin brings.
         on: What wakes it.
         emits: Patterns of the events it may emit; None: any, in open mode.
+        delays: Patterns of the events that it may emit with a delay.
         replays: Patterns of the stored events it may read; None: any, in open mode.
         publishes: Patterns of the topics it may publish to; None: any, in open mode.
         asks: Agents it may ask; None: any, in open mode.
@@ -156,6 +157,7 @@ class AgentSpec(Settings):
         tuple[TriggerSpec, ...], BeforeValidator(listed, json_schema_input_type=TriggerSpec | list[TriggerSpec])
     ] = ()
     emits: Patterns | None = None
+    delays: Patterns = ()
     replays: Patterns | None = None
     publishes: Patterns | None = None
     asks: Names | None = None

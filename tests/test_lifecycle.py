@@ -53,6 +53,7 @@ class Worker(Agent):
 def stand_still():
     time.sleep(1000)
 """
+pytestmark = pytest.mark.timeout(240)  # each starts several processes, one after another
 DURABLE = "worker=event-work"
 
 
@@ -91,10 +92,10 @@ class Crew:
     async def found(self) -> None:
         """Return once the agent is there, after the broker was away."""
         await self.client.bus.until_connected(30)
-        await until(self.client.agents, 30)
+        await until(self.client.agents, 90)
 
     async def ask(self, question: str) -> str:
-        return str(await self.client.ask_peer("worker", question, timeout=40))
+        return str(await self.client.ask_peer("worker", question, timeout=90))
 
 
 def alive(pid: int) -> bool:
@@ -136,43 +137,42 @@ async def working(server: NatsServer, folder: Path, **limits: Any) -> AsyncItera
     try:
         await supervisor.start()
         async with natterjack.connect(server.url) as client:
-            crew = Crew(supervisor, shown, client, folder)
-            yield crew
+            yield Crew(supervisor, shown, client, folder)
     finally:
         await supervisor.stop()
-        assert not any(alive(pid) for pid in crew.pids)
+        assert not any(alive(child.process.pid) for child in supervisor.children if child.process)
 
 
 # --- hangs --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_process_that_hangs_is_replaced_and_its_event_handled(own_server: NatsServer, folder: Path) -> None:
-    async with working(own_server, folder, hang_timeout=3) as crew:
+    async with working(own_server, folder, hang_timeout=4) as crew:
         (first,) = crew.pids
         await crew.client.event_bus.emit("work", "hang")
-        await until(lambda: crew.shown.count("agent worker ready") == 2, 40)
+        await until(lambda: crew.shown.count("agent worker ready") == 2, 90)
         assert not alive(first)
-        told = crew.shown.index("its event loop stands still since 3 s; it is ended, and says where:")
+        told = crew.shown.index("its event loop stands still since 4 s; it is ended, and says where:")
         where = crew.shown.index("in stand_still")
         assert told < where < crew.shown.index("worker: ended with signal SIGABRT; it starts again")
         assert "lifecycle_agents.py" in crew.shown.lines[where]
-        await until(lambda: crew.handled == ["hang"], 30)
+        await until(lambda: crew.handled == ["hang"], 90)
         assert (await crew.ask("?")).startswith(str(crew.pids[0]))
 
 
 async def test_a_process_that_is_stopped_hangs_too(own_server: NatsServer, folder: Path) -> None:
-    async with working(own_server, folder, hang_timeout=2) as crew:
+    async with working(own_server, folder, hang_timeout=4) as crew:
         os.kill(crew.pids[0], signal.SIGSTOP)
-        await until(lambda: crew.shown.count("agent worker ready") == 2, 40)
+        await until(lambda: crew.shown.count("agent worker ready") == 2, 90)
         assert crew.shown.index("ended with signal SIGKILL; it starts again") > 0  # a stopped one cannot say where
 
 
 async def test_a_broker_that_is_away_makes_nobody_hang(own_server: NatsServer, folder: Path) -> None:
-    async with working(own_server, folder, hang_timeout=2) as crew:
+    async with working(own_server, folder, hang_timeout=4) as crew:
         (child,), before = crew.supervisor.children, crew.pids
         own_server.kill()
         beats = child.beats
-        await until(lambda: child.beats > beats + 5, 40)  # more than twice as long as it might stand still
+        await until(lambda: child.beats > beats + 9, 90)  # more than twice as long as it might stand still
         own_server.start()
         await crew.found()
         assert await crew.ask("?") == f"{before[0]} ?"
@@ -186,9 +186,9 @@ async def test_an_agent_that_ends_while_the_broker_is_away_comes_back_with_it(
     async with working(own_server, folder) as crew:
         own_server.kill()
         os.kill(crew.pids[0], signal.SIGKILL)
-        await until(lambda: crew.shown.count("ended with exit code 3") > 1, 40)  # no broker can be reached
+        await until(lambda: crew.shown.count("ended with exit code 3") > 1, 90)  # no broker can be reached
         own_server.start()
-        await until(lambda: crew.shown.count("agent worker ready") == 2, 40)
+        await until(lambda: crew.shown.count("agent worker ready") == 2, 90)
         await crew.found()
         assert await crew.ask("?") == f"{crew.pids[0]} ?"
 
@@ -202,10 +202,10 @@ async def test_a_process_that_grows_drains_and_starts_again(own_server: NatsServ
         slow = asyncio.create_task(crew.ask("slow"))
         await until((folder / "asked").exists)
         await crew.client.event_bus.emit("work", "grow")
-        await until(lambda: crew.shown.index("of the 180 MB it may; it drains, and starts again") > 0, 30)
+        await until(lambda: crew.shown.index("of the 180 MB it may; it drains, and starts again") > 0, 90)
         (folder / "answer").touch()
         assert await slow == f"{first} slow"  # what ran when it was told to drain
-        await until(lambda: crew.shown.count("agent worker ready") == 2, 40)
+        await until(lambda: crew.shown.count("agent worker ready") == 2, 90)
         assert crew.shown.index("worker: ended with exit code 0; it starts again in 0.5 s") > 0
         assert crew.handled == ["grow"]
 
@@ -235,7 +235,6 @@ async def test_a_process_that_grows_too_much_is_killed() -> None:
 # --- renewal ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
 async def test_no_ask_fails_while_replicas_are_renewed(own_server: NatsServer, folder: Path) -> None:
     async with working(own_server, folder, replicas=3) as crew:
         before, done, answers = set(crew.pids), asyncio.Event(), list[str]()
@@ -286,7 +285,7 @@ async def test_processes_end_with_a_killed_supervisor_even_one_that_hangs(own_se
     )
     assert parent.stdout is not None
     try:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while not (line := (await parent.stdout.readline()).decode()).startswith("pids"):
                 assert line, "the supervisor ended"
         children = [int(word) for word in line.split()[1:]]
@@ -295,7 +294,7 @@ async def test_processes_end_with_a_killed_supervisor_even_one_that_hangs(own_se
             await until((folder / "hung").exists)
             assert [alive(pid) for pid in children] == [True, True]
             parent.kill()
-            await until(lambda: not any(map(alive, children)), 20)
+            await until(lambda: not any(map(alive, children)), 90)
             hanging.cancel()
             await asyncio.gather(hanging, return_exceptions=True)
     finally:

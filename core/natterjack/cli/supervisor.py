@@ -28,7 +28,7 @@ STEADY: Final = 60.0
 """A process that has run for so many seconds is no longer one that ends again and again."""
 WRONG: Final = 2
 """Exit code of a process that finds its team file or its code wrong: starting it again changes nothing."""
-START_TIMEOUT: Final = 30.0
+START_TIMEOUT: Final = 60.0
 
 
 class Supervisor:

@@ -13,6 +13,8 @@ from natterjack.cli.lifeline import MARGIN
 
 TICK: Final = 0.5
 """Seconds between two looks."""
+STARTING: Final = 60.0
+"""Seconds for which the loop of a process that does not listen yet may stand still in any case: it imports."""
 
 
 async def watch(child: Child) -> None:
@@ -29,8 +31,9 @@ async def watch(child: Child) -> None:
         silent = silent + TICK if child.beats and child.beats == heard else 0.0
         draining = draining + TICK if child.told else 0.0
         heard = child.beats
-        if 0 < spec.hang_timeout < silent:
-            child.say(f"its event loop stands still since {spec.hang_timeout:g} s; it is ended, and says where:")
+        limit = spec.hang_timeout if child.ready.is_set() else max(spec.hang_timeout, STARTING)
+        if spec.hang_timeout and silent > limit:
+            child.say(f"its event loop stands still since {limit:g} s; it is ended, and says where:")
             await child.abort()
         elif draining > spec.drain_timeout + MARGIN:
             child.say(f"did not drain within {spec.drain_timeout:g} s and is killed")

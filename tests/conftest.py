@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -146,6 +146,12 @@ async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:
 def quick(tmp_path: Path) -> Quick:
     """The same as `cli`, in this process."""
     return Quick(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def quick_in() -> Callable[[Path], Quick]:
+    """The same in a folder that the test chooses."""
+    return Quick
 
 
 @pytest.fixture

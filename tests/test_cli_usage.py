@@ -36,7 +36,7 @@ from natterjack.testing.command import Cli
 
 COMMANDS = (
     *("init", "doctor", "demo", "bench", "plugins", "up", "provision", "agent", "broker"),
-    *("emit", "publish", "ask", "broadcast", "agents", "events", "context", "journal", "dead"),
+    *("emit", "publish", "ask", "broadcast", "agents", "events", "context", "runs", "journal", "dead"),
 )
 
 

@@ -26,6 +26,7 @@ from natterjack.cli import (
     peers,
     plugins,
     provision,
+    runs,
     up,
 )
 from natterjack.cli.commands import Commands
@@ -94,6 +95,7 @@ app.command(rich_help_panel=_LOOK)(asyncapi.asyncapi)
 app.command(rich_help_panel=_LOOK)(agents.agents)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
 app.add_typer(context.app, name="context", rich_help_panel=_LOOK)
+app.add_typer(runs.app, name="runs", rich_help_panel=_LOOK)
 app.add_typer(journal.app, name="journal", rich_help_panel=_LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
 

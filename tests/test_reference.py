@@ -44,7 +44,7 @@ def test_what_stands_there_says_something() -> None:
     assert len(lines) > 60
     assert [line for line in lines if line.rstrip().endswith(":")] == []
     assert (
-        "- `await fire(data: Any = None, *, type: str | None = None, id: str | None = None) -> int`: Store"
+        "- `await fire(data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False)"
         in reference()
     )
     assert "- `refuse(principal: str, verb: Verb, what: str) -> str | None`: Return why not" in reference()

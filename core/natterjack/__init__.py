@@ -53,7 +53,7 @@ from natterjack.errors import (
 )
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Answers, Attachment, Event, PlainMessage, Query
+from natterjack.messages import Answer, Answers, Attachment, Event, Firing, PlainMessage, Query, Schedule
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Rule, Verb
@@ -61,7 +61,7 @@ from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.settings import Settings
-from natterjack.specs import ConsumerSpec
+from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.subjects import matches
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "EventTrigger",
     "FencedError",
     "FileJournal",
+    "Firing",
     "Guard",
     "InvalidNameError",
     "Journal",
@@ -120,6 +121,8 @@ __all__ = [
     "Run",
     "RunContext",
     "RunFailedError",
+    "Schedule",
+    "ScheduleSpec",
     "Server",
     "Settings",
     "StartError",

@@ -25,8 +25,9 @@ from natterjack.errors import (
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import ENDINGS, StreamJournal, stored_entry
-from natterjack.messages import Answer, Answers, Envelope, run_id
+from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
+from natterjack.schedules import cancel, schedules
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover
 
@@ -222,6 +223,23 @@ class TeamClient:
             BrokerError: The server is away.
         """
         return await discover(self.bus)
+
+    async def schedules(self) -> list[Schedule]:
+        """Return when the broker will wake agents, and the events that it holds until they are due.
+
+        Raises:
+            BrokerError: The server is away.
+        """
+        return await schedules(self.bus)
+
+    async def cancel_schedule(self, owner: str, name: str) -> None:
+        """Cancel an event that is held, or a trigger's schedule: that until the team is provisioned again.
+
+        Raises:
+            NotProvisionedError: There is none of this name.
+            BrokerError: The server is away.
+        """
+        await cancel(self.bus, owner, name)
 
     async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
         """Give an event to one agent; `event["type"]` is its type, all of it its data.

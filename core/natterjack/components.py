@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from natterjack.clock import Clock
 from natterjack.errors import ConfigError
-from natterjack.messages import Answer, Event, PlainMessage, Query
+from natterjack.messages import Answer, Event, Firing, PlainMessage, Query, Schedule
 from natterjack.rights import Right, Rule, Verb
 from natterjack.settings import Settings, read_settings
-from natterjack.specs import ConsumerSpec
+from natterjack.specs import ConsumerSpec, ScheduleSpec
 
 if TYPE_CHECKING:
     from natterjack.runs import RunContext
@@ -122,7 +122,9 @@ class TriggerContext(Protocol):
     log: logging.Logger
     clock: Clock
 
-    async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
+    async def fire(
+        self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
+    ) -> int:
         """Store an event for this agent; it is then handled with attempts and dead letters like any other.
 
         Args:
@@ -130,10 +132,11 @@ class TriggerContext(Protocol):
                 they are, without those that begin with `Nats-`.
             type: Event type. By default the trigger's name; of a message its subject, where that can be a type (else
                 it is in the header `Natterjack-Subject`).
-            id: Deduplication id, for what may fire twice.
+            id: Deduplication id, for what may fire twice within two minutes.
+            lasting: Whether the id counts for as long as a journal is kept, 30 days; that costs a look.
 
         Returns:
-            The sequence in the inbox, once stored.
+            The sequence in the inbox, once stored; 0 where the agent has begun with an event of this id before.
 
         Raises:
             InvalidNameError: The type is malformed.
@@ -146,6 +149,19 @@ class TriggerContext(Protocol):
 
     async def consume(self, spec: ConsumerSpec) -> None:
         """Handle what a durable consumer delivers, until cancelled; raise `NotProvisionedError` if there is none."""
+
+    async def follow(self, spec: ScheduleSpec, callback: Callable[[Firing], Awaitable[object]]) -> None:
+        """Call `callback` for each firing of a schedule that `schedules` returns, until cancelled.
+
+        Of an agent's replicas one gets each. It counts as taken once the callback returns; after a failure, or with
+        its process, it comes again. So the callback should only fire, with an id.
+
+        Raises:
+            NotProvisionedError: It has not been provisioned.
+        """
+
+    async def schedule(self, spec: ScheduleSpec) -> Schedule | None:
+        """Return how a schedule stands; None if it was cancelled, or has fired at its one moment."""
 
     async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
         """Call `callback` with what any program publishes on subjects that are none of Natterjack's, until cancelled.
@@ -192,14 +208,19 @@ class Trigger(Component):
         """Name of this trigger within its agent: a part of durable names and dead letters' subjects."""
         return self.name
 
-    def consumers(self, agent: str) -> list[ConsumerSpec]:
-        """Return the durable consumers that provisioning must create."""
+    def schedules(self, agent: str) -> list[ScheduleSpec]:
+        """Return the schedules that provisioning must write."""
         del agent
         return []
 
+    def consumers(self, agent: str) -> list[ConsumerSpec]:
+        """Return the durable consumers that provisioning must create; by default those of its schedules."""
+        return [spec.consumer for spec in self.schedules(agent)]
+
     def needs(self, agent: str) -> list[Right]:
-        """Return the rights to its consumers; override to add others."""
-        return [spec.right for spec in self.consumers(agent)]
+        """Return the rights to its consumers and schedules; override to add others."""
+        schedules = [spec.right for spec in self.schedules(agent)]
+        return [spec.right for spec in self.consumers(agent)] + schedules
 
     def accepts(self, event: Event, agent: str) -> bool:
         """Tell whether to wake an agent for an event that a consumer delivers; what it refuses is acked without a run.

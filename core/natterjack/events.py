@@ -120,10 +120,10 @@ def event_id(message: Message, sequence: int) -> str:
 
 
 def _id_in(headers: Mapping[str, str], sequence: int) -> str:
-    return _bounded(codec.id_in(headers)) or str(sequence)
+    return bounded(codec.id_in(headers)) or str(sequence)
 
 
-def _bounded(id: str) -> str:
+def bounded(id: str) -> str:
     """Return an id, which travels on as a cause in headers, of which the server takes 64 KiB; a long one's digest."""
     return id if len(id) <= _LONGEST_ID else hashlib.blake2b(id.encode(), digest_size=16).hexdigest()
 
@@ -140,7 +140,7 @@ def _event(message: Message, subject: str, sequence: int, when: datetime) -> tup
             given, data = found
             when, source = time_of(given) or when, source or given["ce-source"]
             return Event(
-                _bounded(given["ce-id"]), kind, data, source, when, sequence, headers={**headers, **given}
+                bounded(given["ce-id"]), kind, data, source, when, sequence, headers={**headers, **given}
             ), envelope
     data = codec.decode(message.data)
     return Event(_id_in(headers, sequence), kind, data, source, when, sequence, 1, headers), envelope

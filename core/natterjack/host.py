@@ -18,19 +18,21 @@ from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigge
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.errors import NatterjackError, StartError, described
-from natterjack.events import EventBus
+from natterjack.events import EventBus, bounded
 from natterjack.expiry import Expiry
 from natterjack.facilities import Facilities
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
-from natterjack.messages import Answer, Envelope, PlainMessage
+from natterjack.messages import Answer, Envelope, Firing, PlainMessage, Schedule, run_id
 from natterjack.peers import AskServer, Peers, Question, cancel_all
+from natterjack.relay import Relay
 from natterjack.routing import Routing
 from natterjack.runs import RunContext, answer_text, through
+from natterjack.schedules import schedule
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
-from natterjack.specs import ConsumerSpec
+from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import AgentSpec
 
 log = logging.getLogger("natterjack.host")
@@ -228,9 +230,16 @@ class AgentHost:
         self._deliveries.append(delivery)
         await delivery.run()
 
-    async def fire(self, trigger: Trigger, kind: str | None, data: Any, id: str | None) -> int:
+    async def fire(
+        self, trigger: Trigger, kind: str | None, data: Any, id: str | None, *, lasting: bool = False
+    ) -> int:
         """Put an event into this agent's own inbox."""
-        own = None if id is None else f"{subjects.durable(self.name, trigger.label)}:{id}"  # ids are stream-wide [R6]
+        # Ids are stream-wide [R6].
+        own = None if id is None else bounded(f"{subjects.durable(self.name, trigger.label)}:{id}")
+        if lasting and own is not None:
+            run = run_id(subjects.INBOX, own, self.name, "inbox")
+            if await self._facilities.journal.has(self.name, run):
+                return 0
         if isinstance(data, PlainMessage):
             return await keep(self.bus, data, subjects.check_type(kind or type_of(data, trigger.name)), own)
         what = f"{self.name}.{kind or trigger.name}"
@@ -279,11 +288,19 @@ class _TriggerContext:
         self._ready = asyncio.Event()
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
 
-    async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
-        return await self._host.fire(self._trigger, type, data, id)
+    async def fire(
+        self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
+    ) -> int:
+        return await self._host.fire(self._trigger, type, data, id, lasting=lasting)
 
     async def consume(self, spec: ConsumerSpec) -> None:
         await self._host.consume(self._trigger, spec)
+
+    async def follow(self, spec: ScheduleSpec, callback: Callable[[Firing], Awaitable[object]]) -> None:
+        await Relay(self._host.bus, spec, callback, self.log).run()
+
+    async def schedule(self, spec: ScheduleSpec) -> Schedule | None:
+        return await schedule(self._host.bus, spec.agent, spec.name)
 
     async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
         await Listener(self._host.bus, self._trigger, callback, self.log).run(pattern, self._ready)

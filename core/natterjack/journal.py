@@ -134,6 +134,10 @@ class StreamJournal(Journal):
         subject, body = _written(entry)
         return self._bus.post(subject, body, _FREE)
 
+    async def has(self, agent: str, run: str) -> bool:
+        """Tell whether there is any entry of a run; errors as for `read`."""
+        return await self._bus.last(subjects.JOURNAL, subjects.journal(agent, run, 1)) is not None
+
     async def read(self, agent: str, run: str) -> list[Entry]:
         """Return the entries of a run, in order, large ones whole; a corrupt one has that kind.
 

@@ -51,6 +51,47 @@ class PlainMessage(NamedTuple):
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """One firing of a schedule.
+
+    Attributes:
+        sequence: Its place among all firings.
+        time: When the broker stored it, some tenths of a second after it was due.
+        next: When it is due next; None: never.
+        missed: Whether it was there before this process began, as was a later one, and nobody had taken it: then no
+            process of the agent ran.
+    """
+
+    sequence: int
+    time: datetime
+    next: datetime | None
+    missed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What the broker will do, and when.
+
+    Attributes:
+        owner: The agent that it wakes, or whoever emitted an event with a delay.
+        name: The trigger's label, or the name under which the event is held.
+        when: As the server reads it; see `ScheduleSpec.when`.
+        zone: Time zone of a cron schedule; empty for UTC.
+        since: When the server stored it.
+        event: Type of the event that is held; empty for a trigger's.
+        last: Its newest firing.
+    """
+
+    owner: str
+    name: str
+    when: str
+    zone: str
+    since: datetime
+    event: str = ""
+    last: Firing | None = None
+
+
 class Envelope(NamedTuple):
     """What the one `Natterjack` header carries beside a payload.
 

@@ -6,7 +6,7 @@ It needs a strong credential, and can be repeated: what is there and equal is le
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,8 +21,15 @@ from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedErro
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
-from natterjack.schedules import delay_source, delay_stream
-from natterjack.specs import ConsumerSpec
+from natterjack.schedules import (
+    SCHEDULES_STREAM,
+    check_version,
+    delay_source,
+    delay_stream,
+    remove_others,
+    write,
+)
+from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
 
 log = logging.getLogger("natterjack.provision")
@@ -140,7 +147,8 @@ class Provisioned:
         created: New.
         updated: Changed.
         kept: There already.
-        removed: Consumers of agents that are no longer in the team, and streams of events that they delayed.
+        removed: Consumers of agents that are no longer in the team, and streams of events that they delayed; and in any
+            case the schedules that no trigger has any more.
         left: Such consumers and streams, where they were not removed.
     """
 
@@ -212,6 +220,13 @@ async def provision(
         BrokerError: The server refuses.
     """
     check_team(team, plugins)
+    given = triggers or {}
+    wakes = {
+        name: [InboxTrigger(), *given[name]] if name in given else agent_triggers(spec, plugins)
+        for name, spec in team.agents.items()
+    }
+    schedules = [spec for name, each in wakes.items() for trigger in each for spec in trigger.schedules(name)]
+    check_version(bus, schedules)
     done = Provisioned()
     found = await _known_team(bus)
     if found is not None and found.name != team.name:
@@ -221,25 +236,40 @@ async def provision(
     # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
     streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    streams |= {subjects.SCHEDULES: SCHEDULES_STREAM} if schedules else {}
     sources = [delay_source(name) for name in await _delays(bus, streams, done, prune=prune)]
     streams[subjects.EVENTS] = STREAMS[subjects.EVENTS] | {"sources": sources}
     for name, config in streams.items():
         await _stream(bus, name, config, done)
-    wanted: set[tuple[str, str]] = set()
-    for name, spec in team.agents.items():
-        given = triggers.get(name) if triggers else None
-        for trigger in agent_triggers(spec, plugins) if given is None else [InboxTrigger(), *given]:
-            for consumer in trigger.consumers(name):
-                wanted.add((consumer.stream, consumer.name))
-                # A team's first triggers get what there is; one that is added later begins with what comes.
-                deliver = consumer.first if found is None else "new"
-                await _consumer(bus, consumer, deliver, done, ordered=spec.ordered_by is not None)
-    kept = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, *(context_stream(name)[0] for name in contexts))
-    await _prune(bus, kept, wanted, done, prune=prune)
+    # A team's first triggers get what there is; one that is added later begins with what comes.
+    wanted = await _consumers(bus, team, wakes, done, first=found is None)
+    await _schedules(bus, schedules, done)
+    kept = [subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, *(context_stream(name)[0] for name in contexts)]
+    await _prune(bus, kept + await bus.streams(subjects.schedule("*", "*")), wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await _store_team(bus, team)
     return done
+
+
+async def _consumers(
+    bus: Bus, team: Team, wakes: Mapping[str, Iterable[Trigger]], done: Provisioned, *, first: bool
+) -> set[tuple[str, str]]:
+    """Create the triggers' consumers, and return stream and name of each."""
+    wanted: set[tuple[str, str]] = set()
+    for name, triggers in wakes.items():
+        for consumer in (each for trigger in triggers for each in trigger.consumers(name)):
+            wanted.add((consumer.stream, consumer.name))
+            ordered = team.agents[name].ordered_by is not None and consumer.stream != subjects.SCHEDULES
+            await _consumer(bus, consumer, consumer.first if first else "new", done, ordered=ordered)
+    return wanted
+
+
+async def _schedules(bus: Bus, wanted: Sequence[ScheduleSpec], done: Provisioned) -> None:
+    """Write the triggers' schedules, after their consumers, and remove all others: they would fire for nobody."""
+    for spec in wanted:
+        getattr(done, await write(bus, spec)).append(f"schedule {spec.agent}.{spec.name}")
+    done.removed += [f"schedule {name}" for name in await remove_others(bus, wanted)]
 
 
 async def _delays(bus: Bus, streams: Iterable[str], done: Provisioned, *, prune: bool) -> list[str]:

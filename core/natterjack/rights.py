@@ -27,6 +27,7 @@ Verb = Literal[
     "journal",
     "bury",
     "delay",
+    "watch",
 ]
 
 
@@ -37,7 +38,8 @@ class Right(NamedTuple):
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
             events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
-            `bury` and `delay` (an agent's own asks, journal, dead letters and delayed events).
+            `bury` and `delay` (an agent's own asks, journal, dead letters and delayed events),
+            `watch` (a schedule, `<agent>.<trigger>`).
         what: A pattern of it.
     """
 
@@ -130,6 +132,12 @@ def _delay(principal: str) -> tuple[list[str], list[str]]:
     return [held, f"{_API}.DIRECT.GET.{subjects.delay_stream(principal)}.{held}"], []
 
 
+def _watch(what: str) -> tuple[list[str], list[str]]:
+    agent, _, trigger = what.partition(".")
+    names = (subjects.schedule(agent, trigger), subjects.fired(agent, trigger))
+    return [f"{_API}.DIRECT.GET.{subjects.SCHEDULES}.{name}" for name in names], []
+
+
 def objects(bucket: str, owner: str) -> list[str]:
     """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
     chunks = subjects.object_chunk(bucket, owner, "*")
@@ -152,6 +160,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "journal": _journal,
     "bury": lambda agent: ([subjects.dead(agent, "*")], []),
     "delay": _delay,
+    "watch": _watch,
 }
 
 

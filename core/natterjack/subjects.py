@@ -18,6 +18,7 @@ MESSAGES: Final = "MESSAGES"
 INBOX: Final = "INBOX"
 JOURNAL: Final = "JOURNAL"
 DEAD: Final = "DEAD"
+SCHEDULES: Final = "SCHEDULES"
 CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
 JOURNAL_OBJECTS: Final = "journal"
@@ -219,6 +220,16 @@ def feed_messages(pattern: str = ">", principal: str = "*") -> str:
     return f"feed.messages.{principal}.{pattern}"
 
 
+def schedule(agent: str, trigger: str) -> str:
+    """`schedule.<agent>.<trigger>`: by which the broker wakes an agent."""
+    return f"schedule.{agent}.{trigger}"
+
+
+def fired(agent: str, trigger: str) -> str:
+    """`schedule.<agent>.<trigger>.fired`: where it puts a message each time."""
+    return f"schedule.{agent}.{trigger}.fired"
+
+
 def delay(principal: str, name: str = "*") -> str:
     """`delay.<principal>.<name>`: an event that is held until it is due."""
     return f"delay.{principal}.{name}"
@@ -364,8 +375,8 @@ def check_durable(name: str) -> str:
 
 
 def is_log(stream: str) -> bool:
-    """Tell whether a stream keeps what it holds for a time, whoever has had it: no inbox, and no bucket's."""
-    return stream != INBOX and not stream.startswith(bucket_stream(""))
+    """Tell whether a stream keeps what it holds for a time, whoever has had it: no inbox, schedule or bucket."""
+    return stream not in (INBOX, SCHEDULES) and not stream.startswith(bucket_stream(""))
 
 
 def is_durable(name: str) -> bool:

@@ -140,8 +140,7 @@ class Bus(Streams):
         if not self.connected:  # nats-py takes the end of the stream for an answer
             msg = "the server hung up; it may want a client certificate"
             raise nats.errors.Error(msg)
-        version = self._nc.connected_server_version
-        check_server_version(self.server, version.major, version.minor)
+        check_server_version(self.server, *self.version[:2])
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
         self._began = True
         self._up()
@@ -213,9 +212,10 @@ class Bus(Streams):
         return int(self._nc.max_payload)
 
     @property
-    def version(self) -> str:
+    def version(self) -> tuple[int, int, int]:
         """The server's version."""
-        return str(self._nc.connected_server_version)
+        found = self._nc.connected_server_version
+        return found.major, found.minor, found.patch
 
     @asynccontextmanager
     async def reconnects(self, callback: Callable[[], None]) -> AsyncIterator[None]:

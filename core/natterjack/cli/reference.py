@@ -22,11 +22,11 @@ from natterjack.components import (
     Trigger,
     TriggerContext,
 )
-from natterjack.messages import Answer, Event, PlainMessage
+from natterjack.messages import Answer, Event, Firing, PlainMessage, Schedule
 from natterjack.rights import Right, Rule
 from natterjack.runs import RunContext
 from natterjack.settings import Settings
-from natterjack.specs import ConsumerSpec
+from natterjack.specs import ConsumerSpec, ScheduleSpec
 
 BEGIN: Final = "<!-- reference: begin -->"
 END: Final = "<!-- reference: end -->"
@@ -54,6 +54,9 @@ GIVEN: Final[tuple[type, ...]] = (
     Rule,
     Right,
     ConsumerSpec,
+    ScheduleSpec,
+    Schedule,
+    Firing,
 )
 _ITEM: Final = re.compile(r"^([^:]+):")
 _SECTION: Final = re.compile(r"(Attributes|Args|Returns|Raises|Example.*?):{1,2}$")

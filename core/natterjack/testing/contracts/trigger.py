@@ -48,7 +48,8 @@ class TriggerContract(ComponentContract):
     def test_needs_cover_its_consumers(self) -> None:
         """It may pull from each durable that it asks provisioning for, and its label can be part of their names."""
         trigger = cast("Trigger", self.component.create(self.settings))
-        assert {spec.right for spec in trigger.consumers(TESTED)} <= set(trigger.needs(TESTED))
+        schedules = {spec.right for spec in trigger.schedules(TESTED)}
+        assert {spec.right for spec in trigger.consumers(TESTED)} | schedules <= set(trigger.needs(TESTED))
         assert trigger.label == cast("Trigger", self.component.create(self.settings)).label
         assert "." not in trigger.label
         assert not set(trigger.label) & set(" *>\t\n")
@@ -58,6 +59,7 @@ class TriggerContract(ComponentContract):
         trigger = cast("Trigger", self.component.create(self.settings))
         again = cast("Trigger", self.component.create(trigger.config.model_dump(mode="json")))
         assert (again.label, again.consumers(TESTED)) == (trigger.label, trigger.consumers(TESTED))
+        assert again.schedules(TESTED) == trigger.schedules(TESTED)
 
     @pytest.mark.asyncio
     async def test_fires_with_exactly_the_rights_it_needs(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -46,6 +45,11 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 sys.exit(server.wait())
 """
+_GUARDED = (
+    [sys.executable, "-I", "-S", "-c", _WINDOWS_GUARD]
+    if sys.platform == "win32"
+    else ["/bin/sh", "-c", _GUARD, "natterjack-broker"]
+)
 
 
 def find_server() -> Path:
@@ -121,19 +125,20 @@ class ServerProcess:
         self._ports = ports
         shutil.rmtree(ports, ignore_errors=True)
         ports.mkdir()
+        argv = [*_GUARDED, *argv, "--ports_file_dir", str(ports), "-l", str(self.log)]
         with log.open("ab") as errors:
             self._log_start = errors.tell()
-            read, self._guard = os.pipe()
-            try:
-                # The lock travels as standard output, the one descriptor sh passes on by a portable number.
-                self._process = _spawn(
-                    [*argv, "--ports_file_dir", str(ports), "-l", str(self.log)], read, lock_fd, errors.fileno()
-                )
-            except BaseException:
-                os.close(self._guard)
-                raise
-            finally:
-                os.close(read)
+            # The lock travels as standard output, the one descriptor sh passes on by a portable number. The server is
+            # out of reach of the terminal's Ctrl-C: the owner drains first.
+            self._process = subprocess.Popen(  # noqa: S603 - every argument is ours
+                argv,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL if sys.platform == "win32" else lock_fd,
+                stderr=errors,
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows
+            )
 
     @property
     def pid(self) -> int:
@@ -205,28 +210,7 @@ class ServerProcess:
         self._dismiss_guard()
 
     def _dismiss_guard(self) -> None:
-        guard, self._guard = self._guard, -1
-        if guard < 0:
-            return
-        with suppress(OSError):  # nobody reads any more
-            os.write(guard, b"\n")
-        os.close(guard)
-
-
-def _spawn(argv: list[str], stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    """Start the guard, which starts the server, out of reach of the terminal's Ctrl-C: the owner drains first."""
-    if sys.platform == "win32":
-        return subprocess.Popen(  # noqa: S603 - every argument is ours
-            [sys.executable, "-I", "-S", "-c", _WINDOWS_GUARD, *argv],
-            stdin=stdin,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            creationflags=subprocess.CREATE_NEW_PROCESS_GROUP,
-        )
-    return subprocess.Popen(  # noqa: S603 - every argument is ours
-        ["/bin/sh", "-c", _GUARD, "natterjack-broker", *argv],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-    )
+        guard = self._process.stdin
+        if guard is not None and not guard.closed:
+            with suppress(OSError), guard:  # nobody reads any more
+                guard.write(b"\n")

@@ -28,7 +28,8 @@ if sys.platform == "win32":
     # Windows locks are mandatory, so the locked byte lies far behind the text that others must read.
     _LOCKED_BYTE = 1 << 30
 
-    def _lock(fd: int, *, wait: bool = False, shared: bool = False) -> bool:
+    def lock_file(fd: int, *, wait: bool = False, shared: bool = False) -> bool:
+        """Lock an open file until it is closed; return whether it is."""
         os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
@@ -41,7 +42,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(fd: int, *, wait: bool = False, shared: bool = False) -> bool:
+    def lock_file(fd: int, *, wait: bool = False, shared: bool = False) -> bool:
+        """Lock an open file until it is closed; return whether it is."""
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -75,7 +77,7 @@ def read_owner(store: Path) -> Owner | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        if _lock(fd, shared=True):
+        if lock_file(fd, shared=True):
             return None
         return _parse(os.read(fd, 4096))
     finally:
@@ -110,7 +112,7 @@ class StoreLock:
         """
         fd = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if _lock(fd):
+            if lock_file(fd):
                 return cls(store, fd)
         except OSError:
             os.close(fd)
@@ -126,7 +128,7 @@ class StoreLock:
         self._note.unlink(missing_ok=True)
         # Readable by this user only, because the URL may contain a token.
         self._note_fd = os.open(self._note, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        _lock(self._note_fd, wait=True)  # a reader probes it for microseconds
+        lock_file(self._note_fd, wait=True)  # a reader probes it for microseconds
         os.write(self._note_fd, json.dumps(asdict(owner)).encode())
 
     def withdraw(self) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from natterjack import codec
+from natterjack.broker.storelock import lock_file
 from natterjack.components import Entry, Journal
 from natterjack.errors import ConfigError
 from natterjack.settings import Settings
@@ -79,7 +79,7 @@ class FileJournal(Journal):
     def _append(self, path: Path, line: bytes) -> None:
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            _lock(fd)
+            lock_file(fd, wait=True)  # nobody writes between the look at the last line and the new one
             whole = b"\n" + line if _torn(fd) else line
             written = os.write(fd, whole)
             if written < len(whole):
@@ -138,17 +138,3 @@ def _torn(fd: int) -> bool:
         return False
     os.lseek(fd, size - 1, os.SEEK_SET)
     return os.read(fd, 1) != b"\n"
-
-
-if sys.platform == "win32":
-
-    def _lock(fd: int) -> None:
-        """Windows appends each write at the end; only a torn line may then be seen late."""
-        del fd
-
-else:
-    import fcntl
-
-    def _lock(fd: int) -> None:
-        """Let nobody write between the look at the last line and the new one; closing the file ends it."""
-        fcntl.flock(fd, fcntl.LOCK_EX)

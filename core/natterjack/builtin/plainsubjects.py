@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
-from natterjack import subjects
-from natterjack.builtin.triggers import FilteredTrigger, given
+from natterjack.builtin.triggers import FilteredTrigger
 from natterjack.codec import decode
 from natterjack.components import TriggerContext
 from natterjack.listener import check_plain, type_of
 from natterjack.messages import Event, PlainMessage
 from natterjack.rights import Right
-from natterjack.settings import read_settings
 
 Plain = Annotated[str, AfterValidator(check_plain)]
 
@@ -44,22 +42,15 @@ class SubjectTrigger(FilteredTrigger):
 
         subject: Plain
 
-    config: Config
+    _follows: ClassVar[str] = "subject"
+    _check = staticmethod(check_plain)
 
     def __init__(self, subject: str | Config, *, where: str | None = None) -> None:
-        if isinstance(subject, str):
-            check_plain(subject)
-            subject = read_settings(self.Config, given(subject=subject, where=where), "SubjectTrigger")
-        super().__init__(subject)
-
-    @property
-    def label(self) -> str:
-        """`subject-<pattern>`."""
-        return subjects.label(self.name, self.config.subject)
+        super().__init__(subject, where=where)
 
     def needs(self, agent: str) -> list[Right]:
         """To listen."""
-        return [*super().needs(agent), Right("listen", self.config.subject)]
+        return [*super().needs(agent), Right("listen", self._followed)]
 
     async def run(self, ctx: TriggerContext) -> None:
         """Put what comes into the inbox."""
@@ -68,7 +59,7 @@ class SubjectTrigger(FilteredTrigger):
             if self._condition is None or self.accepts(self._event(message), ctx.agent):
                 await ctx.fire(message)
 
-        await ctx.listen(self.config.subject, take)
+        await ctx.listen(self._followed, take)
 
     def _event(self, message: PlainMessage) -> Event:
         kind, data = type_of(message, self.name), decode(message.data)

@@ -49,20 +49,32 @@ class FilteredTrigger(Trigger):
         where: Where | None = None
 
     config: Config
+    _follows: ClassVar[str]
+    """The setting that says what it follows."""
+    _check: ClassVar[staticmethod[[object], str]] = staticmethod(subjects.check_pattern)
+    """Returns what may be followed as it is, or raises."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: str | Config, **settings: object) -> None:
+        if isinstance(config, str):
+            given = {name: value for name, value in settings.items() if value is not None}
+            config = read_settings(self.Config, {self._follows: self._check(config), **given}, type(self).__name__)
         super().__init__(config)
         self._condition = Condition(config.where, EVENT_VARIABLES) if config.where is not None else None
+
+    @property
+    def _followed(self) -> str:
+        """The pattern of what it follows."""
+        return str(getattr(self.config, self._follows))
+
+    @property
+    def label(self) -> str:
+        """`<name>-<pattern>`."""
+        return subjects.label(self.name, self._followed)
 
     def accepts(self, event: Event, agent: str) -> bool:
         """Tell whether the condition holds."""
         del agent
         return self._condition is None or self._condition.holds(**about(event))
-
-
-def given(**settings: object) -> dict[str, object]:
-    """Return the settings that are not None."""
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 class EventTrigger(FilteredTrigger, StreamTrigger):
@@ -83,22 +95,14 @@ class EventTrigger(FilteredTrigger, StreamTrigger):
 
         event_type: Pattern
 
-    config: Config
+    _follows: ClassVar[str] = "event_type"
 
     def __init__(self, event_type: str | Config, *, where: str | None = None) -> None:
-        if isinstance(event_type, str):
-            subjects.check_pattern(event_type)
-            event_type = read_settings(self.Config, given(event_type=event_type, where=where), "EventTrigger")
-        super().__init__(event_type)
-
-    @property
-    def label(self) -> str:
-        """`event-<pattern>`."""
-        return subjects.label(self.name, self.config.event_type)
+        super().__init__(event_type, where=where)
 
     def consumers(self, agent: str) -> list[ConsumerSpec]:
         """One durable on EVENTS."""
-        stored = subjects.stored_events(self.config.event_type)
+        stored = subjects.stored_events(self._followed)
         return [ConsumerSpec(subjects.EVENTS, subjects.durable(agent, self.label), stored)]
 
 
@@ -119,22 +123,14 @@ class MessageTrigger(FilteredTrigger, StreamTrigger):
 
         topic: Pattern
 
-    config: Config
+    _follows: ClassVar[str] = "topic"
 
     def __init__(self, topic: str | Config, *, where: str | None = None) -> None:
-        if isinstance(topic, str):
-            subjects.check_pattern(topic)
-            topic = read_settings(self.Config, given(topic=topic, where=where), "MessageTrigger")
-        super().__init__(topic)
-
-    @property
-    def label(self) -> str:
-        """`message-<pattern>`."""
-        return subjects.label(self.name, self.config.topic)
+        super().__init__(topic, where=where)
 
     def consumers(self, agent: str) -> list[ConsumerSpec]:
         """One durable on MESSAGES."""
-        stored = subjects.stored_messages(self.config.topic)
+        stored = subjects.stored_messages(self._followed)
         return [ConsumerSpec(subjects.MESSAGES, subjects.durable(agent, self.label), stored)]
 
 
@@ -166,21 +162,15 @@ class ContextTrigger(FilteredTrigger, StreamTrigger):
         own: bool = False
 
     config: Config
+    _follows: ClassVar[str] = "keys"
+    _check = staticmethod(subjects.check_keys)
 
     def __init__(self, keys: str | Config, *, where: str | None = None, own: bool = False) -> None:
-        if isinstance(keys, str):
-            subjects.check_keys(keys)
-            keys = read_settings(self.Config, given(keys=keys, where=where, own=own), "ContextTrigger")
-        super().__init__(keys)
-
-    @property
-    def label(self) -> str:
-        """`context-<keys>`."""
-        return subjects.label(self.name, self.config.keys)
+        super().__init__(keys, where=where, own=own)
 
     def consumers(self, agent: str) -> list[ConsumerSpec]:
         """One durable on the stream behind the bucket."""
-        name, keys = subjects.split_keys(self.config.keys)
+        name, keys = subjects.split_keys(self._followed)
         bucket = subjects.context_bucket(name)
         stream, changes = subjects.bucket_stream(bucket), subjects.key(bucket, keys)
         return [ConsumerSpec(stream, subjects.durable(agent, self.label), changes, first="last_per_subject")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from natterjack import subjects
-from natterjack.bus import Bus, Message
+from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.context import AgentContext
 from natterjack.errors import (
@@ -24,7 +24,7 @@ from natterjack.errors import (
 )
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.journal import ENDINGS, StreamJournal, stored_entry
+from natterjack.journal import ENDINGS, StreamJournal
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
 from natterjack.schedules import cancel, schedules
@@ -59,40 +59,26 @@ class Run:
             PayloadError: It is done, but its result was no JSON, larger than 64 MiB, or is not kept any more.
             DisconnectedError: The connection was closed meanwhile.
         """
-        ended: list[Entry] = []
-        look = asyncio.Event()
-
-        async def receive(message: Message) -> None:
-            entry = stored_entry(message)
-            if entry.kind in ENDINGS:
-                ended.append(entry)
-                look.set()
-
-        subscription = await self._bus.subscribe(subjects.feed_journal(self.agent, self.id), receive, on_lost=look.set)
-        limit = asyncio.timeout(timeout)
         try:
-            async with limit, self._bus.reconnects(look.set):  # what was written meanwhile is not fed again
-                while not ended:
-                    ended += await self._stored_endings()
-                    if not ended:
-                        await look.wait()
-                        look.clear()
+            async with asyncio.timeout(timeout) as limit:
+                ending = await self._ending()
         except TimeoutError as error:
             if not limit.expired():
                 raise
             what = f"run {self.id} of {self.agent}"
             msg = f"{what} has not ended in {timeout:g} s; `natterjack journal show {self.agent} {self.id}` has more"
             raise RequestTimeoutError(what, timeout, msg) from error
-        finally:
-            await subscription.unsubscribe()
-        return self._outcome(await StreamJournal().attach(self._bus).whole(ended[0]))
+        return self._outcome(await StreamJournal().attach(self._bus).whole(ending))
 
-    async def _stored_endings(self) -> list[Entry]:
-        """Return what the journal has, once the server can be asked."""
+    async def _ending(self) -> Entry:
+        """Return the entry that ends the run, once there is one, and the server can be asked."""
         journal = StreamJournal().attach(self._bus)
         while True:
             try:
-                return [entry for entry in await journal.read(self.agent, self.id) if entry.kind in ENDINGS]
+                async with journal.tail(self.agent, run=self.id, last=None) as entries:
+                    async for entry in entries:
+                        if entry.kind in ENDINGS:
+                            return entry
             except BrokerError as error:
                 if self._bus.closed.is_set():
                     raise DisconnectedError(self._bus.reason) from error

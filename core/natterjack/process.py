@@ -12,6 +12,7 @@ from natterjack.builtin.agents import make_agent, target_of
 from natterjack.components import Agent, Journal, Trigger
 from natterjack.errors import ConfigError, PluginError
 from natterjack.plugins import Plugins
+from natterjack.provision import agent_triggers
 from natterjack.settings import explain
 from natterjack.team import AgentSpec, TriggerSpec
 
@@ -121,28 +122,35 @@ class AgentProcess:
             raise ConfigError(msg) from error
 
     def make_agent(self, plugins: Plugins) -> Agent:
-        """Return the agent itself."""
-        return self.agent or create_agent(self.name, self.spec, plugins)
+        """Return the agent itself.
+
+        Raises:
+            PluginError: No plugin brings its kind.
+            ConfigError: It cannot be imported, or a setting is wrong.
+        """
+        if self.agent is not None:
+            return self.agent
+        try:
+            kind, settings = self.spec.component
+            return plugins.agent(kind).create(settings)
+        except (PluginError, ConfigError) as error:
+            msg = f"agent {self.name!r}: {error}"
+            raise (PluginError if isinstance(error, PluginError) else ConfigError)(msg) from error
+        except Exception as error:  # a user's class may fail in any way
+            msg = f"agent {self.name!r} cannot be made: {type(error).__name__}: {error}"
+            raise ConfigError(msg) from error
 
 
-def create_agent(name: str, spec: AgentSpec, plugins: Plugins) -> Agent:
-    """Make the agent that a spec describes.
+class TeamProcess(AgentProcess):
+    """One agent as a team file describes it, or as its team is stored.
 
-    Raises:
-        PluginError: No plugin brings its kind.
-        ConfigError: It cannot be imported, or a setting is wrong.
+    Args:
+        name: Its name.
+        spec: Its table.
+        plugins: What is installed.
     """
-    try:
-        kind, settings = spec.component
-        return plugins.agent(kind).create(settings)
-    except (PluginError, ConfigError) as error:
-        msg = f"agent {name!r}: {error}"
-        raise (PluginError if isinstance(error, PluginError) else ConfigError)(msg) from error
-    except Exception as error:  # a user's class may fail in any way
-        msg = f"agent {name!r} cannot be made: {type(error).__name__}: {error}"
-        raise ConfigError(msg) from error
 
-
-def create_journals(spec: AgentSpec, plugins: Plugins) -> list[Journal]:
-    """Make the journals that a spec names."""
-    return [plugins.journal(name).create({}) for name in spec.journal if name != "stream"]
+    def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
+        self.name, self.spec, self.agent = name, spec, None
+        self.triggers = agent_triggers(spec, plugins)[1:]  # every process has the inbox
+        self.journals = [plugins.journal(each).create({}) for each in spec.journal if each != "stream"]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,9 +16,9 @@ from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
 from natterjack.clock import Clock
-from natterjack.components import Agent, Journal, Trigger
+from natterjack.components import Agent
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, NatterjackError, StartError, UnknownAgentError, described
+from natterjack.errors import ConfigError, NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
@@ -26,11 +26,11 @@ from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery
 from natterjack.plugins import Plugins
-from natterjack.process import AgentProcess, create_agent, create_journals
-from natterjack.provision import agent_triggers, provision, stored_team
+from natterjack.process import AgentProcess, TeamProcess
+from natterjack.provision import provision, stored_team
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo
-from natterjack.team import AgentSpec, Team
+from natterjack.team import Team
 
 log = logging.getLogger("natterjack.runtime")
 
@@ -155,13 +155,11 @@ class AgentRuntime:
             self.context.guards = guards
         for bucket in self.buckets.values():
             bucket.guards = guards
+        agents = {name: process.make_agent(plugins) for name, process in self._processes.items()}
+        place = _Place(team, plugins, guards, self.context, self.buckets, self._clock)
         for name, process in self._processes.items():
-            agent, wakes = process.make_agent(plugins), [InboxTrigger(), *process.triggers]
-            make = _host(team, name, agent, wakes, process.journals, plugins)
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(
-                make(bus=bus, context=self.context, buckets=self.buckets, guards=guards, clock=self._clock)
-            )
+            self._hosts.append(place.host(process, agents[name], bus))
         await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context, buckets=self.buckets)
 
@@ -275,22 +273,36 @@ class AgentRuntime:
         return await self._running.inject_event(agent, event)
 
 
-def _host(
-    team: Team, name: str, agent: Agent, triggers: Sequence[Trigger], sinks: Sequence[Journal], plugins: Plugins
-) -> partial[AgentHost]:
-    """Return an agent's host but for its connection, context and guards."""
-    return partial(
-        AgentHost,
-        name,
-        team.agents[name],
-        agent,
-        triggers,
-        team=team.name,
-        sinks=sinks,
-        middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
-        schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
-        awaited=[pattern for spec in team.agents.values() for pattern in spec.awaited],
-    )
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What the agents of one process share."""
+
+    team: Team
+    plugins: Plugins
+    guards: Guards
+    context: AgentContext
+    buckets: Mapping[str, AgentContext]
+    clock: Clock | None
+
+    def host(self, process: AgentProcess, agent: Agent, bus: Bus, closing: Sequence[AgentContext] = ()) -> AgentHost:
+        """Return the host of one agent; see `AgentHost`."""
+        return AgentHost(
+            process.name,
+            self.team.agents[process.name],
+            agent,
+            [InboxTrigger(), *process.triggers],
+            team=self.team.name,
+            bus=bus,
+            context=self.context,
+            buckets=self.buckets,
+            closing=closing,
+            guards=self.guards,
+            sinks=process.journals,
+            middleware=[kind() for _, kind in sorted(self.plugins.middleware.items())],
+            schemes={scheme: kind() for scheme, kind in self.plugins.peers.items()},
+            awaited=[pattern for spec in self.team.agents.values() for pattern in spec.awaited],
+            clock=self.clock,
+        )
 
 
 async def _start_together(hosts: Sequence[AgentHost]) -> None:
@@ -334,21 +346,6 @@ class TeamRuntime(AgentRuntime):
         return self._team
 
 
-class TeamProcess(AgentProcess):
-    """An agent of a team file, as a process of a runtime."""
-
-    def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
-        self.name, self.spec, self.agent = name, spec, None
-        self.triggers = agent_triggers(spec, plugins)[1:]
-        self.journals = create_journals(spec, plugins)
-
-
-def _agent_of(team: Team, name: str) -> AgentSpec:
-    if name not in team.agents:
-        raise UnknownAgentError(team.name, name, team.agents)
-    return team.agents[name]
-
-
 async def start_agent(
     name: str, server: Server, *, plugins: Plugins | None = None, clock: Clock | None = None
 ) -> tuple[AgentHost, AgentContext]:
@@ -371,7 +368,7 @@ async def start_agent(
     closing: list[AgentContext] = []
     try:
         team = await stored_team(bus)
-        spec, plugins = _agent_of(team, name), plugins or Plugins.load()
+        spec, plugins = team.agent(name), plugins or Plugins.load()
         context.guards = Guards.load(team.rules(), team.governed(), plugins)
         await context.attach(bus, reads=spec.keys_in("", "read"))
         buckets = {each: AgentContext() for each in team.buckets}
@@ -380,9 +377,9 @@ async def start_agent(
             if reads or spec.keys_in(each, "write"):
                 closing.append(bucket)
                 await bucket.attach(bus, each, reads=reads)
-        agent, triggers = create_agent(name, spec, plugins), agent_triggers(spec, plugins)
-        make = _host(team, name, agent, triggers, create_journals(spec, plugins), plugins)
-        host = make(bus=bus, context=context, buckets=buckets, closing=closing, guards=context.guards, clock=clock)
+        process = TeamProcess(name, spec, plugins)
+        place = _Place(team, plugins, context.guards, context, buckets, clock)
+        host = place.host(process, process.make_agent(plugins), bus, closing)
         await host.start()
     except BaseException:
         for begun in (context, *closing):

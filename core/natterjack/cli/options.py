@@ -18,7 +18,7 @@ from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient, connect
-from natterjack.errors import ConfigError, UnknownAgentError, nearest
+from natterjack.errors import ConfigError, nearest
 from natterjack.provision import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.team import Team
@@ -114,8 +114,7 @@ async def joined(url: str | None, nats_context: str | None, *, context: bool = F
 async def check_agent(client: TeamClient, name: str) -> Team:
     """Return the team that is provisioned, or raise `UnknownAgentError` if it has no agent of that name."""
     team = await stored_team(client.bus)
-    if name not in team.agents:
-        raise UnknownAgentError(team.name, name, team.agents)
+    team.agent(name)
     return team
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from natterjack.addresses import is_foreign
+from natterjack.errors import UnknownAgentError
 from natterjack.rights import Rule, Verb
 from natterjack.settings import Settings
 from natterjack.subjects import OPERATOR, check_pattern, split_keys
@@ -307,6 +308,16 @@ class Team(TeamTable):
     agents: dict[Name, AgentSpec] = Field(default_factory=dict)
     tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
     _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def agent(self, name: str) -> AgentSpec:
+        """Return one of its agents.
+
+        Raises:
+            UnknownAgentError: It has none of that name.
+        """
+        if name not in self.agents:
+            raise UnknownAgentError(self.name, name, self.agents)
+        return self.agents[name]
 
     def written_in(self, origins: Origins) -> Team:
         """Return the same team, whose messages say where it is written."""

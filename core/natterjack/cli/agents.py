@@ -14,7 +14,7 @@ from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, joined
 from natterjack.cli.output import write_json, write_table
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous
 from natterjack.client import TeamClient
 from natterjack.errors import NotProvisionedError
 from natterjack.provision import stored_team
@@ -22,18 +22,17 @@ from natterjack.service import AgentInfo
 from natterjack.team import Team
 
 
-def agents(*, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False) -> None:
+@asynchronous
+async def agents(
+    *, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False
+) -> None:
     """List the agents of the team, wherever they run: their load, what waits for them, and who is missing."""
-
-    async def look() -> None:
-        async with joined(server, nats_context) as client:
-            rows = await _rows(client)
-        if as_json:
-            write_json([row.plain() for row in rows])
-        else:
-            _print(rows)
-
-    run(look())
+    async with joined(server, nats_context) as client:
+        rows = await _rows(client)
+    if as_json:
+        write_json([row.plain() for row in rows])
+    else:
+        _print(rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from natterjack.cli.options import (
     read_payload,
 )
 from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous, run
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.errors import nearest
@@ -52,7 +52,8 @@ async def _joined(bucket: str, server: str | None, nats_context: str | None) -> 
 
 
 @app.command()
-def get(
+@asynchronous
+async def get(
     key: KeyArgument,
     *,
     bucket: BucketOption = "",
@@ -61,14 +62,10 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Print the value of a key."""
-
-    async def read() -> None:
-        async with _joined(bucket, server, nats_context) as context:
-            _check_key(context, key)
-            value = context.get(key)
-            write_json(value) if as_json else write(text_of(value))
-
-    run(read())
+    async with _joined(bucket, server, nats_context) as context:
+        _check_key(context, key)
+        value = context.get(key)
+        write_json(value) if as_json else write(text_of(value))
 
 
 def _check_key(context: AgentContext, key: str) -> None:
@@ -105,7 +102,8 @@ def set(
 
 
 @app.command()
-def delete(
+@asynchronous
+async def delete(
     key: KeyArgument,
     *,
     bucket: BucketOption = "",
@@ -114,14 +112,10 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a key."""
-
-    async def store() -> None:
-        async with _joined(bucket, server, nats_context) as context:
-            _check_key(context, key)
-            revision = await context.delete(key)
-        _tell_written(key, revision, as_json=as_json)
-
-    run(store())
+    async with _joined(bucket, server, nats_context) as context:
+        _check_key(context, key)
+        revision = await context.delete(key)
+    _tell_written(key, revision, as_json=as_json)
 
 
 def _tell_written(key: str, revision: int, *, as_json: bool) -> None:
@@ -129,7 +123,8 @@ def _tell_written(key: str, revision: int, *, as_json: bool) -> None:
 
 
 @app.command("list")
-def list_keys(
+@asynchronous
+async def list_keys(
     pattern: Annotated[str, typer.Argument(help="E.g. draft.*")] = ">",
     *,
     bucket: BucketOption = "",
@@ -138,21 +133,18 @@ def list_keys(
     as_json: JsonOption = False,
 ) -> None:
     """List all keys with their values."""
-
-    async def read() -> None:
-        async with _joined(bucket, server, nats_context) as context:
-            keys = context.keys(pattern)
-            values = {key: context.get(key) for key in keys}
-        if as_json:
-            write_json(values)
-        else:
-            write_table(["key", "value"], [*values.items()], empty="the context is empty")
-
-    run(read())
+    async with _joined(bucket, server, nats_context) as context:
+        keys = context.keys(pattern)
+        values = {key: context.get(key) for key in keys}
+    if as_json:
+        write_json(values)
+    else:
+        write_table(["key", "value"], [*values.items()], empty="the context is empty")
 
 
 @app.command()
-def watch(
+@asynchronous
+async def watch(
     pattern: Annotated[str, typer.Argument(help="E.g. findings, draft.* or >")] = ">",
     *,
     count: CountOption = None,
@@ -162,25 +154,22 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Print changes as they come, one line each."""
-
-    async def follow() -> None:
-        async with _joined(bucket, server, nats_context) as context:
-            changes = context.watch(pattern)
-            note(f"watching keys that match {pattern!r}; Ctrl-C ends it")
-            seen = 0
-            async for change in changes:
-                value = "(deleted)" if change.deleted else one_line(change.value)
-                line = f"{change.revision}  {change.key}  {change.writer or '-'}  {value}"
-                write_json(asdict(change)) if as_json else write(line)
-                seen += 1
-                if seen == count:
-                    return
-
-    run(follow())
+    async with _joined(bucket, server, nats_context) as context:
+        changes = context.watch(pattern)
+        note(f"watching keys that match {pattern!r}; Ctrl-C ends it")
+        seen = 0
+        async for change in changes:
+            value = "(deleted)" if change.deleted else one_line(change.value)
+            line = f"{change.revision}  {change.key}  {change.writer or '-'}  {value}"
+            write_json(asdict(change)) if as_json else write(line)
+            seen += 1
+            if seen == count:
+                return
 
 
 @app.command()
-def history(
+@asynchronous
+async def history(
     key: KeyArgument,
     *,
     bucket: BucketOption = "",
@@ -189,19 +178,15 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Print the last 16 versions of a key, oldest first."""
-
-    async def read() -> None:
-        async with _joined(bucket, server, nats_context) as context:
-            revisions = await context.history(key)
-            if not revisions:
-                _check_key(context, key)
-        if as_json:
-            write_json([asdict(revision) for revision in revisions])
-            return
-        rows = [
-            (r.revision, f"{r.time.astimezone():%Y-%m-%d %H:%M:%S}", r.writer, "(deleted)" if r.deleted else r.value)
-            for r in revisions
-        ]
-        write_table(["revision", "time", "writer", "value"], rows, empty="no versions")
-
-    run(read())
+    async with _joined(bucket, server, nats_context) as context:
+        revisions = await context.history(key)
+        if not revisions:
+            _check_key(context, key)
+    if as_json:
+        write_json([asdict(revision) for revision in revisions])
+        return
+    rows = [
+        (r.revision, f"{r.time.astimezone():%Y-%m-%d %H:%M:%S}", r.writer, "(deleted)" if r.deleted else r.value)
+        for r in revisions
+    ]
+    write_table(["revision", "time", "writer", "value"], rows, empty="no versions")

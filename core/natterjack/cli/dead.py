@@ -14,7 +14,7 @@ from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined
 from natterjack.cli.output import text_of, write, write_json, write_table
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous
 from natterjack.codec import decode
 from natterjack.dead import DeadLetter
 from natterjack.errors import NotProvisionedError, PayloadError
@@ -31,7 +31,8 @@ AllOption = Annotated[bool, typer.Option("--all", help="All of them, or all of -
 
 
 @app.command("list")
-def list_letters(
+@asynchronous
+async def list_letters(
     *,
     agent: AgentOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 1000,
@@ -40,19 +41,15 @@ def list_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, oldest first."""
-
-    async def read() -> None:
-        async with joined(server, nats_context) as client:
-            if agent:
-                await check_agent(client, agent)
-            letters = await dead.dead_letters(client.bus, agent=agent or "*", limit=limit)
-        if as_json:
-            write_json([_described(letter) for letter in letters])
-            return
-        rows = [(i.number, _moment(i), i.agent, i.type, i.attempts, i.cause) for i in letters]
-        write_table(["number", "time", "agent", "event", "attempts", "cause"], rows, empty="no dead letters")
-
-    run(read())
+    async with joined(server, nats_context) as client:
+        if agent:
+            await check_agent(client, agent)
+        letters = await dead.dead_letters(client.bus, agent=agent or "*", limit=limit)
+    if as_json:
+        write_json([_described(letter) for letter in letters])
+        return
+    rows = [(i.number, _moment(i), i.agent, i.type, i.attempts, i.cause) for i in letters]
+    write_table(["number", "time", "agent", "event", "attempts", "cause"], rows, empty="no dead letters")
 
 
 def _moment(letter: DeadLetter) -> str:
@@ -72,7 +69,8 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
 
 
 @app.command()
-def show(
+@asynchronous
+async def show(
     number: NumberArgument,
     *,
     server: ServerOption = None,
@@ -80,17 +78,13 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one dead letter with its payload."""
-
-    async def read() -> None:
-        async with joined(server, nats_context) as client:
-            letter = await _find(client.bus, number)
-        if as_json:
-            write_json(_described(letter))
-            return
-        for name, value in (_described(letter) | {"time": _moment(letter)}).items():
-            write(f"{name:10}{text_of(value)}")
-
-    run(read())
+    async with joined(server, nats_context) as client:
+        letter = await _find(client.bus, number)
+    if as_json:
+        write_json(_described(letter))
+        return
+    for name, value in (_described(letter) | {"time": _moment(letter)}).items():
+        write(f"{name:10}{text_of(value)}")
 
 
 async def _find(bus: Bus, number: int) -> DeadLetter:
@@ -103,7 +97,8 @@ async def _find(bus: Bus, number: int) -> DeadLetter:
 
 
 @app.command()
-def retry(
+@asynchronous
+async def retry(
     numbers: NumbersArgument = None,
     *,
     every: AllOption = False,
@@ -113,11 +108,12 @@ def retry(
     as_json: JsonOption = False,
 ) -> None:
     """Give events to their agents again, through their inboxes."""
-    run(_decide("retried", dead.retry, numbers or [], every, agent, server, nats_context, as_json=as_json))
+    await _decide("retried", dead.retry, numbers or [], every, agent, server, nats_context, as_json=as_json)
 
 
 @app.command()
-def drop(
+@asynchronous
+async def drop(
     numbers: NumbersArgument = None,
     *,
     every: AllOption = False,
@@ -127,7 +123,7 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Forget dead letters."""
-    run(_decide("dropped", dead.drop, numbers or [], every, agent, server, nats_context, as_json=as_json))
+    await _decide("dropped", dead.drop, numbers or [], every, agent, server, nats_context, as_json=as_json)
 
 
 async def _decide(

@@ -21,7 +21,7 @@ from natterjack.cli.options import (
     read_since,
 )
 from natterjack.cli.output import note, one_line, text_of, write, write_json
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous, run
 from natterjack.client import Run, TeamClient
 from natterjack.errors import nearest
 from natterjack.events import Since
@@ -125,7 +125,8 @@ def publish(
 
 
 @app.command()
-def tail(
+@asynchronous
+async def tail(
     pattern: Annotated[str, typer.Argument(help="E.g. research.complete, research.* or >")] = ">",
     *,
     messages: Annotated[bool, typer.Option("--messages", help="Messages by topic instead of events.")] = False,
@@ -135,23 +136,20 @@ def tail(
     as_json: JsonOption = False,
 ) -> None:
     """Print events as they happen, one line each."""
-
-    async def follow() -> None:
-        async with joined(server, nats_context) as client:
-            await stored_team(client.bus)  # without provisioning nothing is fed, and the tail would stay silent
-            bus = client.event_bus
-            async with bus.subscribe_topic(pattern) if messages else bus.subscribe(pattern) as live:
-                note(f"watching {'messages' if messages else 'events'} that match {pattern!r}; Ctrl-C ends it")
-                left = count
-                while left is None or left > 0:
-                    _show(await anext(live), as_json=as_json)
-                    left = None if left is None else left - 1
-
-    run(follow())
+    async with joined(server, nats_context) as client:
+        await stored_team(client.bus)  # without provisioning nothing is fed, and the tail would stay silent
+        bus = client.event_bus
+        async with bus.subscribe_topic(pattern) if messages else bus.subscribe(pattern) as live:
+            note(f"watching {'messages' if messages else 'events'} that match {pattern!r}; Ctrl-C ends it")
+            left = count
+            while left is None or left > 0:
+                _show(await anext(live), as_json=as_json)
+                left = None if left is None else left - 1
 
 
 @app.command()
-def replay(
+@asynchronous
+async def replay(
     pattern: Annotated[str, typer.Argument(help="E.g. research.complete, research.* or >")] = ">",
     *,
     since: Annotated[
@@ -166,18 +164,14 @@ def replay(
 ) -> None:
     """Print stored events, oldest first, or give them to an agent again."""
     begin = _beginning(since)
-
-    async def read() -> None:
-        async with joined(server, nats_context) as client:
-            await (check_agent(client, to) if to else stored_team(client.bus))
-            events = _first(client.event_bus.replay(pattern, since=begin), limit)
-            if to:
-                await _give_again(client, to, [event async for event in events], yes=yes, as_json=as_json)
-                return
-            async for event in events:
-                _show(event, as_json=as_json, day=True)
-
-    run(read())
+    async with joined(server, nats_context) as client:
+        await (check_agent(client, to) if to else stored_team(client.bus))
+        events = _first(client.event_bus.replay(pattern, since=begin), limit)
+        if to:
+            await _give_again(client, to, [event async for event in events], yes=yes, as_json=as_json)
+            return
+        async for event in events:
+            _show(event, as_json=as_json, day=True)
 
 
 async def _give_again(client: TeamClient, agent: str, events: list[Event], *, yes: bool, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from natterjack.cli.options import (
     read_since,
 )
 from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous
 from natterjack.client import TeamClient
 from natterjack.components import Entry
 from natterjack.journal import ENDINGS
@@ -34,7 +34,8 @@ KindOption = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="
 
 
 @app.command()
-def tail(
+@asynchronous
+async def tail(
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="Of one agent; all by default.")] = None,
     *,
     run_id: Annotated[str | None, typer.Option("--run", metavar="ID", help="Of one run.")] = None,
@@ -48,25 +49,21 @@ def tail(
 ) -> None:
     """Print the last journal entries, one line each."""
     first = read_since(since)
-
-    async def show() -> None:
-        async with joined(server, nats_context) as client:
-            if agent:
-                await check_agent(client, agent)
-            run = subjects.check_type(run_id, "run id") if run_id else "*"
-            if follow:
-                coming = client.journal.tail(agent or "*", run=run, kind=kind, since=first, last=lines)
-                async with coming as entries:
-                    note("watching the journal; Ctrl-C ends it")
-                    await _print(client, entries, as_json=as_json)
-            else:
-                stored = client.journal.entries(agent or "*", run=run, kind=kind, since=first)
-                last = deque([entry async for entry in stored], maxlen=lines)
-                await _print(client, _each(last), as_json=as_json)
-                if not last and not as_json:
-                    note("no journal entries")
-
-    run(show())
+    async with joined(server, nats_context) as client:
+        if agent:
+            await check_agent(client, agent)
+        run = subjects.check_type(run_id, "run id") if run_id else "*"
+        if follow:
+            coming = client.journal.tail(agent or "*", run=run, kind=kind, since=first, last=lines)
+            async with coming as entries:
+                note("watching the journal; Ctrl-C ends it")
+                await _print(client, entries, as_json=as_json)
+        else:
+            stored = client.journal.entries(agent or "*", run=run, kind=kind, since=first)
+            last = deque([entry async for entry in stored], maxlen=lines)
+            await _print(client, _each(last), as_json=as_json)
+            if not last and not as_json:
+                note("no journal entries")
 
 
 async def _each(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
@@ -104,7 +101,8 @@ def _plain(entry: Entry) -> dict[str, object]:
 
 
 @app.command()
-def show(
+@asynchronous
+async def show(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="Whose runs.")],
     run_id: Annotated[str | None, typer.Argument(metavar="RUN", help="One run, in full; by default a list.")] = None,
     *,
@@ -116,21 +114,17 @@ def show(
 ) -> None:
     """List the last runs of an agent, or print all entries of one run."""
     first = read_since(since)
-
-    async def look() -> None:
-        async with joined(server, nats_context) as client:
-            await check_agent(client, agent)
-            if run_id:
-                await _show_run(client, agent, subjects.check_type(run_id, "run id"), as_json=as_json)
-                return
-            runs: dict[str, _Run] = {}
-            async for entry in client.journal.entries(agent, since=first):
-                time = _moment(entry.time)
-                runs.setdefault(entry.run, _Run(entry.run, time, time)).add(entry)
-            last = deque(sorted(runs.values(), key=lambda each: each.last), maxlen=lines)
-            _show_runs(agent, last, as_json=as_json)
-
-    run(look())
+    async with joined(server, nats_context) as client:
+        await check_agent(client, agent)
+        if run_id:
+            await _show_run(client, agent, subjects.check_type(run_id, "run id"), as_json=as_json)
+            return
+        runs: dict[str, _Run] = {}
+        async for entry in client.journal.entries(agent, since=first):
+            time = _moment(entry.time)
+            runs.setdefault(entry.run, _Run(entry.run, time, time)).add(entry)
+        last = deque(sorted(runs.values(), key=lambda each: each.last), maxlen=lines)
+        _show_runs(agent, last, as_json=as_json)
 
 
 @dataclass(slots=True)

@@ -9,12 +9,14 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
 
 import typer
 
 from natterjack.cli.exits import ExitCode
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -27,6 +29,19 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             return runner.run(main)
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def asynchronous(command: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a coroutine function a command; see `run`.
+
+    Not where it reads standard input: that must be done before, where Ctrl-C still ends it.
+    """
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(command(*args, **kwargs))
+
+    return wrapped
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

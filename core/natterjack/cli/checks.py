@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +22,6 @@ from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.expiry import expired
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, agent_triggers, stored_team
-from natterjack.server import Server
 from natterjack.service import discover
 from natterjack.team import Team
 
@@ -118,16 +116,6 @@ def check_file(path: Path) -> Iterator[Finding]:
 
 
 # The server, and the team on it
-
-
-@asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[Bus]:
-    """Connect as the operator."""
-    bus = await Bus.connect(server, principal=subjects.OPERATOR)
-    try:
-        yield bus
-    finally:
-        await bus.close()
 
 
 async def check_team(bus: Bus, team_file: Path, plugins: Plugins) -> AsyncIterator[Finding]:

@@ -18,7 +18,7 @@ from natterjack.cli.options import (
     joined,
     read_payload,
 )
-from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
+from natterjack.cli.output import local, note, one_line, text_of, write, write_json, write_table
 from natterjack.cli.run import asynchronous, run
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
@@ -185,8 +185,5 @@ async def history(
     if as_json:
         write_json([asdict(revision) for revision in revisions])
         return
-    rows = [
-        (r.revision, f"{r.time.astimezone():%Y-%m-%d %H:%M:%S}", r.writer, "(deleted)" if r.deleted else r.value)
-        for r in revisions
-    ]
+    rows = [(r.revision, local(r.time), r.writer, "(deleted)" if r.deleted else r.value) for r in revisions]
     write_table(["revision", "time", "writer", "value"], rows, empty="no versions")

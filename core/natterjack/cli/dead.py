@@ -13,7 +13,7 @@ from natterjack import dead
 from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined
-from natterjack.cli.output import text_of, write, write_json, write_table
+from natterjack.cli.output import local, text_of, write, write_json, write_table
 from natterjack.cli.run import asynchronous
 from natterjack.codec import decode
 from natterjack.dead import DeadLetter
@@ -48,16 +48,8 @@ async def list_letters(
     if as_json:
         write_json([_described(letter) for letter in letters])
         return
-    rows = [(i.number, _moment(i), i.agent, i.type, i.attempts, i.cause) for i in letters]
+    rows = [(i.number, local(i.time), i.agent, i.type, i.attempts, i.cause) for i in letters]
     write_table(["number", "time", "agent", "event", "attempts", "cause"], rows, empty="no dead letters")
-
-
-def _moment(letter: DeadLetter) -> str:
-    return f"{_time(letter).astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _time(letter: DeadLetter) -> datetime:
-    return datetime.fromtimestamp(letter.time, UTC)
 
 
 def _described(letter: DeadLetter) -> dict[str, Any]:
@@ -65,7 +57,8 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
         data = decode(letter.data)
     except PayloadError:  # that may be why it is dead
         data = letter.data
-    return {"number": letter.number, "type": letter.type, **asdict(letter), "time": _time(letter), "data": data}
+    time = datetime.fromtimestamp(letter.time, UTC)
+    return {"number": letter.number, "type": letter.type, **asdict(letter), "time": time, "data": data}
 
 
 @app.command()
@@ -83,7 +76,7 @@ async def show(
     if as_json:
         write_json(_described(letter))
         return
-    for name, value in (_described(letter) | {"time": _moment(letter)}).items():
+    for name, value in (_described(letter) | {"time": local(letter.time)}).items():
         write(f"{name:10}{text_of(value)}")
 
 

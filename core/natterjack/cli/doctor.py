@@ -16,11 +16,10 @@ from natterjack.cli.checks import (
     check_machine,
     check_plugins,
     check_team,
-    connected,
     good,
 )
 from natterjack.cli.exits import ExitCode
-from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server
+from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server, operator
 from natterjack.cli.output import clean, write, write_json
 from natterjack.cli.run import run
 from natterjack.errors import ConfigError, NatterjackError, PluginError
@@ -59,7 +58,7 @@ async def _examine(team_file: Path, url: str | None, nats_context: str | None) -
     findings += check_plugins(plugins)
     try:
         server = find_server(url, nats_context, team_file=team_file)
-        async with connected(server) as bus:
+        async with operator(server) as bus:
             findings.append(good("broker", f"{server} answers"))
             findings += [finding async for finding in check_team(bus, team_file, plugins)]
     except ConfigError as error:

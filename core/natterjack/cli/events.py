@@ -20,7 +20,7 @@ from natterjack.cli.options import (
     read_payload,
     read_since,
 )
-from natterjack.cli.output import note, one_line, text_of, write, write_json
+from natterjack.cli.output import local, note, one_line, text_of, write, write_json
 from natterjack.cli.run import asynchronous, run
 from natterjack.client import Run, TeamClient
 from natterjack.errors import nearest
@@ -202,6 +202,5 @@ def _show(event: Event, *, as_json: bool, day: bool = False) -> None:
         keys = ("id", "type", "data", "source", "time", "sequence")
         write_json({key: getattr(event, key) for key in keys})
     else:
-        form = "%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S"
         data = "" if event.data is None else f"  {one_line(event.data)}"
-        write(f"{event.time.astimezone():{form}}  {event.type}  {event.source or '-'}{data}")
+        write(f"{local(event.time, day=day)}  {event.type}  {event.source or '-'}{data}")

@@ -21,7 +21,7 @@ from natterjack.cli.options import (
     joined,
     read_since,
 )
-from natterjack.cli.output import note, one_line, text_of, write, write_json, write_table
+from natterjack.cli.output import local, note, one_line, text_of, write, write_json, write_table
 from natterjack.cli.run import asynchronous
 from natterjack.client import TeamClient
 from natterjack.components import Entry
@@ -77,7 +77,7 @@ async def _print(client: TeamClient, entries: AsyncIterator[Entry], *, as_json: 
         if as_json:
             write_json(_plain(await client.journal.whole(entry)))
         else:
-            time = _local(entry.time)
+            time = local(entry.time, day=False)
             write(f"{time}  {entry.agent}  {entry.run}  {entry.index}  {entry.kind}{_short(entry.data)}")
 
 
@@ -85,11 +85,6 @@ def _short(data: object) -> str:
     if data is None:
         return ""
     return f"  ({data})" if isinstance(data, Reference) else f"  {one_line(data)}"
-
-
-def _local(time: float | datetime) -> str:
-    moment = time if isinstance(time, datetime) else _moment(time)
-    return f"{moment.astimezone():%H:%M:%S}"
 
 
 def _moment(time: float) -> datetime:
@@ -149,7 +144,13 @@ def _show_runs(agent: str, runs: Iterable[_Run], *, as_json: bool) -> None:
         write_json([asdict(each) for each in runs])
         return
     rows = [
-        (each.run, each.state, each.entries, _local(each.first), f"{(each.last - each.first).total_seconds():.1f} s")
+        (
+            each.run,
+            each.state,
+            each.entries,
+            local(each.first, day=False),
+            f"{(each.last - each.first).total_seconds():.1f} s",
+        )
         for each in runs
     ]
     write_table(["run", "state", "entries", "first", "over"], rows, empty=f"no runs of {agent} are journaled")
@@ -164,6 +165,6 @@ async def _show_run(client: TeamClient, agent: str, run_id: str, *, as_json: boo
         write_json([_plain(entry) for entry in entries])
         return
     for entry in entries:
-        write(f"{entry.index:3}  {_local(entry.time)}  {entry.kind}")
+        write(f"{entry.index:3}  {local(entry.time, day=False)}  {entry.kind}")
         for line in "" if entry.data is None else text_of(entry.data).splitlines():
             write(f"     {line}")

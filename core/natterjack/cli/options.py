@@ -15,12 +15,14 @@ import typer
 
 from natterjack import codec
 from natterjack.broker import DEFAULT_STORE, running_url
+from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient, connect
 from natterjack.errors import ConfigError, nearest
 from natterjack.provision import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
+from natterjack.subjects import OPERATOR
 from natterjack.team import Team
 
 TEAM_FILE: Final = Path("team.toml")
@@ -109,6 +111,16 @@ async def joined(url: str | None, nats_context: str | None, *, context: bool = F
     """Join the team of the server that the options name; with the shared context only on demand."""
     async with connect(find_server(url, nats_context), context=context) as client:
         yield client
+
+
+@asynccontextmanager
+async def operator(server: Server) -> AsyncIterator[Bus]:
+    """Connect as the operator, where perhaps no team is provisioned yet."""
+    bus = await Bus.connect(server, principal=OPERATOR)
+    try:
+        yield bus
+    finally:
+        await bus.close()
 
 
 async def check_agent(client: TeamClient, name: str) -> Team:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -55,6 +56,12 @@ def text_of(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     return clean(value if isinstance(value, str) else codec.encode(value).decode())
+
+
+def local(time: datetime | float, *, day: bool = True) -> str:
+    """Return a moment in local time, with its day or without; a number is Unix seconds."""
+    moment = time if isinstance(time, datetime) else datetime.fromtimestamp(time, UTC)
+    return f"{moment.astimezone():{'%Y-%m-%d ' if day else ''}%H:%M:%S}"
 
 
 def clean(text: str) -> str:

@@ -19,6 +19,8 @@ from natterjack import subjects
 from natterjack.broker import embed
 from natterjack.broker.storelock import StoreLock
 from natterjack.bus import Bus, Message
+from natterjack.cli.options import operator
+from natterjack.cli.run import first_of
 from natterjack.cli.supervisor import Supervisor
 from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient
@@ -91,8 +93,7 @@ async def play(question: str, docs: Path | None, stage: Stage) -> Report:
     """
     plugins = Plugins.load()
     team = demo_team(docs, plugins)
-    async with _server(stage) as server:
-        bus = await Bus.connect(server, principal=subjects.OPERATOR)
+    async with _server(stage) as server, operator(server) as bus:
         supervisor = Supervisor(team, server, stage.log, servers=stage.servers)
         try:
             await provision(bus, team, plugins, context=AgentContext(team.context))
@@ -102,7 +103,6 @@ async def play(question: str, docs: Path | None, stage: Stage) -> Report:
             return await _ask(bus, question, supervisor, stage.show)
         finally:
             await supervisor.stop()
-            await bus.close()
 
 
 @asynccontextmanager
@@ -149,18 +149,17 @@ async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show) -> R
     dead = await bus.subscribe(subjects.dead("*", "*"), on_dead)
     async with client.event_bus.subscribe() as events:
         await client.event_bus.emit("research.start", {"question": question})
-        endings = [asyncio.ensure_future(_report(events, show)), asyncio.create_task(supervise()), given_up]
         try:
-            done, _ = await asyncio.wait(endings, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                msg = f"no report after {TIMEOUT:.0f} s"
-                raise StartError(msg)
-            return next(iter(done)).result()
+            async with asyncio.timeout(TIMEOUT) as limit:
+                report: Report = await first_of(_report(events, show), supervise(), given_up)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            msg = f"no report after {TIMEOUT:.0f} s"
+            raise StartError(msg) from error
         finally:
-            for ending in endings:
-                ending.cancel()
-            await asyncio.gather(*endings, return_exceptions=True)
             await dead.unsubscribe()
+        return report
 
 
 async def _report(events: LiveEvents, show: Show) -> Report:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from natterjack.bus import Bus
-from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server
+from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server, operator
 from natterjack.cli.output import note, write_json, write_table
 from natterjack.cli.run import run
 from natterjack.cli.teamfile import read_team, team_schema
@@ -17,7 +16,6 @@ from natterjack.plugins import Plugins
 from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
-from natterjack.subjects import OPERATOR
 from natterjack.team import Team, check_team
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
@@ -52,8 +50,5 @@ def schema() -> None:
 
 async def provisioned(team: Team, server: Server, plugins: Plugins, *, prune: bool = False) -> Provisioned:
     """Provision a team as the operator, and return what was done."""
-    bus = await Bus.connect(server, principal=OPERATOR)
-    try:
+    async with operator(server) as bus:
         return await provision_team(bus, team, plugins, prune=prune)
-    finally:
-        await bus.close()

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
@@ -109,7 +109,7 @@ def _has_terminal() -> bool:
     return True
 
 
-async def first_of(*work: Coroutine[Any, Any, Any]) -> Any:
+async def first_of(*work: Awaitable[Any]) -> Any:
     """Return what the first of several coroutines returns, or raise what it raises; the others are cancelled."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:

@@ -36,9 +36,8 @@ from natterjack import (
 from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
-from natterjack.builtin.plainsubjects import SubjectTrigger
 from natterjack.builtin.plugin import natterjack_agents, natterjack_journals, natterjack_peers, natterjack_triggers
-from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger, SubjectTrigger
 from natterjack.bus import Bus
 from natterjack.journal import StreamJournal
 from natterjack.plugins import Plugins

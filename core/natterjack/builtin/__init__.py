@@ -1,7 +1,6 @@
 """The components that come with the kernel, brought through the same hooks as everybody's."""
 
 from natterjack.builtin.journals import FileJournal
-from natterjack.builtin.plainsubjects import SubjectTrigger
-from natterjack.builtin.triggers import ContextTrigger, EventTrigger, MessageTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, MessageTrigger, SubjectTrigger
 
 __all__ = ["ContextTrigger", "EventTrigger", "FileJournal", "MessageTrigger", "SubjectTrigger"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from natterjack.builtin.agents import PythonAgent
 from natterjack.builtin.journals import FileJournal
 from natterjack.builtin.peers import NatsPeers
-from natterjack.builtin.plainsubjects import SubjectTrigger
-from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger
+from natterjack.builtin.triggers import ContextTrigger, EventTrigger, InboxTrigger, MessageTrigger, SubjectTrigger
 from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal

@@ -16,17 +16,16 @@ from natterjack.errors import (
     BrokerError,
     ConfigError,
     DisconnectedError,
-    NotProvisionedError,
     PayloadError,
     RequestTimeoutError,
     RunFailedError,
-    UnknownAgentError,
 )
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.journal import ENDINGS, StreamJournal
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
+from natterjack.provision import stored_team
 from natterjack.schedules import cancel, schedules
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover
@@ -117,7 +116,7 @@ class TeamClient:
         self.journal = StreamJournal().attach(bus)
         self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
         self._peers = Peers(bus, Guards())
-        self._inboxes: set[str] = set()
+        self._known: set[str] = set()
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
         """Ask one agent and return its answer.
@@ -235,6 +234,7 @@ class TeamClient:
 
         Raises:
             UnknownAgentError: The team has no such agent.
+            NotProvisionedError: No team has been provisioned.
             InvalidNameError: The agent's name or the event's type is malformed.
             PayloadError: The event has no `type`, or cannot be sent.
             RefusedError: The broker refuses.
@@ -245,21 +245,12 @@ class TeamClient:
         if not isinstance(kind, str):
             msg = f"an event needs its 'type', e.g. {{'type': 'research.start', …}}; this one has {kind!r}"
             raise PayloadError(msg)
-        await self._check_inbox(agent)
+        if agent not in self._known:  # a misspelt name would store an event that nobody ever reads
+            (await stored_team(self.bus)).agent(agent)
+            self._known.add(agent)
         identity = self.bus.new_id()
         await self.event_bus.send("inject", f"{agent}.{kind}", dict(event), Envelope(), identity)
         return Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, self.bus)
-
-    async def _check_inbox(self, agent: str) -> None:
-        """Make sure that somebody will ever read it: a misspelt name would store an event for nobody."""
-        if agent in self._inboxes:
-            return
-        try:
-            await self.bus.api(f"CONSUMER.INFO.{subjects.INBOX}.{subjects.durable(agent, 'inbox')}")
-        except NotProvisionedError as error:
-            known = sorted(name.partition("=")[0] for name in await self.bus.consumers(subjects.INBOX))
-            raise UnknownAgentError(subjects.TEAM_BUCKET, agent, known) from error
-        self._inboxes.add(agent)
 
 
 @asynccontextmanager

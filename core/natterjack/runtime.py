@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, Self
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from natterjack import subjects
 from natterjack.broker import Broker, embed
 from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
-from natterjack.client import Run, TeamClient
+from natterjack.client import TeamClient
 from natterjack.clock import Clock
 from natterjack.components import Agent
 from natterjack.context import AgentContext
@@ -23,19 +24,29 @@ from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Answers
-from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, TeamProcess
 from natterjack.provision import provision, stored_team
 from natterjack.server import Server, named_server
-from natterjack.service import AgentInfo
 from natterjack.team import Team
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger("natterjack.runtime")
 
 STOP_TIMEOUT = 10.0
 """Seconds a runtime gives running work when it stops."""
+
+
+def _as_operator(method: Callable[Concatenate[TeamClient, P], R]) -> Callable[Concatenate[AgentRuntime, P], R]:
+    """Return a method of a runtime that calls one of its client."""
+
+    @wraps(method)
+    def call(self: AgentRuntime, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self._running, *args, **kwargs)
+
+    return call
 
 
 class AgentRuntime:
@@ -250,27 +261,11 @@ class AgentRuntime:
         """Where it is connected."""
         return self._running.bus.server
 
-    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
-        """Ask one agent as the operator; see `TeamClient.ask_peer`."""
-        return await self._running.ask_peer(name, question, timeout=timeout)
-
-    def ask_stream(
-        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
-    ) -> AnswerStream:
-        """Ask one agent for its answer in chunks, as the operator; see `TeamClient.ask_stream`."""
-        return self._running.ask_stream(name, question, timeout=timeout, on_query=on_query)
-
-    async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
-        """Ask several agents at once, as the operator; see `TeamClient.broadcast`."""
-        return await self._running.broadcast(names, question, timeout=timeout)
-
-    async def agents(self) -> list[AgentInfo]:
-        """Return the agents that run now, on whatever machine; see `TeamClient.agents`."""
-        return await self._running.agents()
-
-    async def inject_event(self, agent: str, event: Mapping[str, Any]) -> Run:
-        """Give an event to one agent; see `TeamClient.inject_event`."""
-        return await self._running.inject_event(agent, event)
+    ask_peer = _as_operator(TeamClient.ask_peer)
+    ask_stream = _as_operator(TeamClient.ask_stream)
+    broadcast = _as_operator(TeamClient.broadcast)
+    agents = _as_operator(TeamClient.agents)
+    inject_event = _as_operator(TeamClient.inject_event)
 
 
 @dataclass(frozen=True, slots=True)

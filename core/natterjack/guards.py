@@ -52,15 +52,14 @@ class Guards:
             RefusedError: One refuses, or fails: who wanted what, and the guard's reason.
         """
         for guard in self._guards:
+            failure = None
             try:
                 reason = guard.refuse(principal, verb, what)
             except Exception as error:
-                reason = f"the guard {guard.name!r} failed ({type(error).__name__}: {error})"
-                msg = f"{principal!r} may not {verb} {what!r}: {reason}"
-                raise RefusedError(msg) from error
+                failure, reason = error, f"the guard {guard.name!r} failed ({type(error).__name__}: {error})"
             if reason is not None:
                 msg = f"{principal!r} may not {verb} {what!r}: {reason}"
-                raise RefusedError(msg)
+                raise RefusedError(msg) from failure
 
 
 def _loaded(kind: type[Guard], rules: Sequence[Rule], governed: frozenset[tuple[str, Verb]]) -> Guard:

@@ -138,21 +138,16 @@ class _Run:
         if entry.kind in ENDINGS:
             self.state = entry.kind
 
+    @property
+    def over(self) -> str:
+        return f"{(self.last - self.first).total_seconds():.1f} s"
+
 
 def _show_runs(agent: str, runs: Iterable[_Run], *, as_json: bool) -> None:
     if as_json:
         write_json([asdict(each) for each in runs])
         return
-    rows = [
-        (
-            each.run,
-            each.state,
-            each.entries,
-            local(each.first, day=False),
-            f"{(each.last - each.first).total_seconds():.1f} s",
-        )
-        for each in runs
-    ]
+    rows = [(each.run, each.state, each.entries, local(each.first, day=False), each.over) for each in runs]
     write_table(["run", "state", "entries", "first", "over"], rows, empty=f"no runs of {agent} are journaled")
 
 

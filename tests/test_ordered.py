@@ -19,7 +19,7 @@ from natterjack.bus import Bus, Message
 from natterjack.context import AgentContext
 from natterjack.dead import dead_letters
 from natterjack.guards import Guards
-from natterjack.host import AgentHost
+from natterjack.host import AgentHost, Place
 from natterjack.ordering import Lanes
 from natterjack.plugins import Plugins
 from natterjack.provision import agent_triggers, provision
@@ -198,8 +198,9 @@ class Replica:
 async def start(server: NatsServer, worker: Worker) -> Replica:
     bus, context = await Bus.connect(Server(server.url), principal="worker"), AgentContext()
     await context.attach(bus)
-    triggers = agent_triggers(SPEC, Plugins.load())
-    host = AgentHost("worker", SPEC, worker, triggers, team="team", bus=bus, context=context, guards=Guards())
+    plugins = Plugins.load()
+    place = Place(Team(agents={"worker": SPEC}), plugins, Guards(), context)
+    host = AgentHost("worker", worker, agent_triggers(SPEC, plugins)[1:], [], place, bus)
     await host.start()
     return Replica(host, context)
 

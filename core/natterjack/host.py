@@ -8,10 +8,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
@@ -26,6 +28,7 @@ from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
 from natterjack.messages import Answer, Envelope, Firing, PlainMessage, Schedule, run_id
 from natterjack.peers import AskServer, Peers, Question, cancel_all
+from natterjack.plugins import Plugins
 from natterjack.relay import Relay
 from natterjack.routing import Routing
 from natterjack.runs import RunContext, answer_text, through
@@ -33,7 +36,7 @@ from natterjack.schedules import schedule
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.team import AgentSpec
+from natterjack.team import Team
 
 log = logging.getLogger("natterjack.host")
 
@@ -43,52 +46,61 @@ CLOSE_WAIT: Final = 2.0
 """Seconds that a journal or address scheme may take to close."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the agents of one process share.
+
+    Attributes:
+        team: Their team.
+        plugins: What is installed.
+        guards: Asked before one emits, publishes or asks.
+        context: The process's replica of the shared context, attached.
+        buckets: The same of the buckets beside it.
+        clock: The time for their triggers.
+    """
+
+    team: Team
+    plugins: Plugins
+    guards: Guards
+    context: AgentContext
+    buckets: Mapping[str, AgentContext] = field(default_factory=dict)
+    clock: Clock | None = None
+
+
 class AgentHost:
     """Runs one agent on one connection.
 
     Args:
         name: The agent's name.
-        spec: Its limits and routing.
         agent: Does the work.
-        triggers: What wakes it, the inbox among them.
-        team: The team's name.
-        bus: Its own connection.
-        context: The process's replica of the shared context, attached.
-        buckets: The same of the buckets beside it.
-        closing: Buckets that end with it.
-        guards: Asked before it emits, publishes or asks.
+        triggers: What wakes it, beside the inbox.
         sinks: Journals beside the stream.
-        middleware: Stands around its work.
-        schemes: Resolves addresses of `cross_agents`.
-        awaited: Patterns of events that the team waits for; emitting another logs one line.
-        clock: The time for its triggers.
+        place: Where it runs; its team has the agent's limits and routing.
+        bus: Its own connection.
+        closing: Buckets that end with it.
     """
 
     def __init__(
         self,
         name: str,
-        spec: AgentSpec,
         agent: Agent,
         triggers: Sequence[Trigger],
-        *,
-        team: str,
+        sinks: Sequence[Journal],
+        place: Place,
         bus: Bus,
-        context: AgentContext,
-        buckets: Mapping[str, AgentContext] | None = None,
+        *,
         closing: Sequence[AgentContext] = (),
-        guards: Guards,
-        sinks: Sequence[Journal] = (),
-        middleware: Sequence[Middleware] = (),
-        schemes: Mapping[str, PeerScheme] | None = None,
-        awaited: Sequence[str] | None = None,
-        clock: Clock | None = None,
     ) -> None:
-        self.name, self.spec, self.bus, self.clock = name, spec, bus, clock or Clock()
-        self._agent, self._triggers, self._schemes = agent, triggers, schemes or {}
-        self._closing = closing
+        team, plugins, context, guards = place.team, place.plugins, place.context, place.guards
+        spec = team.agents[name]
+        self.name, self.spec, self.bus, self.clock = name, spec, bus, place.clock or Clock()
+        self._agent, self._triggers, self._closing = agent, [InboxTrigger(), *triggers], closing
+        self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
+        middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
+        awaited = [pattern for each in team.agents.values() for pattern in each.awaited]
         journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
-        peers = Peers(bus, guards, spec.cross_agents, schemes)
+        peers = Peers(bus, guards, spec.cross_agents, self._schemes)
         self._facilities = Facilities(
             name,
             bus,
@@ -99,7 +111,7 @@ class AgentHost:
             sinks,
             middleware,
             spec,
-            buckets or {},
+            place.buckets,
             agent.version,
             self.clock,
         )
@@ -111,9 +123,9 @@ class AgentHost:
         description = (inspect.getdoc(agent) or "").partition("\n")[0]
         ask = Endpoint("ask", subjects.ask(name))
         taken = {"max_payload": f"{bus.max_payload}B", "attachments_ok": "true"}
-        prompt = Endpoint("prompt", subjects.prompt(team, name), taken)
-        endpoints = [ask, prompt, Endpoint("status", subjects.status(team, name))]
-        self._service = Service(bus, team, name, description, endpoints=endpoints)
+        prompt = Endpoint("prompt", subjects.prompt(team.name, name), taken)
+        endpoints = [ask, prompt, Endpoint("status", subjects.status(team.name, name))]
+        self._service = Service(bus, team.name, name, description, endpoints=endpoints)
         self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
         self._answering = through([each.answer for each in middleware], self._call_answer)
         # A middleware that may change an answer must see it whole.

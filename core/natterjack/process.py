@@ -152,5 +152,5 @@ class TeamProcess(AgentProcess):
 
     def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
         self.name, self.spec, self.agent = name, spec, None
-        self.triggers = agent_triggers(spec, plugins)[1:]  # every process has the inbox
+        self.triggers = agent_triggers(spec, plugins)[1:]  # its host adds the inbox
         self.journals = [plugins.journal(each).create({}) for each in spec.journal if each != "stream"]

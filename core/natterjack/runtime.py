@@ -6,23 +6,20 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from natterjack import subjects
 from natterjack.broker import Broker, embed
-from natterjack.builtin.triggers import InboxTrigger
 from natterjack.bus import Bus
 from natterjack.client import TeamClient
 from natterjack.clock import Clock
-from natterjack.components import Agent
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.host import AgentHost
+from natterjack.host import AgentHost, Place
 from natterjack.journal import StreamJournal
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, TeamProcess
@@ -167,10 +164,10 @@ class AgentRuntime:
         for bucket in self.buckets.values():
             bucket.guards = guards
         agents = {name: process.make_agent(plugins) for name, process in self._processes.items()}
-        place = _Place(team, plugins, guards, self.context, self.buckets, self._clock)
+        place = Place(team, plugins, guards, self.context, self.buckets, self._clock)
         for name, process in self._processes.items():
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(place.host(process, agents[name], bus))
+            self._hosts.append(AgentHost(name, agents[name], process.triggers, process.journals, place, bus))
         await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context, buckets=self.buckets)
 
@@ -268,38 +265,6 @@ class AgentRuntime:
     inject_event = _as_operator(TeamClient.inject_event)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What the agents of one process share."""
-
-    team: Team
-    plugins: Plugins
-    guards: Guards
-    context: AgentContext
-    buckets: Mapping[str, AgentContext]
-    clock: Clock | None
-
-    def host(self, process: AgentProcess, agent: Agent, bus: Bus, closing: Sequence[AgentContext] = ()) -> AgentHost:
-        """Return the host of one agent; see `AgentHost`."""
-        return AgentHost(
-            process.name,
-            self.team.agents[process.name],
-            agent,
-            [InboxTrigger(), *process.triggers],
-            team=self.team.name,
-            bus=bus,
-            context=self.context,
-            buckets=self.buckets,
-            closing=closing,
-            guards=self.guards,
-            sinks=process.journals,
-            middleware=[kind() for _, kind in sorted(self.plugins.middleware.items())],
-            schemes={scheme: kind() for scheme, kind in self.plugins.peers.items()},
-            awaited=[pattern for spec in self.team.agents.values() for pattern in spec.awaited],
-            clock=self.clock,
-        )
-
-
 async def _start_together(hosts: Sequence[AgentHost]) -> None:
     """Start all or none: when one cannot, those that are still starting are stopped."""
     try:
@@ -373,8 +338,9 @@ async def start_agent(
                 closing.append(bucket)
                 await bucket.attach(bus, each, reads=reads)
         process = TeamProcess(name, spec, plugins)
-        place = _Place(team, plugins, context.guards, context, buckets, clock)
-        host = place.host(process, process.make_agent(plugins), bus, closing)
+        place = Place(team, plugins, context.guards, context, buckets, clock)
+        agent = process.make_agent(plugins)
+        host = AgentHost(name, agent, process.triggers, process.journals, place, bus, closing=closing)
         await host.start()
     except BaseException:
         for begun in (context, *closing):

@@ -103,8 +103,11 @@ async def test_one_key_one_after_another_and_keys_in_parallel(own_server: NatsSe
 
 
 async def test_what_fails_holds_back_only_its_own_key(own_server: NatsServer, bus: Bus) -> None:
+    sent = asyncio.Event()
+
     async def fail(event: Event) -> None:
         if event.data["n"] == 0 and event.attempt < 3:
+            await sent.wait()  # so that the others need not be sent, too, before the first retry
             raise ValueError("not yet")
         if event.data["n"] == 1:
             raise ValueError("never")
@@ -113,6 +116,7 @@ async def test_what_fails_holds_back_only_its_own_key(own_server: NatsServer, bu
     async with running(own_server, worker, retry_delay=0.05, max_attempts=3, concurrency=2) as runtime:
         for n in range(30):
             await runtime.event_bus.emit("job", {"key": "bad" if n < 10 else f"good{n % 2}", "n": n})
+        sent.set()
         await until(lambda: sum(map(len, worker.done.values())) == 29)
         bad = [n for key, n in worker.begun if key == "bad"]
         assert bad == [0, 0, 0, 1, 1, 1, *range(2, 10)]

@@ -63,19 +63,19 @@ class Tossed(Replica):
         self._held: list[Message] = []
         self._echoes: list[Message] = []  # what comes again after the next
 
-    async def _receive(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         self.heard += 1
         fate = next(self._fates, "pass")
         if fate == "hold":
             self._held.append(message)
         echoes, self._echoes = self._echoes, [message] if fate == "echo" else []
         for each in [message] * {"lose": 0, "hold": 0, "repeat": 2}.get(fate, 1) + echoes:
-            await super()._receive(each)
+            super()._receive(each)
 
-    async def release(self, index: int) -> None:
+    def release(self, index: int) -> None:
         """Bring a message late, behind newer ones."""
         if index < len(self._held):
-            await super()._receive(self._held.pop(index))
+            super()._receive(self._held.pop(index))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ async def check(step: Step, bus: Bus, replica: Tossed, last: int) -> None:
     """Do one step that writes nothing."""
     what, number = step
     if what == "release":
-        await replica.release(number)
+        replica.release(number)
     elif what == "reach":  # what is there, what is not there yet, and what will never be
         revision = max(0, last + number)
         await asyncio.wait_for(replica.reach(revision), 5)

@@ -57,8 +57,7 @@ async def lose_feed(replica: Replica) -> None:
 
 
 async def restore_feed(replica: Replica, bus: Bus) -> None:
-    feed = await bus.subscribe(subjects.feed_context(), replica._receive, on_lost=replica._wake.set)
-    replica._subscriptions.append(feed)
+    replica._subscriptions.append(await bus.listen(subjects.feed_context(), replica._receive))
 
 
 async def test_it_begins_with_what_the_bucket_has(bus: Bus, stack: AsyncExitStack) -> None:

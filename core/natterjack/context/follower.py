@@ -56,7 +56,7 @@ class Follower(ABC):
         try:
             for pattern in self._patterns:
                 feed = subjects.feed_context(pattern, self._bucket)
-                self._subscriptions.append(await self._bus.subscribe(feed, self._receive, on_lost=self._wake.set))
+                self._subscriptions.append(await self._bus.listen(feed, self._receive))
             await self.repair()
         except BaseException:
             await self.close()
@@ -71,7 +71,7 @@ class Follower(ABC):
             self._keeper.cancel()
             await asyncio.wait((self._keeper,))
 
-    async def _receive(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         if (message.headers or {}).get("Nats-Stream") != self._stream:
             log.debug("ignored a message on %s that no server sent", message.subject)
             return

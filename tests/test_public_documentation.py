@@ -18,7 +18,7 @@ import natterjack
 from natterjack import errors
 from natterjack.context import SharedContext
 from natterjack.context.state import Change, Revision
-from natterjack.context.writer import Write
+from natterjack.context.writes import Write
 from natterjack.events import EventBus, LiveEvents
 from natterjack.runjournal import RunJournal
 from natterjack.service import AgentInfo

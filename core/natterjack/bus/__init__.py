@@ -3,11 +3,13 @@
 from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
+from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, error_of, status_of
-from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
+from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, stored
 
 __all__ = [
+    "AWAY",
     "MAX_BATCH",
     "NO_RESPONDERS",
     "STORE_BUDGET",
@@ -21,6 +23,7 @@ __all__ = [
     "Subscription",
     "answered",
     "consumer_sequence",
+    "encode_headers",
     "error_of",
     "expecting",
     "in_batch",

@@ -40,6 +40,9 @@ _REPLY: Final = 5.0
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST: Final = (10071, 10164)
+AWAY: Final = (RequestTimeoutError, DisconnectedError, NoRespondersError)
+"""What a store meets while its server is away, or its stream's leader is being elected: it is tried again."""
+
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 
@@ -157,7 +160,7 @@ class Streams(Requests, ABC):
             tried += 1
             try:
                 return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
-            except (RequestTimeoutError, DisconnectedError, NoRespondersError) as error:
+            except AWAY as error:
                 if isinstance(error, NoRespondersError) and not checked:
                     await self.check_stream(subject)
                     checked = True

@@ -20,7 +20,8 @@ from natterjack.context.replica import Replica
 from natterjack.context.state import Change, Revision, State, Version, Watch
 from natterjack.context.transaction import Transaction
 from natterjack.context.view import SharedContext
-from natterjack.context.writer import Write, Writer, create
+from natterjack.context.writer import Writer, create
+from natterjack.context.writes import Write
 from natterjack.errors import ConflictError, DisconnectedError, RequestTimeoutError, UsageError
 from natterjack.guards import Guards
 from natterjack.rights import Rule

@@ -104,7 +104,7 @@ class Transaction:
             raise UsageError(msg)
         async with AsyncExitStack() as locks:
             for key in sorted(self._written):
-                await locks.enter_async_context(writer.lock(key))
+                await locks.enter_async_context(writer.turn(key))
             if len(messages) == 1 and not messages[0].guarded:  # fifty times as fast: the server syncs a batch to disk
                 ((key, version),) = self._written.items()
                 await writer.store(key, version, messages[0].expect, bus)

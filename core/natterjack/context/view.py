@@ -12,7 +12,8 @@ from natterjack.bus import Bus
 from natterjack.context.replica import read_history
 from natterjack.context.state import Change, Revision, Version, Watch
 from natterjack.context.transaction import Transaction
-from natterjack.context.writer import Write, Writes, race
+from natterjack.context.writer import race
+from natterjack.context.writes import Write, Writes
 from natterjack.errors import ConflictError, RefusedError
 
 if TYPE_CHECKING:
@@ -157,7 +158,10 @@ class SharedContext:
 
     def _write(self, key: str, version: Version, expected: int | None) -> Write:
         if self._bus is None:
-            return Write(self._context._write_here(key, version, expected))
+            self._context._write_here(key, version, expected)
+            write = Write(key, version)
+            write.end()
+            return write
         write = self._context._writer.write(key, version, expected, self._bus)
         self._writes = self._writes or Writes()
         self._writes.add(write)

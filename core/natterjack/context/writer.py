@@ -6,15 +6,18 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
-from natterjack.bus import STORE_BUDGET, Bus
+from natterjack.bus import AWAY, STORE_BUDGET, Bus, Message, encode_headers, stored
 from natterjack.context.state import State, Version, read_message
-from natterjack.errors import ConflictError
+from natterjack.context.writes import Write, Writes
+from natterjack.errors import ConflictError, DisconnectedError, NatterjackError
 from natterjack.messages import Envelope
 
 T = TypeVar("T")
@@ -37,74 +40,6 @@ CAUSE: Final[ContextVar[Cause | None]] = ContextVar("natterjack_cause", default=
 """The run that writes: what it follows from travels with its writes, so that whom these wake knows, too."""
 
 
-class Write:
-    """A write on its way. Await it for its revision; cancelling whoever awaits does not cancel the write.
-
-    Attributes:
-        task: What sends it; None where it was done at once.
-        claimed: Whether somebody awaits it, and so hears of its failure.
-    """
-
-    __slots__ = ("_revision", "claimed", "task")
-
-    def __init__(self, revision: int = 0, task: asyncio.Task[int] | None = None) -> None:
-        self.task, self.claimed = task, False
-        self._revision = revision
-
-    def __await__(self) -> Generator[Any, None, int]:
-        self.claimed = True
-        return self._result().__await__()
-
-    async def _result(self) -> int:
-        if self.task is None:
-            return self._revision
-        return await asyncio.shield(self.task)
-
-
-class Writes:
-    """Writes that are under way, or have failed and nobody awaited them."""
-
-    def __init__(self) -> None:
-        self._open: dict[asyncio.Task[int], Write] = {}
-
-    def add(self, write: Write) -> None:
-        """Keep a write until it is settled."""
-        if write.task is not None:
-            self._open[write.task] = write
-            write.task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[int]) -> None:
-        if task.cancelled() or task.exception() is None:
-            self._open.pop(task, None)
-        else:
-            self._open = {task: write for task, write in self._open.items() if not (task.done() and write.claimed)}
-
-    async def settle(self) -> None:
-        """Return once all are durable, or raise the first failure that nobody awaited."""
-        while under_way := [task for task in self._open if not task.done()]:
-            await asyncio.wait(under_way)
-        unheard = [write for write in self._open.values() if not write.claimed]
-        self._open.clear()
-        for write in unheard:
-            write.claimed = True
-        for write in unheard:
-            await write
-
-    async def quiet(self) -> None:
-        """Return once all that is under way now has ended, well or not."""
-        if under_way := [task for task in self._open if not task.done()]:
-            await asyncio.wait(under_way)
-
-    async def cancel(self) -> None:
-        """Give up what is under way."""
-        tasks = list(self._open)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._open.clear()
-
-
 class Writer:
     """Sends the writes of a process.
 
@@ -123,59 +58,117 @@ class Writer:
         self.state, self.bucket = state, bucket
         self.overlay: dict[str, Version] = {}
         self.writes = Writes()
+        self._posted: dict[str, Write] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def cancel(self) -> None:
         """Give up what is under way; confirmed values show again."""
-        await self.writes.cancel()
-        self.overlay.clear()
+        for write in list(self.writes.open):
+            self._end(write, DisconnectedError("the context was closed before the broker had it"))
+            write.forget()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def write(self, key: str, version: Version, expected: int | None, bus: Bus) -> Write:
-        """Show a version and send it."""
-        deadline = time.monotonic() + STORE_BUDGET
-        sending = self._send(key, version, expected, bus, self.lock(key), deadline)
-        task = asyncio.create_task(sending, name=f"natterjack write {key}")
-        write = Write(task=task)
+        """Show a version and send it: at once, or in a task where it has to wait, or may have to look twice [R5]."""
+        write = Write(key, version, expected)
+        if expected is not None or not self._is_free(key) or not self._post(write, bus):
+            self._start(self._send(write, bus, self.turn(key)), key)
         self.overlay[key] = version
         self.writes.add(write)
-        task.add_done_callback(lambda _: _log_unheard(write, key, version.writer))
         return write
 
-    def lock(self, key: str) -> asyncio.Lock:
+    def _start(self, sending: Coroutine[Any, Any, None], key: str) -> None:
+        task = asyncio.create_task(sending, name=f"natterjack write {key}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # In turn
+
+    def _is_free(self, key: str) -> bool:
+        """Tell whether no write of a key is under way; its lock is there as long as somebody holds or wants it."""
+        return key not in self._posted and key not in self._locks
+
+    def turn(self, key: str) -> AbstractAsyncContextManager[None]:
         """Return what keeps this process's writes of a key in order, retries included."""
         lock = self._locks.get(key)
         if lock is None:
             self._locks[key] = lock = asyncio.Lock()
-        return lock
+        return _turn(lock, self._posted.get(key))
 
-    async def _send(
-        self, key: str, version: Version, expected: int | None, bus: Bus, lock: asyncio.Lock, deadline: float
-    ) -> int:
+    # Sending
+
+    def _post(self, write: Write, bus: Bus) -> bool:
+        """Send a write whose turn it is, without waiting for the answer; returns whether that was possible."""
+        if not bus.connected:
+            return False
+        id = bus.new_id()
+        headers = encode_headers({**version_headers(write.version), codec.MSG_ID: id})
         try:
-            async with lock:
-                await self.store(key, version, expected, bus, max(0.0, deadline - time.monotonic()))
-        finally:
-            if self.overlay.get(key) is version:  # otherwise a later write shows
-                del self.overlay[key]
-        return version.revision
+            reply = bus.post(subjects.key(self.bucket, write.key), write.version.data, headers)
+        except NatterjackError:  # a task meets the same, and tells of it
+            return False
+        self._posted[write.key] = write
+        reply.add_done_callback(partial(self._answered, write, bus, id))
+        return True
+
+    def _answered(self, write: Write, bus: Bus, id: str, reply: asyncio.Future[Message]) -> None:
+        try:
+            write.version.revision = stored(subjects.key(self.bucket, write.key), reply.result()).sequence
+        except AWAY:
+            if not write.ended:  # it was not given up; it still has its turn
+                self._start(self._send(write, bus, nullcontext(), id), write.key)
+        except NatterjackError as error:
+            self._end(write, error)
+        else:
+            self.state.apply(write.key, write.version)
+            self._end(write)
+
+    async def _send(self, write: Write, bus: Bus, turn: AbstractAsyncContextManager[None], id: str = "") -> None:
+        try:
+            async with turn:
+                budget = max(0.0, write.deadline - time.monotonic())
+                await self.store(write.key, write.version, write.expected, bus, budget, id)
+        except Exception as error:
+            self._end(write, error)
+        else:
+            self._end(write)
+
+    def _end(self, write: Write, error: Exception | None = None) -> None:
+        if write.ended:
+            return
+        if self.overlay.get(write.key) is write.version:  # otherwise a later write shows
+            del self.overlay[write.key]
+        if self._posted.get(write.key) is write:
+            del self._posted[write.key]
+        if error is not None:  # soon, because `gather` awaits in tasks that have yet to begin
+            asyncio.get_running_loop().call_soon(_log_unheard, write, error)
+        write.end(error)
 
     async def store(
-        self, key: str, version: Version, expected: int | None, bus: Bus, budget: float = STORE_BUDGET
+        self, key: str, version: Version, expected: int | None, bus: Bus, budget: float = STORE_BUDGET, id: str = ""
     ) -> None:
         """Store a version within `budget` seconds; its key must have the expected revision."""
         subject, stream = subjects.key(self.bucket, key), subjects.bucket_stream(self.bucket)
-        headers = version_headers(version)
-        stored = await bus.store(subject, version.data, headers=headers, expect=expected, stream=stream, budget=budget)
-        version.revision = stored.sequence
+        about = version_headers(version)
+        ack = await bus.store(
+            subject, version.data, headers=about, id=id, expect=expected, stream=stream, budget=budget
+        )
+        version.revision = ack.sequence
         self.state.apply(key, version)
 
     async def update(self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus) -> Any:
         """Replace a value by what `fn` makes of it; see `AgentContext.update`."""
-        # A task, because tasks come to the lock in the order in which they were made, and each write is one.
-        return await asyncio.create_task(self._compare_and_set(key, fn, principal, bus, self.lock(key)))
+        free = self._is_free(key)
+        updating = self._compare_and_set(key, fn, principal, bus, self.turn(key))
+        # Else a task, because tasks come to the lock in the order in which they were made, and other writes are tasks.
+        return await (updating if free else asyncio.create_task(updating))
 
     async def _compare_and_set(
-        self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus, lock: asyncio.Lock
+        self, key: str, fn: Callable[[Any], Any], principal: str, bus: Bus, turn: AbstractAsyncContextManager[None]
     ) -> Any:
         async def attempt() -> Any:
             known = self.state.versions.get(key)
@@ -184,7 +177,7 @@ class Writer:
             await self.store(key, version, known.revision if known else 0, bus, STORE_BUDGET)
             return value
 
-        async with lock:
+        async with turn:
             return await race(attempt, lambda: self.read_through([key], bus))
 
     async def read_through(self, keys: Iterable[str], bus: Bus) -> None:
@@ -215,13 +208,18 @@ async def race(attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable
             await look()
 
 
-def _log_unheard(write: Write, key: str, writer: str) -> None:
-    task = write.task
-    if task is None or task.cancelled() or write.claimed:
-        return
-    error = task.exception()
-    if error is not None:
-        log.error("%s could not write %r, which shows its last value again: %s", writer, key, error)
+@asynccontextmanager
+async def _turn(lock: asyncio.Lock, posted: Write | None) -> AsyncIterator[None]:
+    async with lock:
+        if posted is not None:  # it needed no lock, being alone
+            await posted.until_ended()
+        yield
+
+
+def _log_unheard(write: Write, error: Exception) -> None:
+    if not write.claimed:
+        who, key = write.version.writer, write.key
+        log.error("%s could not write %r, which shows its last value again: %s", who, key, error)
 
 
 async def create(bus: Bus, bucket: str, key: str, version: Version) -> None:
@@ -236,6 +234,6 @@ async def create(bus: Bus, bucket: str, key: str, version: Version) -> None:
 def version_headers(version: Version) -> dict[str, str]:
     """Return the headers with which a version is stored."""
     run = CAUSE.get()
-    envelope = Envelope() if run is None else run.effect
-    headers = {codec.HEADER: codec.pack(envelope._replace(source=version.writer))}
+    envelope = Envelope(version.writer) if run is None else run.effect._replace(source=version.writer)
+    headers = {codec.HEADER: codec.pack(envelope)}
     return {**headers, "KV-Operation": "DEL"} if version.deleted else headers

@@ -1,11 +1,11 @@
 """A trigger of one's own: each new file in a folder wakes an agent.
 
 What a trigger fires is stored in its agent's inbox, and handled with attempts and dead letters like any event. Put the
-class into a package with one hook, `natterjack_triggers`, and team files can say `on = [{ files = "letters" }]`.
+class into a package with one hook, `natterjack_triggers`, and team files can say `on = [{ newfiles = "letters" }]`.
 
 Prints:
     hello.txt: Dear toad!
-    a folder must be named: files: 'folder' is missing
+    a folder must be named: newfiles: 'folder' is missing
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from natterjack import (
 
 
 class NewFiles(Trigger):
-    """Fires for each file in a folder: `on = [{ files = { folder = "letters", every = 5.0 } }]`."""
+    """Fires for each file in a folder: `on = [{ newfiles = { folder = "letters", every = 5.0 } }]`."""
 
-    name: ClassVar = "files"
+    name: ClassVar = "newfiles"
 
     class Config(Settings):
         folder: Path

@@ -6,17 +6,19 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.builtin.waking import WaitTrigger
 from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
+from natterjack.durable import answering
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.expiry import Expiry
@@ -32,6 +34,9 @@ from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec
 from natterjack.team import AgentSpec
+from natterjack.waits import Waits
+from natterjack.wakes import Wakes
+from natterjack.watch import Watch
 
 log = logging.getLogger("natterjack.host")
 
@@ -100,6 +105,7 @@ class AgentHost:
             buckets or {},
             agent.version,
             self.clock,
+            Waits(bus, spec.waits),
         )
         self._slots = Slots(spec.concurrency)
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
@@ -217,16 +223,18 @@ class AgentHost:
 
     # The work
 
-    async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
-        """Handle what a durable delivers, until cancelled."""
+    def consume(self, trigger: Trigger, spec: ConsumerSpec) -> Coroutine[Any, Any, None]:
+        """Return what handles what a durable delivers, until cancelled; a coroutine around that would weigh more."""
+        if isinstance(trigger, WaitTrigger):
+            return Watch(self._facilities, spec).run()
         handler = through([middleware.handle for middleware in self._facilities.middleware], self._agent.handle)
         filters = type(trigger).accepts is not Trigger.accepts
         accepts = partial(trigger.accepts, agent=self.name) if filters else None
-        delivery = Delivery(
+        delivery = (Wakes if spec.stream == subjects.WAKES else Delivery)(
             self._facilities, self.spec, spec, trigger.label, handler, self._slots, accepts, self._routing
         )
         self._deliveries.append(delivery)
-        await delivery.run()
+        return delivery.run()
 
     async def fire(self, trigger: Trigger, kind: str | None, data: Any, id: str | None) -> int:
         """Put an event into this agent's own inbox."""
@@ -245,15 +253,15 @@ class AgentHost:
             caller=envelope.source,
             cause=envelope.request or question.run,
             timeout=question.timeout,
-            question=question,
+            handles=question,
         )
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         ctx.enter()
-        async with ctx.ending():
-            text = ctx.answered = answer_text(await self._answering(question.text, ctx))
+        async with answering(ctx) as said:
+            said.append(answer_text(await self._answering(question.text, ctx)))
             await ctx.settle()
-        return Answer(text, agent=self.name, run_id=question.run)
+        return Answer(said[0], agent=self.name, run_id=question.run)
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:
         result = self._agent.answer(question, ctx)
@@ -276,14 +284,17 @@ class _TriggerContext:
     def __init__(self, host: AgentHost, trigger: Trigger) -> None:
         self._host, self._trigger = host, trigger
         self.agent, self.clock = host.name, host.clock
-        self._ready = asyncio.Event()
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
+
+    @cached_property  # few need it, and an idle agent has three of these
+    def _ready(self) -> asyncio.Event:
+        return asyncio.Event()
 
     async def fire(self, data: Any = None, *, type: str | None = None, id: str | None = None) -> int:
         return await self._host.fire(self._trigger, type, data, id)
 
-    async def consume(self, spec: ConsumerSpec) -> None:
-        await self._host.consume(self._trigger, spec)
+    def consume(self, spec: ConsumerSpec) -> Coroutine[Any, Any, None]:
+        return self._host.consume(self._trigger, spec)
 
     async def listen(self, pattern: str, callback: Callable[[PlainMessage], Awaitable[object]]) -> None:
         await Listener(self._host.bus, self._trigger, callback, self.log).run(pattern, self._ready)

@@ -36,6 +36,7 @@ class AgentProcess:
         emits: Patterns of events it may emit; None: any, in open mode.
         delays: Patterns of events that it may emit with a delay, among `emits`.
         replays: Patterns of stored events it may read; None: any, in open mode.
+        waits: Patterns of events for which its runs may wait (`ctx.wait_for`).
         publishes: Patterns of topics it may publish to; None: any.
         asks: Agents it may ask; None: any.
         result_event: Type of the event that carries what `handle` returned.
@@ -66,6 +67,7 @@ class AgentProcess:
         emits: Sequence[str] | None = None,
         delays: Sequence[str] = (),
         replays: Sequence[str] | None = None,
+        waits: Sequence[str] = (),
         publishes: Sequence[str] | None = None,
         asks: Sequence[str] | None = None,
         result_event: str | None = None,
@@ -93,6 +95,7 @@ class AgentProcess:
             emits=emits,
             delays=delays,
             replays=replays,
+            waits=tuple(waits),
             publishes=publishes,
             asks=asks,
             result_event=result_event,

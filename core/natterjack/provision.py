@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from natterjack import addresses, codec, subjects
-from natterjack.builtin.triggers import InboxTrigger
+from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
@@ -125,6 +125,16 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
             "deny_purge": True,
         },
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
+        subjects.WAKES: _LOG
+        | {
+            "subjects": ["wake.*.*"],
+            "republish": {"src": "wake.>", "dest": "feed.wake.>"},
+            "retention": "workqueue",
+            "discard": "old",
+            "max_msgs_per_subject": 1,  # whoever wakes a run takes the place of its ticket
+            "max_consumers": MAX_CONSUMERS,
+            "max_age": 31 * _DAY,
+        },
         subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     }
@@ -153,13 +163,18 @@ class Provisioned:
 
 def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
     """Return the triggers of an agent, its inbox first."""
-    return [InboxTrigger(), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
+    return [*own_triggers(spec.waits), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
 
 
 def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     """Return the rights an agent needs to run: its declared authority, and what its components need."""
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
-    declarations = (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes), ("read", spec.reads))
+    declarations = (
+        ("emit", spec.allowed("emit")),
+        ("publish", spec.publishes),
+        ("write", spec.writes),
+        ("read", spec.reads),
+    )
     for verb, declared in declarations:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
@@ -228,14 +243,14 @@ async def provision(
     wanted: set[tuple[str, str]] = set()
     for name, spec in team.agents.items():
         given = triggers.get(name) if triggers else None
-        for trigger in agent_triggers(spec, plugins) if given is None else [InboxTrigger(), *given]:
+        for trigger in agent_triggers(spec, plugins) if given is None else [*own_triggers(spec.waits), *given]:
             for consumer in trigger.consumers(name):
                 wanted.add((consumer.stream, consumer.name))
                 # A team's first triggers get what there is; one that is added later begins with what comes.
                 deliver = consumer.first if found is None else "new"
-                await _consumer(bus, consumer, deliver, done, ordered=spec.ordered_by is not None)
-    kept = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, *(context_stream(name)[0] for name in contexts))
-    await _prune(bus, kept, wanted, done, prune=prune)
+                await _consumer(bus, consumer, deliver, done, ordered=spec.ordered_by is not None and consumer.ordered)
+    kept = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, subjects.WAKES)
+    await _prune(bus, (*kept, *(context_stream(name)[0] for name in contexts)), wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await _store_team(bus, team)
@@ -290,8 +305,8 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
         "ack_policy": "explicit",
         "ack_wait": ACK_WAIT,
         "max_deliver": -1,  # attempts are counted by the agent [R2]
-        "max_ack_pending": 10_000,
-        "deliver_policy": deliver if spec.stream != subjects.INBOX else "all",
+        "max_ack_pending": -1 if spec.stream == subjects.WAKES else 10_000,  # as many as there are runs that wait
+        "deliver_policy": "all" if spec.stream in (subjects.INBOX, subjects.WAKES) else deliver,
     }
     label = f"consumer {spec.name} on {spec.stream}"
     try:

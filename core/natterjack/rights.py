@@ -27,6 +27,7 @@ Verb = Literal[
     "journal",
     "bury",
     "delay",
+    "park",
 ]
 
 
@@ -37,7 +38,7 @@ class Right(NamedTuple):
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
             events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
-            `bury` and `delay` (an agent's own asks, journal, dead letters and delayed events).
+            `bury`, `delay` and `park` (an agent's own asks, journal, dead letters, delayed events, and runs that wait).
         what: A pattern of it.
     """
 
@@ -130,6 +131,12 @@ def _delay(principal: str) -> tuple[list[str], list[str]]:
     return [held, f"{_API}.DIRECT.GET.{subjects.delay_stream(principal)}.{held}"], []
 
 
+def _park(agent: str) -> tuple[list[str], list[str]]:
+    own = subjects.wake(agent, "*")
+    told = [f"{_API}.DIRECT.GET.{subjects.WAKES}.{own}", f"{_API}.STREAM.INFO.{subjects.WAKES}"]
+    return [own, *told], [subjects.feed_wake(agent)]
+
+
 def objects(bucket: str, owner: str) -> list[str]:
     """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
     chunks = subjects.object_chunk(bucket, owner, "*")
@@ -152,6 +159,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "journal": _journal,
     "bury": lambda agent: ([subjects.dead(agent, "*")], []),
     "delay": _delay,
+    "park": _park,
 }
 
 

@@ -112,6 +112,11 @@ class RunJournal:
         count, under_way = self._attempts()
         return count + (not under_way)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it is recorded that an attempt started, and nothing since."""
+        return self._attempts()[1]
+
     def _attempts(self) -> tuple[int, bool]:
         count, under_way = 0, False
         for kind, data in ((entry.kind, entry.data) for entry in self._entries):

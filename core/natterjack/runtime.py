@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from natterjack import subjects
 from natterjack.broker import Broker, embed
-from natterjack.builtin.triggers import InboxTrigger
+from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.client import Run, TeamClient
 from natterjack.clock import Clock
@@ -30,7 +30,7 @@ from natterjack.process import AgentProcess, create_agent, create_journals
 from natterjack.provision import agent_triggers, provision, stored_team
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo
-from natterjack.team import AgentSpec, Team
+from natterjack.team import AgentSpec, Team, make_trigger
 
 log = logging.getLogger("natterjack.runtime")
 
@@ -156,7 +156,7 @@ class AgentRuntime:
         for bucket in self.buckets.values():
             bucket.guards = guards
         for name, process in self._processes.items():
-            agent, wakes = process.make_agent(plugins), [InboxTrigger(), *process.triggers]
+            agent, wakes = process.make_agent(plugins), [*own_triggers(process.spec.waits), *process.triggers]
             make = _host(team, name, agent, wakes, process.journals, plugins)
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
             self._hosts.append(
@@ -289,7 +289,7 @@ def _host(
         sinks=sinks,
         middleware=[kind() for _, kind in sorted(plugins.middleware.items())],
         schemes={scheme: kind() for scheme, kind in plugins.peers.items()},
-        awaited=[pattern for spec in team.agents.values() for pattern in spec.awaited],
+        awaited=[pattern for spec in team.agents.values() for pattern in spec.heard],
     )
 
 
@@ -339,7 +339,7 @@ class TeamProcess(AgentProcess):
 
     def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
         self.name, self.spec, self.agent = name, spec, None
-        self.triggers = agent_triggers(spec, plugins)[1:]
+        self.triggers = [make_trigger(plugins.trigger(each.kind), each) for each in spec.on]
         self.journals = create_journals(spec, plugins)
 
 

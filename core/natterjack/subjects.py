@@ -18,6 +18,7 @@ MESSAGES: Final = "MESSAGES"
 INBOX: Final = "INBOX"
 JOURNAL: Final = "JOURNAL"
 DEAD: Final = "DEAD"
+WAKES: Final = "WAKES"
 CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
 JOURNAL_OBJECTS: Final = "journal"
@@ -36,7 +37,7 @@ MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
 
 ROOTS: Final = frozenset(
-    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "delay", "schedule", "tools"}
+    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "wake", "audit", "delay", "schedule", "tools"}
 )
 """What all of our own subjects begin with, but for those of asks, where strangers may have theirs."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
@@ -341,6 +342,16 @@ def object_meta(bucket: str, name: str) -> str:
     return f"$O.{bucket}.M.{name if name == '*' else urlsafe_b64encode(name.encode()).decode()}"
 
 
+def wake(agent: str, run: str) -> str:
+    """`wake.<agent>.<run>`: the ticket by which a run that waits goes on."""
+    return f"wake.{agent}.{run}"
+
+
+def feed_wake(agent: str, run: str = "*") -> str:
+    """`feed.wake.<agent>.<run>`: the live copy of tickets."""
+    return f"feed.wake.{agent}.{run}"
+
+
 def dead(agent: str, trigger: str) -> str:
     """`dead.<agent>.<trigger>`."""
     return f"dead.{agent}.{trigger}"
@@ -364,8 +375,8 @@ def check_durable(name: str) -> str:
 
 
 def is_log(stream: str) -> bool:
-    """Tell whether a stream keeps what it holds for a time, whoever has had it: no inbox, and no bucket's."""
-    return stream != INBOX and not stream.startswith(bucket_stream(""))
+    """Tell whether a stream keeps what it holds for a time, whoever has had it: no queue, and no bucket's."""
+    return stream not in (INBOX, WAKES) and not stream.startswith(bucket_stream(""))
 
 
 def is_durable(name: str) -> bool:

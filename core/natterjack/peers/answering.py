@@ -162,7 +162,7 @@ class AskServer:
                 ask.stopped, ask.due = True, asyncio.get_running_loop().time() + CLEANING
                 self._alarm.by(ask.due)
             return
-        self._work.waiting.remove(ask)
+        self._work.remove(ask)
         self._forget(ask)
         self._refuse(ask.reply, ask.endpoint, code, text)
 

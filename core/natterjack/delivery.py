@@ -15,17 +15,17 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from natterjack.bus import Consumer, Message, Place, place_of, stored
+from natterjack.bus import Consumer, Message, Place, place_of
 from natterjack.codec import id_in
 from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import MAX_CAUSE, DeadLetter, bury
-from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
+from natterjack.endings import Ending, Endings
+from natterjack.errors import BrokerError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
 from natterjack.facilities import Facilities
 from natterjack.messages import Envelope, Event, run_id
@@ -86,7 +86,7 @@ class Delivery:
         self._lanes = self._make_lanes(spec.ordered_by) if spec.ordered_by else None
         self._again: dict[str, float] = {}
         self._running: set[str] = set()
-        self._ends: dict[str, tuple[Message, asyncio.Future[Message]]] = {}  # runs whose last entry is on its way
+        self._endings = Endings(facilities.journal, self._consumer.ack, self._end_again)
         self._puller: asyncio.Task[Any] | None = None
 
     async def run(self) -> None:
@@ -108,13 +108,11 @@ class Delivery:
             await asyncio.wait(under_way, timeout=min(left, self._consumer.progress_every))
             self._consumer.tell_progress()
         await cancel_all(self._work.tasks, f"handlers of {self._facilities.agent!r}")
-        for _, stored_end in self._ends.values():
-            stored_end.cancel()
-        for message in [*self._work.waiting, *(message for message, _ in self._ends.values())]:
+        for message in [*self._work.waiting, *self._endings.give_up()]:
             self._consumer.nak(message)
 
     def _under_way(self) -> list[asyncio.Future[Any]]:
-        return [*self._work.tasks, *(stored_end for _, stored_end in self._ends.values())]
+        return [*self._work.tasks, *self._endings.under_way()]
 
     # Taking messages
 
@@ -182,7 +180,9 @@ class Delivery:
             await self._give_up_unread(message, place, str(error))
             return
         run = self._run_id(message, place)
-        if run in self._running or run in self._ends:  # delivered again meanwhile, e.g. after a restart of the server
+        if (
+            run in self._running or run in self._endings.runs
+        ):  # delivered again meanwhile, e.g. by a server that restarted
             self._nak(message, COLLISION_PAUSE)
             return
         self._running.add(run)
@@ -283,27 +283,15 @@ class Delivery:
         """Send the last entry of a run that wrote no other, and do not wait until it is stored [R18]."""
         entry = Entry(ctx.agent, ctx.run_id, 1, "done", ending, time.time())
         try:
-            answer = self._facilities.journal.post(entry)
-        except (PayloadError, DisconnectedError) as error:  # e.g. too large for one message
+            self._endings.add(message, entry)
+        except PayloadError as error:  # e.g. too large for one message
             log.debug("%s: the end of run %s is awaited: %s", entry.agent, entry.run, error)
             return False
-        self._ends[entry.run] = message, answer
-        answer.add_done_callback(partial(self._end_answered, message, entry))
         return True
 
-    def _end_answered(self, message: Message, entry: Entry, answer: asyncio.Future[Message]) -> None:
-        """Ack a message whose run is journaled to its end, or else try again, as for every other entry."""
-        if answer.cancelled():  # by `drain`, which gives the message back
-            return
-        try:
-            stored("journal", answer.result())
-        except NatterjackError as error:
-            log.debug("%s: the end of run %s is written again: %s", entry.agent, entry.run, error)
-            self._running.add(entry.run)
-            self._work.spawn(self._decide(message, self._write_again(message, entry)))
-        else:
-            self._consumer.ack(message)
-        del self._ends[entry.run]
+    def _end_again(self, ending: Ending) -> None:
+        self._running.add(ending.entry.run)
+        self._work.spawn(self._decide(ending.message, self._write_again(ending.message, ending.entry)))
 
     async def _write_again(self, message: Message, entry: Entry) -> None:
         try:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import ClassVar, Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message, expecting
+from natterjack.bus import FAST_INGEST, Bus, Message, expecting
 from natterjack.components import Entry, Journal
 from natterjack.errors import (
     BrokerError,
@@ -124,15 +124,35 @@ class StreamJournal(Journal):
             msg = f"{len(content):,} bytes are too many for one message, and there is no place for more: {error}"
             raise PayloadError(msg) from error
 
-    def post(self, entry: Entry) -> asyncio.Future[Message]:
-        """Send an entry without waiting; its place must be free. The server's answer is for `bus.stored`.
+    def written(self, entry: Entry) -> tuple[str, bytes]:
+        """Return the subject and the payload of an entry that fits into a message.
 
         Raises:
             PayloadError: It cannot be sent as JSON, or is too large for one message.
-            DisconnectedError: The connection is closed.
         """
         subject, body = _written(entry)
-        return self._bus.post(subject, body, _FREE)
+        if is_large(self._bus, body):
+            msg = f"{len(body):,} bytes are too many for one message"
+            raise PayloadError(msg)
+        return subject, body
+
+    @property
+    def joins(self) -> bool:
+        """Whether several entries can be posted at once, with one answer."""
+        return self._bus.version >= FAST_INGEST
+
+    def post(self, entries: Sequence[tuple[str, bytes]]) -> asyncio.Future[Message]:
+        """Send entries, as `written` gives them, without waiting: one, or several where it `joins` them.
+
+        Their places must be free.
+
+        Returns:
+            What will be the answer to all of them, for `bus.check_posted`.
+
+        Raises:
+            DisconnectedError: The connection is closed.
+        """
+        return self._bus.post(entries, _FREE)
 
     async def has(self, agent: str, run: str) -> bool:
         """Tell whether there is any entry of a run; errors as for `read`."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from natterjack import addresses, codec, subjects
 from natterjack.builtin.triggers import InboxTrigger
-from natterjack.bus import Bus
+from natterjack.bus import FAST_INGEST, Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
@@ -125,6 +125,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         | {
             "subjects": ["journal.*.*.*"],
             "republish": {"src": "journal.>", "dest": "feed.journal.>"},
+            "allow_batched": True,  # the ends of many runs share an answer; servers before 2.14 have no such thing
             "discard": "old",
             "max_age": 30 * _DAY,
             "max_bytes": 4 * _GIB,
@@ -284,6 +285,8 @@ async def _delays(bus: Bus, streams: Iterable[str], done: Provisioned, *, prune:
 
 async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisioned) -> None:
     wanted = {"name": name, **config}
+    if bus.version < FAST_INGEST:
+        wanted.pop("allow_batched", None)
     try:
         current = (await bus.api(f"STREAM.INFO.{name}"))["config"]
     except NotProvisionedError:

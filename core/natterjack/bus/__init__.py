@@ -5,9 +5,10 @@ from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, error_of, status_of
-from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
+from natterjack.bus.streams import FAST_INGEST, STORE_BUDGET, Stored, check_posted, expecting
 
 __all__ = [
+    "FAST_INGEST",
     "MAX_BATCH",
     "NO_RESPONDERS",
     "STORE_BUDGET",
@@ -20,6 +21,7 @@ __all__ = [
     "Stored",
     "Subscription",
     "answered",
+    "check_posted",
     "consumer_sequence",
     "error_of",
     "expecting",
@@ -28,5 +30,4 @@ __all__ = [
     "place_of",
     "status_of",
     "store_batch",
-    "stored",
 ]

@@ -144,7 +144,7 @@ class Bus(Streams):
         self._nc.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.2}
         self._began = True
         self._up()
-        await self.listen(f"{self._mailbox.prefix}.*", self._mailbox.receive)
+        await self.listen(f"{self._mailbox.prefix}.>", self._mailbox.receive)
 
     def _up(self) -> None:
         self._gone = asyncio.get_running_loop().create_future()

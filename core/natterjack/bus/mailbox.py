@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -54,7 +54,7 @@ class _Waiter:
 
 
 class Mailbox:
-    """Waits for replies on `<prefix>.*`.
+    """Waits for replies on `<prefix>.>`.
 
     Args:
         prefix: Subject of the inbox.
@@ -118,6 +118,31 @@ class Mailbox:
         self._begin(waiter, data, headers)
         return waiter.done
 
+    def post_all(
+        self,
+        messages: Sequence[tuple[str, bytes, str]],
+        token: str,
+        *,
+        headers: bytes,
+        collect: Callable[[Message], bool],
+        timeout: float,
+    ) -> asyncio.Future[Message]:
+        """Send messages that are answered together, and return what will be the last reply.
+
+        Args:
+            messages: Subject and payload of each, and what its reply's subject has behind the token.
+            token: Nobody else's.
+            headers: Of each, as a block.
+            collect: Called with each reply; returns True on the last.
+            timeout: Seconds.
+        """
+        waiter = _Waiter(messages[0][0], collect, fails_on_disconnect=True, timeout=timeout)
+        for subject, data, tail in messages:
+            self._send(subject, data, headers, f"{self.prefix}.{token}.{tail}")
+        self._waiting[token] = waiter
+        self._alarm.by(waiter.deadline)
+        return waiter.done
+
     def _begin(self, waiter: _Waiter, data: bytes, headers: bytes) -> str:
         """Send a request and remember who waits; returns the last token of the reply's subject."""
         self._count += 1
@@ -140,6 +165,9 @@ class Mailbox:
         """Hand a reply to who waits for it; a late one is dropped."""
         token = message.subject[len(self.prefix) + 1 :]
         waiter = self._waiting.get(token)
+        if waiter is None:  # it may answer one of several messages
+            token = token.partition(".")[0]
+            waiter = self._waiting.get(token)
         if waiter is None or (waiter.collect is not None and not waiter.collect(message)):
             return
         del self._waiting[token]

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,11 @@ _REPLY: Final = 5.0
 """Seconds a server has to acknowledge one try."""
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+FAST_INGEST: Final = (2, 14, 0)
+"""The first server that has it."""
+_FLOW: Final = 1000
+"""Messages after which the server says that it keeps up."""
+_BEGIN, _APPEND, _COMMIT = 0, 1, 2
 WRONG_LAST: Final = (10071, 10164)
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
@@ -81,6 +86,11 @@ class Streams(Requests, ABC):
     @abstractmethod
     def connected(self) -> bool:
         """Whether the connection is up at this moment."""
+
+    @property
+    @abstractmethod
+    def version(self) -> tuple[int, int, int]:
+        """The server's version."""
 
     @property
     @abstractmethod
@@ -171,15 +181,25 @@ class Streams(Requests, ABC):
                     raise
                 return ours
 
-    def post(self, subject: str, data: bytes, headers: bytes) -> asyncio.Future[Message]:
-        """Publish into a stream without waiting; `stored` reads what comes back. Nothing is tried again.
+    def post(self, messages: Sequence[tuple[str, bytes]], headers: bytes) -> asyncio.Future[Message]:
+        """Publish into a stream without waiting, and return what will be the answer, for `check_posted`.
+
+        Several messages have one answer, by fast ingest (ADR-50): the stream must allow it, and the server be of
+        `FAST_INGEST`. It stops at the first that cannot be stored. Nothing is tried again.
 
         Args:
-            subject: A subject that a stream captures.
-            data: Payload.
-            headers: Headers, as a block.
+            messages: Subject and payload of each; one stream captures them all.
+            headers: Of each, as a block.
         """
-        return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers, fails_on_disconnect=True)
+        if len(messages) == 1:
+            ((subject, data),) = messages
+            return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers, fails_on_disconnect=True)
+        batch = []
+        for number, (subject, data) in enumerate(messages, 1):
+            operation = _COMMIT if number == len(messages) else _APPEND if number > 1 else _BEGIN
+            batch.append((subject, data, f"{_FLOW}.fail.{number}.{operation}.$FI"))
+        # The server tells the batches of all its clients apart by the token.
+        return self._mailbox.post_all(batch, self.new_id(), headers=headers, collect=_ends_batch, timeout=_REPLY)
 
     async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
         if not self.connected:
@@ -293,6 +313,23 @@ def expecting(last: int) -> bytes:
     return encode({_EXPECT: str(last)})
 
 
+def _ends_batch(reply: Message) -> bool:
+    """Tell the answer to a batch from what only says that the server keeps up."""
+    return not reply.data.startswith(b'{"type":"ack"')
+
+
+def check_posted(subject: str, reply: Message, count: int) -> None:
+    """Return if a stream has stored so many messages that were posted.
+
+    Raises:
+        NatterjackError: Not all of them; some may be stored all the same.
+    """
+    acknowledged = _acknowledgement(subject, reply).get("count", 1)
+    if acknowledged != count:
+        msg = f"{acknowledged!r} of {count} messages for {subject!r} were stored"
+        raise BrokerError(msg)
+
+
 def stored(subject: str, reply: Message) -> Stored:
     """Read what a stream answered to a publish.
 
@@ -302,13 +339,19 @@ def stored(subject: str, reply: Message) -> Stored:
         StreamError: The stream refuses.
         BrokerError: Somebody else answered.
     """
+    answer = _acknowledgement(subject, reply)
+    return Stored(answer["seq"], answer.get("duplicate", False))
+
+
+def _acknowledgement(subject: str, reply: Message) -> dict[str, Any]:
     if not reply.data and status_of(reply) == NO_RESPONDERS:
         raise NoRespondersError(subject)
     try:
-        ack = orjson.loads(reply.data)
-        problem = ack.get("error")
+        answer: dict[str, Any] = orjson.loads(reply.data)
+        problem = answer.get("error")
         if problem is None:
-            return Stored(int(ack["seq"]), bool(ack.get("duplicate", False)))
+            answer["seq"] = int(answer["seq"])
+            return answer
         refusal = StreamError.read(problem, subject)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"

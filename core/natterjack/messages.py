@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ class Answer(str):
 
     agent: str
     run_id: str
-    messages: Sequence[Any]
-    usage: Mapping[str, Any]
+    messages: Sequence[Any] = ()
+    usage: Mapping[str, Any] = MappingProxyType({})
 
     def __new__(
         cls,
@@ -167,9 +168,10 @@ class Answer(str):
         usage: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Make an answer of a text."""
-        answer = super().__new__(cls, text)
+        answer = str.__new__(cls, text)
         answer.agent, answer.run_id = agent, run_id
-        answer.messages, answer.usage = messages, usage or {}
+        if messages or usage:
+            answer.messages, answer.usage = messages, usage or {}
         return answer
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedError, Right, connect
+from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedError, Right, UnknownAgentError, connect
 from natterjack.bus import Bus
 from natterjack.cli.teamfile import read_team
 from natterjack.plugins import Plugins
@@ -95,8 +95,9 @@ async def test_all_of_many_consumers_are_seen(bus: Bus) -> None:
     done = await provision(bus, team(a={}), PLUGINS)
     assert len(done.left) == 1100
     async with connect(bus.server) as client:
-        for agent in ("a", "gone1099"):
-            assert (await client.inject_event(agent, {"type": "x"})).agent == agent
+        assert (await client.inject_event("a", {"type": "x"})).agent == "a"
+        with pytest.raises(UnknownAgentError, match="has no agent 'gone1099'"):  # its durable is left, the agent is not
+            await client.inject_event("gone1099", {"type": "x"})
 
 
 async def test_changed_stream_is_updated(bus: Bus) -> None:

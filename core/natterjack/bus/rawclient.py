@@ -99,7 +99,7 @@ class RawClient(Client):
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
         self._unused: asyncio.Queue[Any] = asyncio.Queue()
-        self._in_turn = False  # whether something was sent in this turn of the event loop
+        self._is_writing = False  # once this turn of the event loop ends
 
     # Receiving
 
@@ -145,7 +145,7 @@ class RawClient(Client):
     def write(self, subject: str, data: bytes, block: bytes = b"", reply: str = "") -> None:
         """Send a message, its headers given as a block; `breathe` afterwards where more is to come.
 
-        The first of a turn of the event loop goes at once, the others of that turn together when it ends.
+        All that is sent in one turn of the event loop goes together when it ends.
         """
         if block:
             head, size = len(block), len(block) + len(data)
@@ -154,17 +154,13 @@ class RawClient(Client):
             command = b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if not self._in_turn and self.is_connected:
-            self._in_turn = True
-            asyncio.get_running_loop().call_soon(self._end_turn)
-            self._write_out()
-
-    def _end_turn(self) -> None:
-        self._in_turn = False
-        self._write_out()
+        if not self._is_writing and self.is_connected:
+            self._is_writing = True
+            asyncio.get_running_loop().call_soon(self._write_out)
 
     def _write_out(self) -> None:
         """Give what is buffered to the transport; while that has not sent what it has, to nats-py's flusher."""
+        self._is_writing = False
         if not self._pending or not self.is_connected:
             return
         writer = getattr(self._transport, "_io_writer", None)  # a web socket has none
@@ -202,6 +198,9 @@ class RawClient(Client):
         try:
             await super()._close(status, do_cbs)
         finally:
+            writer = getattr(self._transport, "_io_writer", None)
+            if writer is not None and writer.transport.get_write_buffer_size():  # it would stay open until that is sent
+                writer.transport.abort()
             while not self._flush_queue.empty():  # its flusher has ended, and tells nobody who waits for it
                 flushed = self._flush_queue.get_nowait()
                 if not flushed.done():

@@ -250,9 +250,11 @@ async def test_what_a_step_raises_fails_the_attempt_and_is_tried_again(runtime: 
 
 
 async def test_attempts_are_counted_from_where_the_run_last_made_progress(runtime: AgentRuntime) -> None:
-    calls = Counter[str]()
+    calls, seen = Counter[str](), list[int]()
 
     async def work(event: Event, ctx: RunContext) -> Any:
+        seen.append(event.attempt)
+
         def flaky(name: str) -> None:
             calls[name] += 1
             if calls[name] < 3:
@@ -267,6 +269,7 @@ async def test_attempts_are_counted_from_where_the_run_last_made_progress(runtim
         with pytest.raises(RunFailedError, match="never"):
             await run(runtime)
     assert set(calls.values()) == {3}
+    assert seen == list(range(1, 14))
 
 
 # The order of calls

@@ -12,6 +12,7 @@ from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.context import AgentContext
+from natterjack.control import Runs
 from natterjack.errors import (
     BrokerError,
     ConfigError,
@@ -22,7 +23,7 @@ from natterjack.errors import (
 )
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.journal import ENDINGS, StreamJournal
+from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
 from natterjack.provision import stored_team
@@ -53,21 +54,21 @@ class Run:
             timeout: Seconds to wait.
 
         Raises:
-            RunFailedError: It ended in a dead letter; with the cause.
+            RunFailedError: It ended in a dead letter, or was cancelled; with the cause.
             RequestTimeoutError: It has not ended in time; it still may.
             PayloadError: It is done, but its result was no JSON, larger than 64 MiB, or is not kept any more.
             DisconnectedError: The connection was closed meanwhile.
         """
         try:
             async with asyncio.timeout(timeout) as limit:
-                ending = await self._ending()
+                end = await self._ending()
         except TimeoutError as error:
             if not limit.expired():
                 raise
             what = f"run {self.id} of {self.agent}"
             msg = f"{what} has not ended in {timeout:g} s; `natterjack journal show {self.agent} {self.id}` has more"
             raise RequestTimeoutError(what, timeout, msg) from error
-        return self._outcome(await StreamJournal().attach(self._bus).whole(ending))
+        return self._outcome(await StreamJournal().attach(self._bus).whole(end))
 
     async def _ending(self) -> Entry:
         """Return the entry that ends the run, once there is one, and the server can be asked."""
@@ -76,7 +77,7 @@ class Run:
             try:
                 async with journal.tail(self.agent, run=self.id, last=None) as entries:
                     async for entry in entries:
-                        if entry.kind in ENDINGS:
+                        if entry.kind == "done" or (entry.kind in ENDINGS and await self._stays(entry, journal)):
                             return entry
             except BrokerError as error:
                 if self._bus.closed.is_set():
@@ -85,14 +86,25 @@ class Run:
                     raise
             await asyncio.sleep(_RETRY_PAUSE)
 
+    async def _stays(self, end: Entry, journal: StreamJournal) -> bool:
+        """Tell whether a run was not resumed after this end; what is fed may be read a moment later."""
+        entries = await journal.read(self.agent, self.id)
+        return len(entries) <= end.index or ending(entries) is not None
+
     def _outcome(self, entry: Entry) -> Any:
         data = entry.data if isinstance(entry.data, dict) else {}
+        if entry.kind == CANCELLED:
+            raise RunFailedError(self.id, f"{data.get('by')} cancelled it{_because(data)}")
         if entry.kind == "dead":
             raise RunFailedError(self.id, str(data.get("cause", "")))
         if "omitted" in data:
             msg = f"run {self.id} of {self.agent} is done, but its result could not be kept: {data['omitted']}"
             raise PayloadError(msg)
         return data.get("result")
+
+
+def _because(data: Mapping[str, Any]) -> str:
+    return f": {data['reason']}" if data.get("reason") else ""
 
 
 class TeamClient:
@@ -103,6 +115,7 @@ class TeamClient:
         event_bus: Emits, publishes, subscribes.
         context: The shared context.
         journal: What all agents did: `entries`, `tail`.
+        runs: Their runs: `cancel`, `resume`, `waiting`.
     """
 
     def __init__(
@@ -113,7 +126,7 @@ class TeamClient:
     ) -> None:
         self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
-        self.journal = StreamJournal().attach(bus)
+        self.journal, self.runs = StreamJournal().attach(bus), Runs(bus)
         self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
         self._peers = Peers(bus, Guards())
         self._known: set[str] = set()

@@ -37,24 +37,23 @@ async def serve(url: str) -> None:
         await runtime.wait()
 
 
-async def start(runtime: AgentRuntime, number: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, __file__, runtime.server.url, number])
-    while not await runtime.agents():
-        await asyncio.sleep(0.05)
-    return process
+def start(url: str, number: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, __file__, url, number])
 
 
 async def main() -> None:
     async with AgentRuntime() as runtime:  # here it only brings the broker
-        first = await start(runtime, "1")
+        first = start(runtime.server.url, "1")
+        while not await runtime.agents():
+            continue  # it is about to run
         run = await runtime.inject_event("shop", {"type": "order", "flowers": "lilies"})
         while not [ticket async for _, ticket in runtime.runs.waiting("shop")]:
-            await asyncio.sleep(0.05)
+            continue  # it is about to wait
         first.kill()
         first.wait()
         print("process 1 is killed while the run waits; then the payment comes", flush=True)
         await runtime.event_bus.emit("payment.received", {"flowers": "lilies", "by": "card"})
-        second = await start(runtime, "2")
+        second = start(runtime.server.url, "2")
         await run.result(timeout=30)
         second.terminate()
         second.wait()

@@ -220,7 +220,9 @@ async def drain(bus: Bus, replicas: list[Replica], count: int, kills: int) -> No
     handled = Counter(line for line in replicas[0].effects if line != "ready")
     assert handled.keys() == {str(n) for n in range(count)}
     assert await dead_letters(bus) == []
-    assert (await bus.api("STREAM.INFO.JOURNAL", {"subjects_filter": "journal.worker.*.*"}))["state"]["messages"] >= count
+    assert (await bus.api("STREAM.INFO.JOURNAL", {"subjects_filter": "journal.worker.*.*"}))["state"][
+        "messages"
+    ] >= count
 
 
 @pytest.mark.timeout(120)

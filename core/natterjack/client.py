@@ -77,8 +77,8 @@ class Run:
             try:
                 async with journal.tail(self.agent, run=self.id, last=None) as entries:
                     async for entry in entries:
-                        if entry.kind == "done" or (entry.kind in ENDINGS and await self._stays(entry, journal)):
-                            return entry
+                        if entry.kind in ENDINGS and (end := await self._last_end(entry, journal)):
+                            return end
             except BrokerError as error:
                 if self._bus.closed.is_set():
                     raise DisconnectedError(self._bus.reason) from error
@@ -86,10 +86,10 @@ class Run:
                     raise
             await asyncio.sleep(_RETRY_PAUSE)
 
-    async def _stays(self, end: Entry, journal: StreamJournal) -> bool:
-        """Tell whether a run was not resumed after this end; what is fed may be read a moment later."""
-        entries = await journal.read(self.agent, self.id)
-        return len(entries) <= end.index or ending(entries) is not None
+    async def _last_end(self, end: Entry, journal: StreamJournal) -> Entry | None:
+        """Return the end of a run behind this one, if it was resumed and has ended again; what is done stays so."""
+        entries = [] if end.kind == "done" else await journal.read(self.agent, self.id)
+        return ending(entries) if len(entries) > end.index else end  # what is fed may be read a moment later
 
     def _outcome(self, entry: Entry) -> Any:
         data = entry.data if isinstance(entry.data, dict) else {}

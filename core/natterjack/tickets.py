@@ -16,7 +16,6 @@ from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
 from natterjack.errors import ConflictError, FencedError, PayloadError
 
-
 WAKES_STREAM: Final[dict[str, Any]] = {
     "subjects": [subjects.wake("*")],
     "republish": {"src": "wake.>", "dest": "feed.wake.>"},

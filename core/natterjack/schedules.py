@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
-from natterjack.errors import ConfigError, NotProvisionedError, StreamError
+from natterjack.errors import ConfigError, InvalidNameError, NotProvisionedError, StreamError
 from natterjack.messages import Firing, Schedule
 from natterjack.specs import ScheduleSpec
 
@@ -214,8 +214,12 @@ async def cancel(bus: Bus, owner: str, name: str) -> None:
     """Remove a trigger's schedule until the next provisioning, or an event that is held.
 
     Raises:
+        InvalidNameError: It is no name.
         NotProvisionedError: There is none of this name.
     """
+    if not owner or not name or set(owner + name) & set("*> ."):
+        kind, rule = "schedule", "write it as `natterjack schedule list` shows it"
+        raise InvalidNameError(kind, f"{owner}.{name}", rule)
     places = (
         (subjects.SCHEDULES, subjects.schedule(owner, name)),
         (subjects.delay_stream(owner), subjects.delay(owner, name)),

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from natterjack import AgentProcess, AgentRuntime, ConfigError, Firing, NotProvisionedError, Schedule, connect
 from natterjack.testing import NatsServer, ScriptedAgent, until
@@ -91,10 +90,13 @@ async def test_cancelling_what_is_not_there_is_an_error_and_cancels_nothing(own_
     ("arguments", "times"),
     [
         (["0 9 * * 1-5", "--from", "2026-12-03", "-n", "3"], ["2026-12-03T09", "2026-12-04T09", "2026-12-07T09"]),
-        (["30 2 * * *", "--zone", "Europe/Amsterdam", "--from", "2026-10-24", "-n", "3"], ["24T02:30:00+02:00", "25T02:30:00+02:00", "25T02:30:00+01:00"]),
+        (
+            ["30 2 * * *", "--zone", "Europe/Amsterdam", "--from", "2026-10-24", "-n", "3"],
+            ["24T02:30:00+02:00", "25T02:30:00+02:00", "25T02:30:00+01:00"],
+        ),
         (["*/30 * * * * *", "--from", "2026-12-03T10:00:00", "-n", "2"], ["10:00:30+00:00", "10:01:00+00:00"]),
     ],
-)  # fmt: skip
+)
 def test_preview(arguments: list[str], times: list[str]) -> None:
     told = json.loads(call("next", *arguments, "--json").output)
     assert len(told) == len(times)
@@ -131,6 +133,7 @@ def test_wrong_expression_is_one_clear_error(arguments: list[str], problem: str)
     ],
 )
 def test_next_is_what_the_broker_said_or_will(schedule: dict[str, Any], due: str) -> None:
-    found = next_of(Schedule(**{"owner": "a", "name": "b", "zone": "", "since": NOW} | schedule), NOW)
+    given: dict[str, Any] = {"owner": "a", "name": "b", "zone": "", "since": NOW} | schedule
+    found = next_of(Schedule(**given), NOW)
     assert found is not None
     assert found.astimezone(UTC) == datetime.fromisoformat(due).replace(tzinfo=UTC)

@@ -26,7 +26,7 @@ from natterjack.facilities import Facilities
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
-from natterjack.messages import Answer, Envelope, Firing, PlainMessage, Schedule, run_id
+from natterjack.messages import Envelope, Firing, PlainMessage, Schedule, run_id
 from natterjack.peers import AskServer, Peers, Question, cancel_all
 from natterjack.plugins import Plugins
 from natterjack.relay import Relay
@@ -257,7 +257,7 @@ class AgentHost:
         what = f"{self.name}.{kind or trigger.name}"
         return (await self._facilities.events.send("inject", what, data, Envelope(), own)).sequence
 
-    async def _answer(self, question: Question) -> Answer:
+    async def _answer(self, question: Question) -> str:
         envelope = question.envelope
         ctx = RunContext(
             self._facilities,
@@ -270,11 +270,15 @@ class AgentHost:
         )
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
-        ctx.enter()
-        async with ctx.ending():
-            text = ctx.answered = answer_text(await self._answering(question.text, ctx))
+        ctx.enter(question.task)
+        try:
+            text = answer_text(await self._answering(question.text, ctx))
             await ctx.settle()
-        return Answer(text, agent=self.name, run_id=question.run)
+        except BaseException as error:
+            await ctx.end_answer(error)
+            raise
+        await ctx.end_answer(text)
+        return text
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:
         result = self._agent.answer(question, ctx)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from asyncio import Task, current_task
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
@@ -69,7 +68,6 @@ class RunContext:
         self._durable: Durable | None = None
         self._did: list[Note] = []
         self._task: Task[Any] | None = None
-        self.answered = ""
 
     # Made when first used, because most runs use neither.
 
@@ -188,24 +186,24 @@ class RunContext:
         if self._durable is not None:
             await self._durable.end()
 
-    @asynccontextmanager
-    async def ending(self) -> AsyncIterator[None]:
-        """Stand around an answer: what it left behind is ended, and if it had steps, its end is journaled."""
+    async def end_answer(self, outcome: str | BaseException) -> None:
+        """End what an answer left behind, and if it had steps, journal the text or error that came of it."""
+        if self._durable is None:
+            return
         try:
-            yield
-        except Exception as error:
-            await self.finish()
-            await self._journal_end("failed", {"cause": described(error)[:MAX_CAUSE]})
-            raise
-        else:
-            await self.finish()
-            await self._journal_end("done", {"result": self.answered})
+            if isinstance(outcome, str | Exception):
+                await self._durable.finish()
+                await self._journal_end(self._durable, outcome)
         finally:
-            await self.end()
+            await self._durable.end()
 
-    async def _journal_end(self, kind: str, data: Mapping[str, Any]) -> None:
-        if self._durable is not None and self._durable.seeded:
-            await self._durable.record(kind, {**data, "attempt": 1})
+    async def _journal_end(self, durable: Durable, outcome: str | Exception) -> None:
+        if not durable.seeded:
+            return
+        if isinstance(outcome, str):
+            await durable.record("done", {"result": outcome, "attempt": 1})
+        else:
+            await durable.record("failed", {"cause": described(outcome)[:MAX_CAUSE], "attempt": 1})
 
     async def settle(self) -> None:
         """Return once all that this run wrote to the context is durable, or raise the first unheard failure."""
@@ -318,9 +316,9 @@ class RunContext:
         variables.run(self.enter)
         return variables
 
-    def enter(self) -> None:
-        """Say that what the running task does from now on follows from this run."""
-        self._task = current_task()
+    def enter(self, task: Task[Any] | None = None) -> None:
+        """Say that what a task, which is the running one, does from now on follows from this run."""
+        self._task = task or current_task()
         CAUSE.set(self)
 
     @property

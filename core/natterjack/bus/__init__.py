@@ -4,7 +4,7 @@ from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
 from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import of_envelope
-from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, error_of, status_of
+from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.streams import STORE_BUDGET, Stored, expecting, stored
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Subscription",
     "answered",
     "consumer_sequence",
+    "envelope_of",
     "error_of",
     "expecting",
     "in_batch",

@@ -123,11 +123,11 @@ def test_up_renews_its_processes_on_sighup(garden: Cli, own_server: NatsServer) 
 
 
 WAITING = """
-import asyncio, sys
+import asyncio, os, sys
 from natterjack.cli.run import first_of, renewing, stopping
 async def main():
     with stopping() as stop, renewing(stop) as renew:
-        print("waiting", flush=True)
+        os.write(1, b"waiting")  # in one piece: the terminal is closed as soon as that is read
         await first_of(renew.wait(), stop.wait())
         open(sys.argv[1], "w").write("stop" if stop.is_set() else "renew")
 asyncio.run(main())

@@ -150,6 +150,7 @@ async def stranger(nats_server: NatsServer) -> AsyncIterator[Client]:
     )
 )
 @example(Envelope(source=" a ", cause="\x85\u2028", request="%41;s=b\r\nX: y", run="ü"))
+@example(Envelope(run="\xa0"))
 async def test_an_envelope_arrives_as_it_was_sent(stranger: Client, envelope: Envelope) -> None:
     inbox = stranger.new_inbox()
     subscription = await stranger.subscribe(inbox)

@@ -149,7 +149,7 @@ def _check_depth(data: bytes) -> None:
 
 _PLACES: Final = {key: place for place, key in enumerate("scdtrqu")}
 """Where in an envelope stands what a header calls by its letter."""
-_SPECIAL: Final = re.compile(r"[;%\x00-\x20\x7f]")
+_SPECIAL: Final = re.compile(r"[;%\s\x00-\x20\x7f]")  # whoever reads headers strips white space of any kind
 _PLAIN: Final = "/:@+=,"
 _EMPTY: Final = Envelope()
 

@@ -199,7 +199,7 @@ class RawClient(Client):
             await super()._close(status, do_cbs)
         finally:
             writer = getattr(self._transport, "_io_writer", None)
-            if writer is not None:  # with something left to send, it would stay open until that is taken
+            if writer is not None and _has_left(writer.transport):  # it would stay open until that is sent
                 writer.transport.abort()
             while not self._flush_queue.empty():  # its flusher has ended, and tells nobody who waits for it
                 flushed = self._flush_queue.get_nowait()
@@ -228,3 +228,10 @@ class RawClient(Client):
 def _incoming(subject: bytes, reply: bytes, data: bytes, block: bytes) -> Incoming:
     # A subject may hold any byte.
     return Incoming(subject.decode(errors="replace"), reply.decode(errors="replace"), data, block)
+
+
+def _has_left(transport: asyncio.WriteTransport) -> bool:
+    try:
+        return transport.get_write_buffer_size() > 0
+    except AttributeError:  # asyncio's, where the TLS handshake has failed
+        return False

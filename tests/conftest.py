@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, AsyncExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
@@ -167,14 +167,26 @@ def garden(quick: Quick) -> Quick:
     return quick
 
 
+@contextmanager
+def _served(cli: Cli) -> Iterator[None]:
+    with NatsServer() as server:
+        cli.env["NATS_URL"] = server.url
+        with cli.start("up", "--single-process") as process:
+            process.wait_line("^ready")
+            yield
+            assert process.end() == 0, process.output
+
+
+@pytest.fixture(scope="session")
+def served_team() -> Callable[[Cli], AbstractContextManager[None]]:
+    """Runs the team of a folder on a server of its own, for as long as it is entered."""
+    return _served
+
+
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     """The command line of a team that runs, on a server of this test file's own; what `start` starts is a process."""
     cli = Quick(tmp_path_factory.mktemp("garden"))
     cli.write(team_toml=TEAM, agents_py=AGENTS)
-    with NatsServer() as server:
-        cli.env["NATS_URL"] = server.url
-        with cli.start("up", "--single-process") as process:
-            process.wait_line("^ready")
-            yield cli
-            assert process.end() == 0, process.output
+    with _served(cli):
+        yield cli

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,15 @@ class Waiter(Agent):
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, quick_in: Callable[[Path], Cli]) -> Iterator[Cli]:
+def shop(
+    tmp_path_factory: pytest.TempPathFactory,
+    quick_in: Callable[[Path], Cli],
+    served_team: Callable[[Cli], AbstractContextManager[None]],
+) -> Iterator[Cli]:
     cli = quick_in(tmp_path_factory.mktemp("shop"))
     cli.write(team_toml=TEAM, shop_py=SHOP)
-    with NatsServer() as server:
-        cli.env["NATS_URL"] = server.url
-        with cli.start("up", "--single-process") as process:
-            process.wait_line("^ready")
-            yield cli
-            assert process.end() == 0, process.output
+    with served_team(cli):
+        yield cli
 
 
 def emit(shop: Cli, type: str, data: object) -> None:

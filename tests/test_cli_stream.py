@@ -7,15 +7,14 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack
 
 import nats
 import pytest
 from synadia_ai.agent_service import AgentService, PromptStream
 from synadia_ai.agents import Envelope
 
-from natterjack.testing import NatsServer
 from natterjack.testing.command import Cli
 
 TEAM = """\
@@ -57,16 +56,14 @@ class Curious(Agent):
 
 
 @pytest.fixture(scope="module")
-def den(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+def den(
+    tmp_path_factory: pytest.TempPathFactory, served_team: Callable[[Cli], AbstractContextManager[None]]
+) -> Iterator[Cli]:
     """The command line of a team that streams."""
     cli = Cli(tmp_path_factory.mktemp("den"))
     cli.write(team_toml=TEAM, agents_py=AGENTS)
-    with NatsServer() as server:
-        cli.env["NATS_URL"] = server.url
-        with cli.start("up", "--single-process") as process:
-            process.wait_line("^ready")
-            yield cli
-            assert process.end() == 0, process.output
+    with served_team(cli):
+        yield cli
 
 
 def test_chunks_are_printed_as_they_come_and_ctrl_c_cancels_at_the_peer(den: Cli) -> None:

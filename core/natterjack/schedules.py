@@ -147,10 +147,10 @@ async def remove_others(bus: Bus, wanted: Iterable[ScheduleSpec]) -> list[str]:
     """Remove the schedules that no trigger wants any more, and what they fired; return them as `<agent>.<trigger>`."""
     kept = {subject for spec in wanted for subject in (subjects.schedule(spec.agent, spec.name), spec.consumer.filter)}
     try:
-        state = (await bus.api(f"STREAM.INFO.{subjects.SCHEDULES}", {"subjects_filter": ">"}))["state"]
+        found = await bus.subjects_in(subjects.SCHEDULES, ">")
     except NotProvisionedError:
         return []
-    others = sorted(set(state.get("subjects") or ()) - kept)
+    others = sorted(set(found) - kept)
     for subject in others:
         await bus.api(f"STREAM.PURGE.{subjects.SCHEDULES}", {"filter": subject})
     return [subject.partition(".")[2] for subject in others if subject.count(".") == 2]

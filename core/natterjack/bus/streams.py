@@ -265,6 +265,23 @@ class Streams(Requests, ABC):
         """Return the names of the streams whose subjects match a pattern."""
         return [str(name) async for name in self._pages("STREAM.NAMES", "streams", subject=pattern)]
 
+    async def subjects_in(self, stream: str, pattern: str, *, timeout: float = 10.0) -> list[str]:
+        """Return the subjects of a stream's messages that match a pattern, in the server's order.
+
+        Raises:
+            NotProvisionedError: The stream does not exist.
+        """
+        names: dict[str, None] = {}
+        offset = 0
+        while True:
+            wanted = {"subjects_filter": pattern, "offset": offset}
+            info = await self.api(f"STREAM.INFO.{stream}", wanted, timeout=timeout)
+            page = info["state"].get("subjects") or {}
+            names |= dict.fromkeys(page)
+            offset += len(page)
+            if not page or offset >= info.get("total", 0):
+                return list(names)
+
     async def consumers(self, stream: str) -> list[str]:
         """Return the names of all consumers of a stream."""
         return [str(name) async for name in self._pages(f"CONSUMER.NAMES.{stream}", "consumers")]

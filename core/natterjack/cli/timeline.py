@@ -128,8 +128,7 @@ async def find_run(bus: Bus, id: str) -> tuple[str, str]:
         CommandError: There is none, or there are several.
     """
     subjects.check_type(id, "run id")
-    exact = {run async for run in _runs(bus, id, "*")}
-    found = exact or {(agent, run) async for agent, run in _runs(bus, "*", "1") if run.startswith(id)}
+    found = await _runs(bus, id, "*") or {each for each in await _runs(bus, "*", "1") if each[1].startswith(id)}
     if not found:
         msg = f"the journals have no run {id!r}; `natterjack runs list` shows them"
         raise CommandError(msg, ExitCode.UNKNOWN)
@@ -140,18 +139,10 @@ async def find_run(bus: Bus, id: str) -> tuple[str, str]:
     return found.pop()
 
 
-async def _runs(bus: Bus, run: str, index: str) -> AsyncIterator[tuple[str, str]]:
-    """Yield agent and id for each entry of such a subject; the server tells subjects by the page."""
-    offset = 0
-    while True:
-        wanted = {"subjects_filter": subjects.journal("*", run, index), "offset": offset}
-        found = (await bus.api(f"STREAM.INFO.{subjects.JOURNAL}", wanted))["state"].get("subjects") or {}
-        for subject in found:
-            _, agent, id, _ = subject.split(".")
-            yield agent, id
-        if not found:
-            return
-        offset += len(found)
+async def _runs(bus: Bus, run: str, index: str) -> set[tuple[str, str]]:
+    """Return agent and id of each run that has such an entry."""
+    found = (each.split(".") for each in await bus.subjects_in(subjects.JOURNAL, subjects.journal("*", run, index)))
+    return {(agent, id) for _, agent, id, _ in found}
 
 
 @dataclass(slots=True)

@@ -112,17 +112,3 @@ class Follower(ABC):
     @abstractmethod
     async def reach(self, revision: int) -> None:
         """Return once the state has all up to a revision, trying for as long as the server is away."""
-
-
-async def key_names(bus: Bus, stream: str, pattern: str) -> list[str]:
-    """Return the subjects in a bucket's stream that match a pattern, in the server's order."""
-    names: dict[str, None] = {}
-    offset = 0
-    while True:
-        wanted = {"subjects_filter": pattern, "offset": offset}
-        info = await bus.api(f"STREAM.INFO.{stream}", wanted, timeout=TIMEOUT)
-        page = info["state"].get("subjects") or {}
-        names |= dict.fromkeys(page)
-        offset += len(page)
-        if not page or offset >= info.get("total", 0):
-            return list(names)

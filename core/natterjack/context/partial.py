@@ -9,7 +9,7 @@ from typing import Final
 
 from natterjack import subjects
 from natterjack.bus import Bus, Message
-from natterjack.context.follower import CHECK_EVERY, RETRY_PAUSE, Follower, key_names
+from natterjack.context.follower import CHECK_EVERY, RETRY_PAUSE, TIMEOUT, Follower
 from natterjack.context.state import State, read_message
 from natterjack.errors import BrokerError, NoRespondersError, NotProvisionedError, RefusedError
 
@@ -65,7 +65,7 @@ class PartialReplica(Follower):
         wanted, self._wanted = self._wanted, 0
         keys = dict.fromkeys(self._literal)
         for pattern in self._wild:
-            keys |= dict.fromkeys(await key_names(self._bus, self._stream, pattern))
+            keys |= dict.fromkeys(await self._bus.subjects_in(self._stream, pattern, timeout=TIMEOUT))
         names = list(keys)
         for start in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*map(self._read, names[start : start + _AT_ONCE]))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from natterjack import subjects
 from natterjack.bus import Bus, Message
-from natterjack.context.follower import RETRY_PAUSE, TIMEOUT, Follower, key_names
+from natterjack.context.follower import RETRY_PAUSE, TIMEOUT, Follower
 from natterjack.context.state import Reassembly, Revision, State, Version, read_message
 from natterjack.errors import BrokerError, NotProvisionedError, RequestTimeoutError
 
@@ -178,7 +178,7 @@ class Replica(Follower):
         """
         if up_to := await self._newest([self._all]):
             return up_to
-        names = await key_names(self._bus, self._stream, self._all)
+        names = await self._bus.subjects_in(self._stream, self._all, timeout=TIMEOUT)
         pages = [names[start : start + _PAGE] for start in range(0, len(names), _PAGE)]
         ends: list[int] = []
         while pages:

@@ -1,0 +1,1 @@
+"""Random faults on a team of real processes; see README.md."""

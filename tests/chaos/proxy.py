@@ -1,0 +1,94 @@
+"""A network that can be cut, frozen and slowed down: a TCP proxy between the team and its server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from natterjack import Clock
+
+CHUNK = 65_536
+clock = Clock()
+
+
+class Proxy:
+    """Passes bytes on to a port of this machine.
+
+    Args:
+        target: Returns the port, which may change.
+        host: Where it listens.
+
+    Attributes:
+        port: Where it listens.
+        delay: Seconds by which every chunk of bytes comes later.
+    """
+
+    def __init__(self, target: Callable[[], int], host: str = "127.0.0.1") -> None:
+        self._target, self.host = target, host
+        self.port, self.delay = 0, 0.0
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._links: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut(1.0)
+        self.thaw()
+        if self._links:
+            await asyncio.wait(self._links)
+
+    def cut(self, share: float) -> int:
+        """End a share of the connections, the oldest first; returns how many."""
+        self._links = [link for link in self._links if not link.done()]
+        count = round(share * len(self._links))
+        for link in self._links[:count]:
+            link.cancel()
+        return count
+
+    def freeze(self) -> None:
+        """Let nothing pass, and end nothing: as a cable that is unplugged."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Let everything pass again, what waited, too."""
+        self._flowing.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.current_task()
+        if link is not None:
+            self._links.append(link)
+        try:
+            await self._flowing.wait()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target())
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
+            return
+        pumps = [asyncio.create_task(self._pump(*pair)) for pair in ((reader, far_writer), (far_reader, writer))]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            return  # it is cut
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for end in (writer, far_writer):
+                end.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(CHUNK):
+                await self._flowing.wait()
+                if self.delay:
+                    await clock.sleep(self.delay)
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            return  # the other end is gone, and so is this one

@@ -1,0 +1,266 @@
+"""The world in which faults happen: servers, a network, a supervised team, and people who give it work."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+import psutil
+
+from natterjack import BrokerError, Clock, PeerError, Server, TeamClient, connect
+from natterjack.bus import Bus
+from natterjack.service import discover
+from natterjack.subjects import OPERATOR
+
+from .audit import Audit, event_id
+from .broker import Broker
+from .proxy import Proxy
+from .supervised import REPLICAS, Supervised, left_behind
+from .workload import wisdom
+
+clock = Clock()
+"""Load and faults are paced by it; what is waited for is asked for."""
+PATIENCE = 5.0
+"""Seconds that one who asks waits at most."""
+RATE = 40.0
+"""Events in a second, about, and half as many asks."""
+LIMIT = 30.0
+"""Seconds within which the team is healthy again, without help."""
+
+
+class World:
+    """A team with its servers and its network.
+
+    Args:
+        folder: For stores, logs and effects.
+        broker: The servers; started here.
+
+    Attributes:
+        bus: The auditor's connection, with no proxy between.
+        team: The connection of those who emit and ask; through the proxy, like the agents'.
+        proxies: The network, one for each server.
+        supervisors: Who keeps the team running; one, if nobody makes a mistake.
+        audit: What was accepted, and what came of it.
+        asked: How many asks were answered, and how many failed, by error.
+    """
+
+    bus: Bus
+    team: TeamClient
+    audit: Audit
+
+    def __init__(self, folder: Path, broker: Broker) -> None:
+        self.folder, self.broker = folder, broker
+        self.proxies: list[Proxy] = []
+        self.supervisors: list[Supervised] = []
+        self.asked = Counter[str]()
+        self._usual: Counter[tuple[str, int]] = Counter()
+        self._durables: set[str] = set()
+        self._number = 0
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _begin(self) -> None:
+        enter = self._stack.enter_async_context
+        self.broker.start()
+        self._stack.callback(self.broker.kill)
+        for node in self.broker.nodes:
+            self.proxies.append(await enter(Proxy(lambda node=node: node.port)))  # type: ignore[misc]
+        await self._supervise()
+        self.bus = await Bus.connect(Server(self.broker.url), principal=OPERATOR)
+        self._stack.push_async_callback(self.bus.close)
+        if self.broker.size > 1:
+            await self._replicate()
+        self.team = await enter(connect(self.url))
+        self.audit = Audit(self.bus, self.folder)
+        await self.healthy()
+        self._usual, self._durables = self._interest(), await self._consumers()
+
+    async def _supervise(self) -> None:
+        supervisor = self.add_supervisor()
+        supervisor.start()
+        await supervisor.ready()
+
+    async def _replicate(self) -> None:
+        for name in await self.bus.streams(">"):
+            config = (await self.bus.api(f"STREAM.INFO.{name}"))["config"]
+            await self.bus.api(f"STREAM.UPDATE.{name}", config | {"num_replicas": self.broker.size})
+
+    @property
+    def url(self) -> str:
+        """The servers, each through its proxy."""
+        return ",".join(f"nats://{proxy.host}:{proxy.port}" for proxy in self.proxies)
+
+    def add_supervisor(self) -> Supervised:
+        """Return a further supervisor of the same team, not yet started, which is killed at the end."""
+        log = self.folder / f"up{len(self.supervisors)}.log"
+        supervisor = Supervised(self.url, self.folder, log)
+        self.supervisors.append(supervisor)
+        self._stack.callback(supervisor.kill)
+        return supervisor
+
+    async def end(self) -> None:
+        """End the team in order, and see that nothing of it is left."""
+        for supervisor in self.supervisors:
+            assert await asyncio.to_thread(supervisor.stop) == 0, supervisor.output()
+        assert left_behind(self.folder) == []
+
+    # What faults use
+
+    @asynccontextmanager
+    async def alone(self, *what: str) -> AsyncIterator[None]:
+        """Keep other faults from touching the same things meanwhile."""
+        async with AsyncExitStack() as stack:
+            for name in sorted(what):
+                await stack.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
+            yield
+
+    def signal(self, label: str, number: signal.Signals) -> psutil.Process | None:
+        """Send a signal to an agent's process, and return it; None if it is down at the moment."""
+        process = self.supervisors[0].agents().get(label)
+        return process if process is not None and send(process, number) else None
+
+    # Work
+
+    @asynccontextmanager
+    async def load(self, random: Random) -> AsyncIterator[None]:
+        """Give the team work meanwhile, and wait at the end until all of it was accepted, or was not."""
+        async with asyncio.TaskGroup() as group:
+            over = asyncio.Event()
+            group.create_task(self._work(group, over, self.emit, RATE, Random(random.random())))
+            group.create_task(self._work(group, over, self.ask, RATE / 2, Random(random.random())))
+            try:
+                yield
+            finally:
+                over.set()
+
+    async def _work(
+        self, group: asyncio.TaskGroup, over: asyncio.Event, act: Callable[[], Any], rate: float, random: Random
+    ) -> None:
+        while not over.is_set():
+            group.create_task(act())
+            await clock.sleep(random.expovariate(rate))
+
+    async def emit(self, **data: Any) -> None:
+        """Emit one more event; what the server acknowledges is accepted."""
+        self._number += 1
+        number = self._number
+        try:
+            await self.team.event_bus.emit("work.due", {"n": number, **data}, id=event_id(number))
+        except BrokerError:
+            return  # nobody promised anything
+        self.audit.accepted.add(number)
+
+    async def ask(self) -> None:
+        """Ask the oracle something; it answers right or fails in time."""
+        self._number += 1
+        number, began = self._number, time.monotonic()
+        try:
+            said = await self.team.ask_peer("oracle", str(number), timeout=PATIENCE)
+        except (PeerError, BrokerError) as error:
+            self.asked[type(error).__name__] += 1
+        else:
+            self.asked["answered"] += 1
+            if said != wisdom(number):
+                self.audit.problems.append(f"asked about {number}, the oracle said {said!r}")
+        if (late := time.monotonic() - began) > PATIENCE + 1:
+            self.audit.problems.append(f"an ask took {late:.1f} s of {PATIENCE:g} s")
+
+    # Health
+
+    async def healthy(self) -> float:
+        """Wait until the team is healthy by itself, and return how many seconds that took."""
+        began = time.monotonic()
+        while ailment := await self._ailment():
+            if time.monotonic() - began > LIMIT:
+                msg = f"not healthy after {LIMIT:g} s: {ailment}\n{self.supervisors[0].output()[-4000:]}"
+                raise AssertionError(msg)
+            await clock.sleep(0.05)
+        return time.monotonic() - began
+
+    async def _ailment(self) -> str:
+        """Return the first thing that is not as it should be."""
+        wanted = Counter({name: count * len(self.supervisors) for name, count in REPLICAS.items()})
+        running = Counter(label.partition("/")[0] for each in self.supervisors for label in each.agents())
+        if running != wanted:
+            return f"processes run: {dict(running)}"
+        try:
+            if (found := Counter(info.name for info in await discover(self.bus))) != wanted:
+                return f"agents listen: {dict(found)}"
+            if busy := [told for stream in ("EVENTS", "INBOX") for told in await self._unfinished(stream)]:
+                return f"work is left: {', '.join(busy)}"
+            if self._durables and (strange := await self._consumers() ^ self._durables):
+                return f"consumers: {strange}"
+            await self.team.ask_peer("oracle", "1", timeout=2.0)
+            if self._usual and (interest := self._interest()) != self._usual:
+                return f"more interest than usual: {interest - self._usual}, less: {self._usual - interest}"
+        except (BrokerError, PeerError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    async def _unfinished(self, stream: str) -> list[str]:
+        return [
+            f"{info['name']} {info['num_pending']}+{info['num_ack_pending']}"
+            for info in await self.bus.consumer_infos(stream)
+            if info["num_pending"] or info["num_ack_pending"]
+        ]
+
+    async def _consumers(self) -> set[str]:
+        streams = await self.bus.streams(">")
+        return {f"{stream} {name}" for stream in streams for name in await self.bus.consumers(stream)}
+
+    def _interest(self) -> Counter[tuple[str, int]]:
+        """Return how many connections there are of each name and number of subscriptions."""
+        found = self.broker.connections()
+        return Counter((each.get("name", "?"), len(each.get("subscriptions_list", ()))) for each in found)
+
+    # What must hold then
+
+    async def check(self) -> None:
+        """See that all that was accepted was done, once, and that all replicas of the context are equal."""
+        assert await self.audit.check() == []
+        await self._check_replicas()
+        known = self.team.context.keys()
+        own = {name: self.team.context.get(name) for name in known}
+        assert self.audit.same(own), "the operator's replica of the context differs from the bucket"
+        expected = sum(REPLICAS.values()) * len(self.supervisors) + len(self.supervisors)
+        assert len(left := left_behind(self.folder)) == expected, left
+
+    async def _check_replicas(self) -> None:
+        """Ask every process for the digest of its context, until each has told that of the bucket."""
+        missing = {process.pid for each in self.supervisors for process in each.agents().values()}
+        began, different = time.monotonic(), ""
+        while missing:
+            assert time.monotonic() - began < LIMIT, f"replicas of the context differ: {missing} {different}"
+            for name in REPLICAS:
+                pid, told = (await self.team.ask_peer(name, "context", timeout=PATIENCE)).split()
+                if told == self.audit.digest:
+                    missing.discard(int(pid))
+                else:
+                    different = f"{name} {pid}"
+
+
+def send(process: psutil.Process, number: signal.Signals) -> bool:
+    """Send a signal to a process; returns whether it is still there."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True

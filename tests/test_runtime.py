@@ -257,8 +257,9 @@ async def test_embedded_broker_where_no_server_is_named(tmp_path: Path, monkeypa
     async with runtime:
         assert (tmp_path / ".natterjack").is_dir()
         assert await runtime.ask_peer("echo", "a", timeout=5.0) == "A"
-        async with connect(runtime.server) as team:
+        async with connect(runtime.server) as team, connect() as found:
             assert await team.ask_peer("echo", "b", timeout=5.0) == "B"
+            assert await found.ask_peer("echo", "c", timeout=5.0) == "C"
     await until(lambda: asyncio.all_tasks() == tasks)
 
 
@@ -622,9 +623,10 @@ async def test_connect_never_provisions(own_server: NatsServer) -> None:
     await bus.close()
 
 
-async def test_connect_needs_a_server(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+async def test_connect_needs_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NATS_URL", raising=False)
-    with pytest.raises(ConfigError, match="name a server"):
+    with pytest.raises(ConfigError, match="no server is named, and no broker runs in this folder"):
         async with connect():
             pytest.fail("there is no server")
     with pytest.raises(ConnectError, match="no NATS server answers"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.broker import running_url
 from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.context import AgentContext
@@ -221,6 +222,7 @@ class TeamClient:
         """Cancel an event that is held, or a trigger's schedule: that until the team is provisioned again.
 
         Raises:
+            InvalidNameError: It is no name.
             NotProvisionedError: There is none of this name.
             BrokerError: The server is away.
         """
@@ -263,17 +265,22 @@ async def connect(server: str | Server | None = None, *, context: bool = True) -
             print(await team.ask_peer("researcher", "What is new?"))
 
     Args:
-        server: Its URL; by default `NATS_URL`.
+        server: Its URL; by default `NATS_URL`, or else the embedded broker that runs in this folder.
         context: Whether to follow the shared context.
 
     Raises:
-        ConfigError: No server is named.
+        ConfigError: No server is named, and none runs in this folder.
         ConnectError: It cannot be reached, or refuses.
         NotProvisionedError: No team has been provisioned there.
     """
     found = server if isinstance(server, Server) else named_server(server)
+    if found is None and (running := running_url()):
+        found = Server(running)
     if found is None:
-        msg = "name a server: natterjack.connect('nats://127.0.0.1:4222'), or set NATS_URL"
+        msg = (
+            "no server is named, and no broker runs in this folder; set NATS_URL, or name one, e.g."
+            " natterjack.connect('nats://127.0.0.1:4222')"
+        )
         raise ConfigError(msg)
     bus = await Bus.connect(found, principal=subjects.OPERATOR)
     shared = AgentContext()

@@ -306,9 +306,9 @@ class NotProvisionedError(BrokerError):
 
     retry = False
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, then: str = "Run `natterjack provision team.toml` first.") -> None:
         self.what = what
-        super().__init__(f"{what} does not exist on this server. Run `natterjack provision team.toml` first.")
+        super().__init__(f"{what} does not exist on this server. {then}")
 
 
 class BrokerNotFoundError(BrokerError):

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
-from natterjack.errors import ConfigError, NotProvisionedError, StreamError
+from natterjack.errors import ConfigError, InvalidNameError, NotProvisionedError, StreamError
 from natterjack.messages import Firing, Schedule
 from natterjack.specs import ScheduleSpec
 
@@ -214,8 +214,12 @@ async def cancel(bus: Bus, owner: str, name: str) -> None:
     """Remove a trigger's schedule until the next provisioning, or an event that is held.
 
     Raises:
+        InvalidNameError: It is no name.
         NotProvisionedError: There is none of this name.
     """
+    kind, full = "schedule", f"{owner}.{name}"
+    if not owner or not name or set(owner + name) & set("*> ."):
+        raise InvalidNameError(kind, full, "write it as `natterjack schedule list` shows it")
     places = (
         (subjects.SCHEDULES, subjects.schedule(owner, name)),
         (subjects.delay_stream(owner), subjects.delay(owner, name)),
@@ -226,5 +230,5 @@ async def cancel(bus: Bus, owner: str, name: str) -> None:
                 return
         except NotProvisionedError:
             continue
-    msg = f"a schedule {owner}.{name}"
-    raise NotProvisionedError(msg)
+    what = f"a schedule {full}"
+    raise NotProvisionedError(what, "`natterjack schedule list` shows what there is.")

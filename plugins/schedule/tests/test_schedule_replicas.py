@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,9 @@ import pytest
 from natterjack import connect
 from natterjack.testing import NatsServer, until
 
+log = logging.getLogger(__name__)
+
 REPLICAS = 5
-KILLS = 3
-"""At each third tick the replica that works on it is killed."""
 TEAM = """
 [agents.bell]
 kind = "bell_agents:Bell"
@@ -87,25 +87,21 @@ class Replicas:
         lines = path.read_text().splitlines() if path.exists() else []
         return [Note(what, datetime.fromisoformat(due), event, pid) for what, due, event, pid in map(json.loads, lines)]
 
-    def due(self, *what: str) -> set[datetime]:
-        return {note.due for note in self.notes() if note.what in what}
+    def due(self, what: str) -> set[datetime]:
+        return {note.due for note in self.notes() if note.what == what}
 
-    def at_work(self) -> int:
-        """The process that wrote last, if it is not done with it; or else 0."""
-        last = self.notes()[-1]
-        return last.pid if last.what == "begun" and last.pid in self.running else 0
+    def victim(self) -> int:
+        """The process that is at work, if two others live that have been; or else 0."""
+        notes = self.notes()
+        alive = {note.pid for note in notes} & set(self.running)
+        return notes[-1].pid if len(alive) > 2 and notes[-1].what == "begun" and notes[-1].pid in alive else 0
 
     async def work(self, ticks: int) -> None:
-        """Kill the one at work at each third tick, and start another, until so many have begun."""
-        for number in range(KILLS, ticks, KILLS):
-            await until(passed(self, number), timeout=60)
-            self.end(await until(self.at_work, timeout=60), signal.SIGKILL)
+        """Kill one at work, and start another, over and over until so many ticks have begun."""
+        while len(self.due("begun")) < ticks:
+            self.end(await until(self.victim, timeout=60), signal.SIGKILL)
             self.killed += 1
             self.start()
-
-
-def passed(replicas: Replicas, number: int) -> Callable[[], bool]:
-    return lambda: len(replicas.due("begun")) >= number
 
 
 async def shorten_ack_wait(server: NatsServer) -> None:
@@ -120,9 +116,7 @@ async def shorten_ack_wait(server: NatsServer) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("ticks", [10, pytest.param(100, marks=pytest.mark.full)])
-async def test_each_tick_is_one_event_while_replicas_die(
-    own_server: NatsServer, tmp_path: Path, ticks: int, record_property: Callable[[str, object], None]
-) -> None:
+async def test_each_tick_is_one_event_while_replicas_die(own_server: NatsServer, tmp_path: Path, ticks: int) -> None:
     (tmp_path / "team.toml").write_text(TEAM)
     (tmp_path / "bell_agents.py").write_text(AGENTS)
     replicas = Replicas(tmp_path, own_server)
@@ -142,8 +136,7 @@ async def test_each_tick_is_one_event_while_replicas_die(
     begun, done = ([note for note in notes if note.what == what] for what in ("begun", "done"))
     events = {(note.due, note.event) for note in notes}
     assert len(events) == len({note.due for note in notes})
-    assert replicas.killed == (ticks - 1) // KILLS
-    assert len(begun) - len(events) <= replicas.killed  # what a killed one had begun, another one begins again
-    record_property("killed", replicas.killed)
-    record_property("begun twice", len(begun) - len(events))
-    record_property("done twice", len(done) - len({note.due for note in done}))
+    assert replicas.killed >= ticks // 10
+    again = len(begun) - len(events)
+    assert again <= replicas.killed  # what a killed one had begun, another one begins again
+    log.info("%d ticks, %d killed at work, %d begun again, %d done", ticks, replicas.killed, again, len(done))

@@ -730,7 +730,7 @@ async def test_an_end_that_comes_second_acks_nothing(own_server: NatsServer, bus
     worker = Worker(lose)
     async with running(own_server, worker) as runtime:
         await runtime.event_bus.emit("job.a", id="raced")
-        (delivery,) = [each for host in runtime._hosts for each in host._deliveries if each._label != "inbox"]
+        (delivery,) = [each for host in runtime._hosts for each in host._deliveries if each._label == "event-job+@@"]
         await until(lambda: worker.events and not delivery._work.tasks and not delivery._ends)
         info = await bus.api("CONSUMER.INFO.EVENTS.worker=event-job+@@")
         assert info["num_ack_pending"] == 1

@@ -187,8 +187,50 @@ async def test_branches_are_counted_apart_whichever_comes_first(runtime: AgentRu
     async with runtime:
         assert await run(runtime) == [["a1", "a2"], ["b1", "b2"], "end"]
         steps = await entries(runtime, kind="step")
-    assert [step.data["position"] for step in steps] == ["1.1", "2.1", "2.2", "1.2", "1"]
+    assert [step.data["position"] for step in steps] == ["branch#1.1", "branch#2.1", "branch#2.2", "branch#1.2", "1"]
     assert set(worker.done.values()) == {1}
+
+
+async def test_a_branch_is_its_own_though_others_fail_before_their_first_call(runtime: AgentRuntime) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        async def library() -> None: ...
+
+        async def branch(name: str) -> Any:
+            if name == "a" and event.attempt == 1:
+                raise ValueError("not now")
+            return await ctx.step("search", worker.do, name)
+
+        tasks = [asyncio.create_task(branch("a"))]
+        if event.attempt > 1:
+            await asyncio.create_task(library())
+        return await asyncio.gather(*tasks, branch("b"))
+
+    worker = add(runtime, work)
+    async with runtime:
+        assert await run(runtime) == ["a", "b"]
+        steps = await entries(runtime, kind="step")
+    assert {step.data["result"]: step.data["position"] for step in steps} == {"a": "branch#1.1", "b": "branch#2.1"}
+
+
+async def test_a_call_in_a_task_of_somebody_else_says_so(runtime: AgentRuntime) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        queue.put_nowait(ctx)
+        return await replies.get()
+
+    async def stranger() -> None:
+        ctx = await queue.get()
+        with pytest.raises(ConfigError) as refused:
+            await ctx.step("search", worker.do, "x")
+        replies.put_nowait([str(refused.value), await ctx.emit("told", "by a stranger")])
+
+    queue, replies = asyncio.Queue[RunContext](), asyncio.Queue[Any]()
+    worker = add(runtime, work)
+    async with runtime, asyncio.TaskGroup() as group:
+        group.create_task(stranger())
+        text, sequence = await run(runtime)
+    assert "step 'search' is called in a task that was not started by the handler" in text
+    assert sequence > 0
+    assert asyncio.get_running_loop().get_task_factory() is None
 
 
 async def test_a_result_is_what_json_gives_back_both_times(runtime: AgentRuntime) -> None:
@@ -250,9 +292,11 @@ async def test_what_a_step_raises_fails_the_attempt_and_is_tried_again(runtime: 
 
 
 async def test_attempts_are_counted_from_where_the_run_last_made_progress(runtime: AgentRuntime) -> None:
-    calls = Counter[str]()
+    calls, seen = Counter[str](), list[int]()
 
     async def work(event: Event, ctx: RunContext) -> Any:
+        seen.append(event.attempt)
+
         def flaky(name: str) -> None:
             calls[name] += 1
             if calls[name] < 3:
@@ -267,6 +311,7 @@ async def test_attempts_are_counted_from_where_the_run_last_made_progress(runtim
         with pytest.raises(RunFailedError, match="never"):
             await run(runtime)
     assert set(calls.values()) == {3}
+    assert seen == list(range(1, 14))
 
 
 # The order of calls

@@ -53,7 +53,7 @@ async def test_entries_by_run(stream: StreamJournal) -> None:
 async def test_nothing_is_written_before_the_first_append(bus: Bus, stream: StreamJournal) -> None:
     journal = RunJournal("worker", "lazy", stream)
     await journal.load()
-    assert (journal.ended, journal.attempts, journal.died) == (False, 0, False)
+    assert (journal.ended, journal.tries.total, journal.died) == (False, 0, False)
     assert (await bus.api("STREAM.INFO.JOURNAL"))["state"]["messages"] == 0
 
 
@@ -115,9 +115,10 @@ async def test_the_kernels_kinds_are_its_own(stream: StreamJournal, kind: str) -
         ([("started", 1), ("done", 1)], 1, False, True),
         ([("dead", 3)], 0, False, True),
         ([("started", "many"), ("failed", None)], 0, False, False),
-        ([("failed", 1), ("started", 2), ("step", 0)], 0, True, False),
-        ([("failed", 1), ("started", 2), ("step", 0), ("failed", 1), ("started", 2)], 2, True, False),
+        ([("failed", 1), ("started", 2), ("step", 0)], 1, True, False),
+        ([("failed", 1), ("started", 2), ("step", 0), ("failed", 2), ("started", 3)], 3, True, False),
         ([("started", 1), ("step", 0), ("interrupted", 1), ("started", 1)], 1, True, False),
+        ([("failed", 1), ("dead", 2), ("resumed", 0), ("started", 2)], 2, True, False),
     ],
 )
 async def test_attempts(
@@ -127,7 +128,30 @@ async def test_attempts(
     for kind, attempt in entries:
         await journal.record(kind, {"attempt": attempt})
     await journal.load()
-    assert (journal.attempts, journal.died, journal.ended) == (attempts, died, ended)
+    assert (journal.tries.total, journal.died, journal.ended) == (attempts, died, ended)
+
+
+@pytest.mark.parametrize(
+    ("entries", "in_vain", "failing"),
+    [
+        ([], 0, 1),
+        (["failed"], 1, 2),
+        (["started"], 1, 1),
+        (["failed", "started"], 2, 2),
+        (["failed", "started", "failed", "started"], 3, 3),
+        (["failed", "started", "step"], 0, 1),
+        (["failed", "started", "step", "failed", "started"], 2, 2),
+        (["started", "sleep", "started", "interrupted"], 0, 1),
+        (["failed", "dead", "resumed", "started"], 1, 1),
+    ],
+)
+async def test_attempts_since_the_last_progress(
+    stream: StreamJournal, entries: list[str], in_vain: int, failing: int
+) -> None:
+    journal = RunJournal("worker", "run", stream)
+    for kind in entries:
+        await journal.record(kind, {"attempt": 1})
+    assert (journal.tries.in_vain, journal.tries.failing) == (in_vain, failing)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ async def test_removed_agent_is_listed_and_pruned_on_request(bus: Bus) -> None:
     stream = {"stream_name": "EVENTS", "config": {"durable_name": "somebody", "ack_policy": "explicit"}}
     await bus.api("CONSUMER.DURABLE.CREATE.EVENTS.somebody", stream)
     rest = team(a={"on": ["x"]})
-    gone = ["consumer b=event-x on EVENTS", "consumer b=message-m on MESSAGES", "consumer b=inbox on INBOX"]
+    gone = ["event-x on EVENTS", "message-m on MESSAGES", "inbox on INBOX", "wake on WAKES"]
+    gone = [f"consumer b={each}" for each in gone]
     done = await provision(bus, rest, PLUGINS)
     assert (sorted(done.left), done.removed) == (sorted(gone), [])
     assert "b=event-x" in await consumers(bus, "EVENTS")
@@ -236,6 +237,8 @@ def test_needs_are_what_is_declared() -> None:
         Right("consume", "EVENTS/a=event-x"),
         Right("consume", "INBOX/a=inbox"),
         Right("inject", "a.>"),
+        Right("park", "a"),
+        Right("consume", "WAKES/a=wake"),
     }
     everything = set(agent_needs("b", team(b={"result_event": "done"}).agents["b"], PLUGINS))
     assert {Right("emit", ">"), Right("publish", ">"), Right("ask", "*"), Right("write", ">")} <= everything

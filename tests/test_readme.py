@@ -12,9 +12,11 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from natterjack.builtin import EventTrigger
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import read_team
@@ -24,7 +26,7 @@ from natterjack.process import AgentProcess
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.team import check_team
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer, ScriptedClock, until
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,7 +56,7 @@ def run(command: list[str], folder: Path, timeout: float = 40.0, **env: str) -> 
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    known = {"python": 5, "toml": 3, "console": 6, "text": 2, "mermaid": 1}
+    known = {"python": 6, "toml": 3, "console": 6, "text": 2, "mermaid": 1}
     assert {language: sum(kind == language for kind, _ in BLOCKS) for language in known} == known
     assert {kind for kind, _ in BLOCKS} == set(known)
 
@@ -208,3 +210,50 @@ def test_commands_that_are_named_exist(tmp_path: Path) -> None:
     known = set(re.findall(r"│ ([a-z]+) ", run([*COMMAND, "--help"], tmp_path).stdout))
     assert len(named) > 5
     assert named <= known
+
+
+SHOP = """
+import asyncio
+from natterjack import Agent, Event, RunContext
+
+done = []
+
+def ask_a_model(text):
+    done.append("asked")
+    return text.split()
+
+def look_up(flower):
+    done.append(flower)
+    return 600
+
+def ship(offer, paid):
+    done.append(f"shipped {len(offer)}, {paid['by']}")
+"""
+
+
+async def test_durable_agent_does_each_step_once(runtime: AgentRuntime, clock: ScriptedClock) -> None:
+    namespace: dict[str, Any] = {}
+    exec(SHOP + block("python", "class Shop(Agent)"), namespace)
+    agent, waits = namespace["Shop"](), ["payment.received", "approval.answered"]
+    runtime.add_process(AgentProcess("shop", agent=agent, triggers=[EventTrigger("order")], waits=waits))
+    async with runtime:
+        await runtime.event_bus.emit("order", {"text": "lilies roses"}, id="first")
+
+        async def asked() -> str:
+            found = [event.data["id"] async for event in runtime.event_bus.replay("approval.requested")]
+            return found[0] if found else ""
+
+        await runtime.event_bus.emit("approval.answered", {"id": await until(asked), "answer": "yes"})
+        await runtime.event_bus.emit("payment.received", {"offer": "first", "by": "card"})
+
+        async def sleeps() -> bool:
+            return bool([entry async for entry in runtime.journal.entries("shop", kind="sleep")])
+
+        await until(sleeps)
+        await clock.advance(3600)
+
+        async def sold() -> list[Any]:
+            return [entry.data["result"] async for entry in runtime.journal.entries("shop", kind="done")]
+
+        assert await until(sold) == ["sold"]
+    assert namespace["done"] == ["asked", "lilies", "roses", "shipped 2, card"]

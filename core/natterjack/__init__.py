@@ -18,6 +18,7 @@ from natterjack.components import (
 )
 from natterjack.context import AgentContext, Transaction
 from natterjack.errors import (
+    ApprovalDeniedError,
     BrokerError,
     BrokerNotFoundError,
     BrokerStartError,
@@ -50,6 +51,7 @@ from natterjack.errors import (
     StreamError,
     UnknownAgentError,
     UsageError,
+    WaitTimeoutError,
 )
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
@@ -72,6 +74,7 @@ __all__ = [
     "Answer",
     "AnswerStream",
     "Answers",
+    "ApprovalDeniedError",
     "Attachment",
     "BrokerError",
     "BrokerNotFoundError",
@@ -138,6 +141,7 @@ __all__ = [
     "UnknownAgentError",
     "UsageError",
     "Verb",
+    "WaitTimeoutError",
     "connect",
     "hookimpl",
     "matches",

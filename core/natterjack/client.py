@@ -13,6 +13,7 @@ from natterjack.broker import running_url
 from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.context import AgentContext
+from natterjack.control import Runs
 from natterjack.errors import (
     BrokerError,
     ConfigError,
@@ -23,7 +24,7 @@ from natterjack.errors import (
 )
 from natterjack.events import EventBus
 from natterjack.guards import Guards
-from natterjack.journal import ENDINGS, StreamJournal
+from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
 from natterjack.provision import stored_team
@@ -54,21 +55,21 @@ class Run:
             timeout: Seconds to wait.
 
         Raises:
-            RunFailedError: It ended in a dead letter; with the cause.
+            RunFailedError: It ended in a dead letter, or was cancelled; with the cause.
             RequestTimeoutError: It has not ended in time; it still may.
             PayloadError: It is done, but its result was no JSON, larger than 64 MiB, or is not kept any more.
             DisconnectedError: The connection was closed meanwhile.
         """
         try:
             async with asyncio.timeout(timeout) as limit:
-                ending = await self._ending()
+                end = await self._ending()
         except TimeoutError as error:
             if not limit.expired():
                 raise
             what = f"run {self.id} of {self.agent}"
             msg = f"{what} has not ended in {timeout:g} s; `natterjack journal show {self.agent} {self.id}` has more"
             raise RequestTimeoutError(what, timeout, msg) from error
-        return self._outcome(await StreamJournal().attach(self._bus).whole(ending))
+        return self._outcome(await StreamJournal().attach(self._bus).whole(end))
 
     async def _ending(self) -> Entry:
         """Return the entry that ends the run, once there is one, and the server can be asked."""
@@ -77,8 +78,8 @@ class Run:
             try:
                 async with journal.tail(self.agent, run=self.id, last=None) as entries:
                     async for entry in entries:
-                        if entry.kind in ENDINGS:
-                            return entry
+                        if entry.kind in ENDINGS and (end := await self._last_end(entry, journal)):
+                            return end
             except BrokerError as error:
                 if self._bus.closed.is_set():
                     raise DisconnectedError(self._bus.reason) from error
@@ -86,14 +87,25 @@ class Run:
                     raise
             await asyncio.sleep(_RETRY_PAUSE)
 
+    async def _last_end(self, end: Entry, journal: StreamJournal) -> Entry | None:
+        """Return the end of a run behind this one, if it was resumed and has ended again; what is done stays so."""
+        entries = [] if end.kind == "done" else await journal.read(self.agent, self.id)
+        return ending(entries) if len(entries) > end.index else end  # what is fed may be read a moment later
+
     def _outcome(self, entry: Entry) -> Any:
         data = entry.data if isinstance(entry.data, dict) else {}
+        if entry.kind == CANCELLED:
+            raise RunFailedError(self.id, f"{data.get('by')} cancelled it{_because(data)}")
         if entry.kind == "dead":
             raise RunFailedError(self.id, str(data.get("cause", "")))
         if "omitted" in data:
             msg = f"run {self.id} of {self.agent} is done, but its result could not be kept: {data['omitted']}"
             raise PayloadError(msg)
         return data.get("result")
+
+
+def _because(data: Mapping[str, Any]) -> str:
+    return f": {data['reason']}" if data.get("reason") else ""
 
 
 class TeamClient:
@@ -104,6 +116,7 @@ class TeamClient:
         event_bus: Emits, publishes, subscribes.
         context: The shared context.
         journal: What all agents did: `entries`, `tail`.
+        runs: Their runs: `cancel`, `resume`, `waiting`.
     """
 
     def __init__(
@@ -114,7 +127,7 @@ class TeamClient:
     ) -> None:
         self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
-        self.journal = StreamJournal().attach(bus)
+        self.journal, self.runs = StreamJournal().attach(bus), Runs(bus)
         self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
         self._peers = Peers(bus, Guards())
         self._known: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Collection, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, Final, Generic, TypeVar
 
@@ -63,21 +63,33 @@ class WorkQueue(Generic[T]):
         work: What is done with an item; items that wait are worked on at once.
 
     Attributes:
-        waiting: The items that nobody has begun with.
         tasks: What is under way.
     """
 
+    _waiting: deque[T] | None = None  # made when it is first used: it weighs more than all the rest
+
     def __init__(self, work: Callable[[T], Coroutine[Any, Any, None]]) -> None:
         self._work = work
-        self.waiting: deque[T] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self._taker: asyncio.Task[None] | None = None  # the task that is about to begin with what waits
 
     def put(self, item: T) -> None:
         """Add an item; its work begins with the next turn of the event loop."""
-        self.waiting.append(item)
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append(item)
         if self._taker is None:
             self._taker = self.spawn(self._take())
+
+    @property
+    def waiting(self) -> Collection[T]:
+        """The items that nobody has begun with."""
+        return self._waiting or ()
+
+    def remove(self, item: T) -> None:
+        """Forget one of the items that wait."""
+        if self._waiting is not None:
+            self._waiting.remove(item)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do some other work in a task of its own."""
@@ -90,12 +102,13 @@ class WorkQueue(Generic[T]):
         """Work on items one after another; with the first that waits, the others become another task's."""
         self._taker, until = None, time.monotonic() + TURN
         task = asyncio.current_task()
-        while self.waiting:
-            working = Begun(self._work(self.waiting.popleft()), copy_context())
+        waiting = self._waiting
+        while waiting:
+            working = Begun(self._work(waiting.popleft()), copy_context())
             try:
                 working.begin()
             finally:
-                if self.waiting and not (working.ended and time.monotonic() < until and not is_cancelled(task)):
+                if waiting and not (working.ended and time.monotonic() < until and not is_cancelled(task)):
                     self._taker = self.spawn(self._take())
             if self._taker or not working.ended:
                 await working

@@ -11,26 +11,26 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.bus import Consumer, Message, Place, place_of, stored
+from natterjack.causes import cause_of, seen_once
 from natterjack.codec import id_in
 from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, is_cancelled
-from natterjack.dead import MAX_CAUSE, DeadLetter, bury
+from natterjack.dead import DeadLetter, bury
+from natterjack.durable import end, finish, goes_on_here, interrupt_if_left, is_left, ticket_of, unwritten
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
 from natterjack.facilities import Facilities
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
 from natterjack.origins import Origin
+from natterjack.pauses import Left
 from natterjack.peers import MAX_DEPTH, cancel_all, loop_message
 from natterjack.routing import Routing, decided, emit_decided
 from natterjack.runs import RunContext
@@ -47,7 +47,6 @@ MAX_WAIT: Final = 3600.0
 """Seconds that a failure may ask to wait at most, by its `retry_after`."""
 CAUSALITY_WAIT: Final = 1.0
 """Seconds an event waits for the context writes that came before it [R7]; then they are read through."""
-_OURS: Final = str(Path(__file__).parent) + os.sep
 COLLISION_PAUSE: Final = 1.0
 
 Handler = Callable[[Event, RunContext], Awaitable[Any]]
@@ -65,6 +64,9 @@ class Delivery:
         slots: Bounds what the agent handles at once, over all its triggers.
         accepts: Which events to handle; None: all.
         routing: Which events carry the results; None: none.
+
+    Attributes:
+        running: What goes on, by its run's id.
     """
 
     def __init__(
@@ -81,18 +83,19 @@ class Delivery:
         self._facilities, self._spec, self._label, self._handler = facilities, spec, label, handler
         self._slots, self._accepts, self._routing = slots, accepts, routing
         self._work = WorkQueue(self._take)
-        window, group = (max(WINDOW, spec.concurrency), GROUP) if spec.ordered_by else (spec.concurrency, "")
+        ordered_by = spec.ordered_by if consumer.ordered else None
+        window, group = (max(WINDOW, spec.concurrency), GROUP) if ordered_by else (spec.concurrency, "")
         self._consumer = Consumer(facilities.bus, consumer, self._deliver, slots=window, group=group)
-        self._lanes = self._make_lanes(spec.ordered_by) if spec.ordered_by else None
+        self._lanes = self._make_lanes(ordered_by) if ordered_by else None
         self._again: dict[str, float] = {}
-        self._running: set[str] = set()
+        self.running: dict[str, RunContext | None] = {}
         self._ends: dict[str, tuple[Message, asyncio.Future[Message]]] = {}  # runs whose last entry is on its way
         self._puller: asyncio.Task[Any] | None = None
 
-    async def run(self) -> None:
-        """Handle until cancelled; then `drain` finishes what is held."""
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Return what handles until cancelled; then `drain` finishes what is held."""
         self._puller = asyncio.current_task()
-        await self._consumer.run()
+        return self._consumer.run()
 
     @property
     def _ending(self) -> bool:
@@ -182,14 +185,14 @@ class Delivery:
             await self._give_up_unread(message, place, str(error))
             return
         run = self._run_id(message, place)
-        if run in self._running or run in self._ends:  # delivered again meanwhile, e.g. after a restart of the server
+        if run in self.running or run in self._ends:  # delivered again meanwhile, e.g. after a restart of the server
             self._nak(message, COLLISION_PAUSE)
             return
-        self._running.add(run)
+        self.running[run] = None
         try:
             await self._run(message, place, event, envelope, run)
         finally:
-            self._running.discard(run)
+            del self.running[run]
 
     def _run_id(self, message: Message, place: Place) -> str:
         # No header begins with a line break: an event of the id "42" is not taken for number 42, which has none.
@@ -197,19 +200,28 @@ class Delivery:
         return run_id(place.stream, identity, self._facilities.agent, self._label)
 
     async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:
-        origin, timeout = Origin(self._label, message, place), self._spec.timeout
         ctx = RunContext(
-            self._facilities, run, envelope, caller=event.source, cause=event.id, timeout=timeout, origin=origin
+            self._facilities,
+            run,
+            envelope,
+            caller=event.source,
+            cause=event.id,
+            timeout=self._spec.timeout,
+            handles=Origin(self._label, message, place),
         )
-        attempt = 1
+        if place.delivered > 1 and not await goes_on_here(ctx, self._facilities):
+            self._consumer.ack(message)
+            return
+        await self._go_on(message, place, ctx, event, envelope)
+
+    async def _go_on(self, message: Message, place: Place, ctx: RunContext, event: Event, envelope: Envelope) -> None:
+        """Begin with a run, or go on where its journal ends."""
+        self.running[ctx.run_id], attempt = ctx, 1
         if place.delivered > 1:
-            await ctx.load()
-            if ctx.journal.ended:
-                self._consumer.ack(message)
-                return
-            attempt = ctx.journal.attempts + 1
-            if attempt > self._spec.max_attempts:
-                of = f"attempt {attempt - 1}/{self._spec.max_attempts}"
+            tries = ctx.journal.tries
+            attempt = tries.total + 1
+            if tries.in_vain >= self._spec.max_attempts:
+                of = f"attempt {tries.in_vain}/{self._spec.max_attempts}"
                 cause = f"the process died, or blocked its loop, while handling it, {of}"
                 await self._give_up(message, place, ctx, cause, attempt - 1)
                 return
@@ -222,6 +234,9 @@ class Delivery:
                 result = await self._attempt(event, envelope, ctx)
             except KeyboardInterrupt:
                 raise
+            except Left as left:
+                await self._leave(message, place, ctx, left, attempt)
+                return
             except BaseException as error:  # SystemExit and a stray CancelledError are failures like any other
                 if isinstance(error, asyncio.CancelledError) and self._ending:
                     await self._interrupted(place, ctx, attempt)
@@ -244,17 +259,26 @@ class Delivery:
         work = self._handler(event, ctx)
         begun = Begun(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
         if not begun.begin() or ctx.unsettled or is_cancelled(asyncio.current_task()):
-            await self._finish(begun, ctx, asyncio.timeout_at(due))
+            try:
+                await self._finish(begun, ctx, asyncio.timeout_at(due))
+            except Exception:
+                if not is_left(ctx):  # else it is how the handler ended when it was cancelled
+                    raise
+            if is_left(ctx):
+                await ctx.settle()
+                raise Left(ticket_of(ctx))
         return begun.result if self._routing is None else await self._routing.emit(ctx, event, begun.result)
 
     async def _finish(self, begun: Begun[Any], ctx: RunContext, limit: asyncio.Timeout) -> None:
         """Wait for a handler that waits for something, and for what it wrote, within its deadline."""
         try:
             async with limit:
+                ctx.limit = limit
+                interrupt_if_left(ctx)
                 try:
                     await begun
                 except Exception:
-                    await ctx.finish()  # so that they need not be done again
+                    await finish(ctx)  # so that they need not be done again
                     raise
                 if is_cancelled(asyncio.current_task()):
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
@@ -265,11 +289,11 @@ class Delivery:
             msg = f"it did not end within {self._spec.timeout:g} s"
             raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
         finally:
-            await ctx.end()
+            await end(ctx)
 
     async def _complete(self, message: Message, ctx: RunContext, result: Any, event: Event) -> None:
         """Journal that the run has ended; the message is acked when that is stored."""
-        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt, **ctx.left}
+        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt, **unwritten(ctx)}
         if not ctx.journaled and self._lanes is None and self._posted(message, ctx, ending):
             return  # with lanes it is awaited: the next of a key begins when the last has ended
         try:
@@ -299,7 +323,7 @@ class Delivery:
             stored("journal", answer.result())
         except NatterjackError as error:
             log.debug("%s: the end of run %s is written again: %s", entry.agent, entry.run, error)
-            self._running.add(entry.run)
+            self.running[entry.run] = None
             self._work.spawn(self._decide(message, self._write_again(message, entry)))
         else:
             self._consumer.ack(message)
@@ -309,7 +333,16 @@ class Delivery:
         try:
             await self._facilities.journal.write(entry)
         finally:
-            self._running.discard(entry.run)
+            del self.running[entry.run]
+        self._consumer.ack(message)
+
+    async def _leave(self, message: Message, place: Place, ctx: RunContext, left: Left, attempt: int) -> None:
+        """Let a run that waits go on by a ticket; either way, be done with its message."""
+        if left.ticket is not None:
+            if place.delivered > 1 and ctx.journal.tries.under_way:
+                await ctx.journal.record("interrupted", {"attempt": attempt})
+            await self._facilities.waits.park(left.ticket)
+        log.debug("%s: run %s left its handler: %s", ctx.agent, ctx.run_id, left.ticket or "it was cancelled")
         self._consumer.ack(message)
 
     async def _interrupted(self, place: Place, ctx: RunContext, attempt: int) -> None:
@@ -320,9 +353,9 @@ class Delivery:
     async def _failed(
         self, message: Message, place: Place, ctx: RunContext, error: BaseException, attempt: int
     ) -> None:
-        limit, retry, cause = self._spec.max_attempts, getattr(error, "retry", True), _cause(error)
-        attempt = min(attempt, ctx.journal.failing)  # less, where it made progress before
-        delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(attempt - 1, 16))
+        limit, retry, cause = self._spec.max_attempts, getattr(error, "retry", True), cause_of(error)
+        number = ctx.journal.tries.failing
+        delay = min(MAX_BACKOFF, self._spec.retry_delay * 2 ** min(number - 1, 16))
         delay = max(delay, min(MAX_WAIT, getattr(error, "retry_after", 0.0)))
         if isinstance(error, FencedError):
             raise error
@@ -331,14 +364,14 @@ class Delivery:
             await self._interrupted(place, ctx, attempt)
             self._nak(message, delay)
             return
-        if attempt >= limit or not retry:
+        if number >= limit or not retry:
             text = "%s: attempt %d/%d failed for good: %s"
-            log.error(text, ctx.agent, attempt, limit, cause, exc_info=_seen_once(error, attempt))
+            log.error(text, ctx.agent, number, limit, cause, exc_info=seen_once(error, attempt))
             await self._give_up(message, place, ctx, cause, attempt)
             return
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
-        log.error(text, ctx.agent, attempt, limit, delay, cause, exc_info=_seen_once(error, attempt))
-        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **ctx.left})
+        log.error(text, ctx.agent, number, limit, delay, cause, exc_info=seen_once(error, attempt))
+        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **unwritten(ctx)})
         self._nak(message, delay)
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:
@@ -355,7 +388,8 @@ class Delivery:
 
     async def _give_up(self, message: Message, place: Place, ctx: RunContext, cause: str, attempts: int) -> None:
         origin = (place.stream, message.subject, place.sequence)
-        letter = DeadLetter(ctx.agent, self._label, cause, attempts, *origin, ctx.cause, ctx.run_id)
+        label = ctx.handles.trigger if isinstance(ctx.handles, Origin) else self._label
+        letter = DeadLetter(ctx.agent, label, cause, attempts, *origin, ctx.cause, ctx.run_id)
         await bury(self._facilities.bus, letter, payload_of(message, place))
         await ctx.journal.record("dead", {"cause": cause, "attempts": attempts})
         self._consumer.ack(message)
@@ -363,23 +397,3 @@ class Delivery:
 
 async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
-
-
-def _cause(error: BaseException) -> str:
-    """Return an error in words: not many, and such as JSON can hold, whatever its class makes of itself."""
-    try:
-        text = str(error)
-    except Exception as problem:
-        text = f"it cannot say what is wrong ({type(problem).__name__})"
-    name = type(error).__name__
-    return (f"{name}: {text}" if text else name)[:MAX_CAUSE].encode(errors="replace").decode()
-
-
-def _seen_once(error: BaseException, attempt: int) -> tuple[type[BaseException], BaseException, TracebackType] | None:
-    """Return what a log record shows of an error: with the first attempt, from the handler's own frame on."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
-        traceback = traceback.tb_next
-    if attempt > 1 or traceback is None:
-        return None
-    return type(error), error, traceback

@@ -1,290 +1,144 @@
-"""Durable runs: what a run has finished is journaled, and a later attempt of it does not do it again.
-
-A handler is repeated from its beginning. Each of its calls here has a *position*; where the run has journaled what
-came of the call at that position, that is returned, and nothing is done. So a handler must make the same calls each
-time, whatever it does between them. Nothing is written before the first call; then the run keeps how it began: the
-event whole, so that it can go on anywhere, and a seed of 128 random bits, from which the ids of all that it sends
-are derived: a repeated attempt sends what it sent before under the same ids, which nobody can guess [R6].
-"""
+"""What makes a run durable: its calls, its pauses, and what the kernel does about them around its handler."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import secrets
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from natterjack import codec
-from natterjack.errors import ConfigError, NondeterminismError, PayloadError
-from natterjack.journal import BEGUN, SLEEP, STEP, WAITING
-from natterjack.runjournal import RunJournal
+from natterjack import subjects
+from natterjack.calls import Calls, Note
+from natterjack.dead import MAX_CAUSE
+from natterjack.errors import described
+from natterjack.facilities import Facilities
+from natterjack.journal import BEGUN, CANCELLED, SLEEP, WAITING, ending
+from natterjack.messages import Envelope
+from natterjack.origins import Origin
+from natterjack.pauses import Pauses
+from natterjack.peers import Question
+from natterjack.tickets import Ticket, current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from natterjack.components import Entry
-
-Note = dict[str, Any]
-"""What a run did, as it is journaled: `verb`, `what`, and of what it sent, `id` and `sequence`."""
-
-_CALLS: Final = (STEP, SLEEP, WAITING)
-_SENDING: Final = ("emit", "publish")
-_BEFORE: Final = "0"
-
-
-class _Branch:
-    """The calls that one task of a run makes; those of another are numbered apart, whichever comes first.
-
-    The handler's own are `1`, `2`, …; those of the first task that it starts are `1.1`, `1.2`, …
-    """
-
-    def __init__(self, run: Durable, task: asyncio.Task[Any] | None, prefix: str = "") -> None:
-        self.run, self.task, self.prefix = run, task, prefix
-        self.calls = self.branches = 0
-        self.sent = Counter[str]()
-
-    def fork(self, task: asyncio.Task[Any] | None) -> _Branch:
-        self.branches += 1
-        return _Branch(self.run, task, f"{self.prefix}{self.branches}.")
-
-    @property
-    def position(self) -> str:
-        """Of its last call."""
-        return f"{self.prefix}{self.calls}"
-
-
-class _Step:
-    """A step that is under way."""
-
-    def __init__(self, run: Durable, position: str) -> None:
-        self.run, self.position, self.task = run, position, asyncio.current_task()
-        self.did: list[Note] = []
-        self.sent = Counter[str]()
-
-
-_BRANCH: Final[ContextVar[_Branch | None]] = ContextVar("natterjack_branch", default=None)
-_STEP: Final[ContextVar[_Step | None]] = ContextVar("natterjack_step", default=None)
+    from natterjack.runs import RunContext
 
 
 class Durable:
-    """The calls of one run that are journaled.
+    """The durable part of one run, made when it is first used.
 
     Args:
-        run: Its id.
-        journal: Its journal, with what earlier attempts wrote.
-        origin: Returns what the run handles, as it is journaled.
-        version: Of the agent's code.
-        did: What the run has done before.
-        task: In which its handler runs.
+        ctx: The run.
+        facilities: What its agent works with.
+        envelope: What came with what it handles.
+        did: What it has sent and asked before.
 
     Attributes:
-        version: Of the code with which the run began.
+        calls: Those that are journaled.
+        pauses: What it waits for.
     """
 
     def __init__(
         self,
-        run: str,
-        journal: RunJournal,
-        origin: Callable[[], Mapping[str, Any]],
-        version: int,
+        ctx: RunContext,
+        facilities: Facilities,
+        envelope: Envelope,
         did: list[Note],
-        task: asyncio.Task[Any] | None,
     ) -> None:
-        self._run, self._journal, self._origin, self._did = run, journal, origin, did
-        self.version, self._seed = version, b""
-        self._beginning = asyncio.Lock()
-        self._root = _Branch(self, task)
-        self._calls = 0
-        self._journaled: dict[str, Entry] = {}
-        self._sent: dict[str, int] = {}  # sequences by id
-        self._steps: set[_Step] = set()
-        self._idle = asyncio.Event()
-        self._ended = False
+        self._ctx, self._envelope = ctx, envelope
+        self.calls = Calls(ctx.run_id, ctx.journal, self._begins, facilities.version, did, ctx)
+        ticket, since = None, 0
+        if isinstance(ctx.handles, Origin):
+            place, ticket = ctx.handles.place, ctx.handles.ticket
+            since = place.sequence if place.stream == subjects.EVENTS else 0
+        self.pauses = Pauses(
+            self.calls, facilities.clock, facilities.waits, ticket, since, lambda: interrupt_if_left(ctx)
+        )
 
-    def recall(self) -> None:
-        """Take over what the journal has of earlier attempts."""
-        for entry in self._journal.entries():
-            if isinstance(entry.data, dict):  # else it is corrupt
-                self._take_over(entry.kind, entry)
-
-    def _take_over(self, kind: str, entry: Entry) -> None:
-        data = entry.data
-        if kind == BEGUN:
-            self.version, self._seed = data["version"], bytes.fromhex(data["seed"])
-        elif kind in _CALLS and "position" in data:  # else its data, which was large, is lost
-            self._journaled[data["position"]] = entry
-        for note in (*data.get("before", ()), *data.get("did", ())):
-            if "id" in note:
-                self._sent[note["id"]] = note["sequence"]
-
-    # Where the handler is
-
-    def _branch(self) -> _Branch:
-        inherited, task = _BRANCH.get(), asyncio.current_task()
-        branch = inherited if inherited is not None and inherited.run is self else self._root
-        if branch.task is not task:
-            branch = branch.fork(task)
-            _BRANCH.set(branch)
-        return branch
-
-    def _step_here(self) -> _Step | None:
-        step = _STEP.get()
-        return step if step is not None and step.run is self else None
-
-    def call(self, kind: str, name: str) -> tuple[str, Entry | None]:
-        """Take the next position, and return it with what the run has journaled there.
-
-        Raises:
-            NondeterminismError: It has journaled another call there.
-            ConfigError: The caller is inside a step, or the run has ended.
-        """
-        what = _told(kind, name)
-        if (inside := self._step_here()) is not None:
-            msg = f"{what} is inside the step at {inside.position}: a step is one piece, so take it apart instead"
-            raise ConfigError(msg)
-        self._check_ended(what)
-        branch = self._branch()
-        branch.calls += 1
-        branch.sent.clear()
-        self._calls += 1
-        entry = self._journaled.get(branch.position)
-        if entry is not None and (entry.kind, entry.data.get("name")) != (kind, name):
-            raise NondeterminismError(self._run, branch.position, _told(entry.kind, entry.data.get("name", "")), what)
-        return branch.position, entry
-
-    def _check_ended(self, what: str) -> None:
-        if self._ended:
-            msg = f"{what} comes too late: run {self._run} has ended here; await the tasks that a handler starts"
-            raise ConfigError(msg)
-
-    # Journaling
-
-    async def begin(self) -> None:
-        """Journal how the run began, unless it has been."""
-        if self._seed:
-            return
-        async with self._beginning:
-            if not self._seed:
-                seed, sent = secrets.token_bytes(16), Counter[str]()
-                for note in self._did:
-                    if note["verb"] in _SENDING and "id" not in note:
-                        note["id"] = _identity(seed, _BEFORE, sent, note["verb"], note["what"])
-                await self.record(BEGUN, {"seed": seed.hex(), "version": self.version, **self._origin()})
-                self._seed = seed
-
-    async def record(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Journal an entry, and with it what the handler did since the last one, outside of steps."""
-        before, self._did[:] = self._did[:], ()
-        try:
-            await self._journal.record(kind, {**data, "before": before} if before else dict(data))
-        except BaseException:
-            self._did[:0] = before
-            raise
-
-    @property
-    def left(self) -> dict[str, list[Note]]:
-        """What the handler did since the last entry, outside of steps."""
-        return {"before": self._did[:]} if self._seed and self._did else {}
-
-    # Steps
-
-    def step(self, name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> Coroutine[Any, Any, Any]:
-        """Take a position for a step, at once; awaiting what is returned does the step. See `RunContext.step`."""
-        if not name or not isinstance(name, str):
-            msg = f"{name!r} is no name of a step; give it some text, e.g. ctx.step('search', search, topic)"
-            raise ConfigError(msg)
-        position, entry = self.call(STEP, name)
-        return self._take(position, name, entry, lambda: fn(*args, **kwargs))
-
-    async def _take(self, position: str, name: str, entry: Entry | None, call: Callable[[], Any]) -> Any:
-        if entry is not None:
-            return entry.data["result"]
-        await self.begin()
-        async with self._under_way(position, name) as step:
-            began = time.perf_counter()
-            result = call()
-            if inspect.isawaitable(result):
-                result = await result
-            seconds = time.perf_counter() - began
-            try:
-                value = codec.decode(codec.encode(result))
-            except PayloadError as error:
-                msg = f"the result of step {name!r} cannot be journaled: {error}"
-                raise PayloadError(msg) from error
-            did = {"did": step.did} if step.did else {}
-            entry_data = {"position": position, "name": name, "result": value, "seconds": round(seconds, 6), **did}
-            await self.record(STEP, entry_data)
-            return value
-
-    @asynccontextmanager
-    async def _under_way(self, position: str, name: str) -> AsyncIterator[_Step]:
-        self._check_ended(f"step {name!r}")
-        step = _Step(self, position)
-        token = _STEP.set(step)
-        self._steps.add(step)
-        try:
-            yield step
-        finally:
-            _STEP.reset(token)
-            self._steps.discard(step)
-            if not self._steps:
-                self._idle.set()
-
-    async def finish(self) -> None:
-        """Take no more calls, and return once the steps that other tasks of the handler are in have ended."""
-        self._ended = True
-        while self._steps:
-            self._idle.clear()
-            await self._idle.wait()
-
-    async def end(self) -> None:
-        """Take no more calls, and cancel the steps that are still under way."""
-        self._ended = True
-        tasks = {step.task for step in self._steps if step.task is not None and step.task is not self._root.task}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    # What the run sends and asks
-
-    def identity(self, verb: str, what: str) -> str:
-        """Return the id of something that is sent now: the same whenever the handler comes here again."""
-        step = self._step_here()
-        if step is not None:
-            return _identity(self._seed, f"{step.position}!", step.sent, verb, what)
-        if not self._calls:
-            return _identity(self._seed, _BEFORE, self._root.sent, verb, what)
-        branch = self._branch()
-        return _identity(self._seed, branch.position, branch.sent, verb, what)
-
-    @property
-    def seeded(self) -> bool:
-        """Whether ids are derived; before, nobody knows whether they ever will be."""
-        return bool(self._seed)
-
-    def sent(self, id: str) -> int | None:
-        """Return the sequence of what an earlier attempt is known to have sent under an id."""
-        return self._sent.get(id)
-
-    def note(self, note: Note) -> None:
-        """Keep what the run did, for its next entry."""
-        step = self._step_here()
-        (self._did if step is None else step.did).append(note)
+    def _begins(self) -> dict[str, Any]:
+        """Return what the run handles, as it is journaled."""
+        envelope, handles = self._envelope, self._ctx.handles
+        told = {**({"parent": envelope.run} if envelope.run else {}), "depth": envelope.depth}
+        if isinstance(handles, Question):
+            return {**told, "question": handles.text, "caller": self._ctx.caller}
+        return told if handles is None else {**told, **handles.journaled()}
 
 
-def _told(kind: str, name: str) -> str:
-    """Return a call in words."""
-    return f"{kind} {name!r}" if name else kind
+def recall(ctx: RunContext) -> None:
+    """Take over what the journal of a run has, if it has begun before."""
+    if ctx.journal.entries(kind=BEGUN):
+        ctx.durable.calls.recall()
 
 
-def _identity(seed: bytes, position: str, sent: Counter[str], verb: str, what: str) -> str:
-    sent[f"{verb} {what}"] += 1
-    text = f"{position} {verb} {what} {sent[f'{verb} {what}']}"
-    return blake2b(text.encode(), key=seed, digest_size=16).hexdigest()
+async def goes_on_here(ctx: RunContext, facilities: Facilities) -> bool:
+    """Read what earlier attempts of a run wrote, and tell whether this message is to bring it on.
+
+    If not, it has ended, or it has left its process and goes on by a ticket.
+    """
+    await ctx.journal.load()
+    if ctx.journal.ended:
+        return False
+    recall(ctx)
+    paused = any(entry.kind in (SLEEP, WAITING) for entry in ctx.journal.entries())
+    return not paused or await current(facilities.bus, ctx.agent, ctx.run_id) is None
+
+
+def ticket_of(ctx: RunContext) -> Ticket | None:
+    """Return the ticket by which a run goes on, if it leaves its process."""
+    return None if ctx.lasting is None else ctx.lasting.pauses.ticket
+
+
+def is_left(ctx: RunContext) -> bool:
+    """Tell whether the handler is cancelled, because its run leaves the process or was cancelled."""
+    return ctx.cancelled or ticket_of(ctx) is not None
+
+
+def interrupt_if_left(ctx: RunContext) -> None:
+    """Cancel the handler, by the limit under which it runs; before it waits for something, there is none."""
+    if is_left(ctx) and ctx.limit is not None and not ctx.limit.expired():
+        ctx.limit.reschedule(0)
+
+
+async def cancel_if_told(ctx: RunContext, facilities: Facilities) -> None:
+    """Cancel a run's handler, if its journal says so: anybody can claim it."""
+    ended = ending(await facilities.journal.read(ctx.agent, ctx.run_id))
+    if ended is not None and ended.kind == CANCELLED:
+        ctx.cancelled = True
+        interrupt_if_left(ctx)
+
+
+def unwritten(ctx: RunContext) -> dict[str, Any]:
+    """Return what a run did since its last entry, for the next one that its calls do not write."""
+    return {} if ctx.lasting is None else ctx.lasting.calls.left
+
+
+async def finish(ctx: RunContext) -> None:
+    """Return once no step is under way; nothing new is begun."""
+    if ctx.lasting is not None:
+        await ctx.lasting.calls.finish()
+
+
+async def end(ctx: RunContext) -> None:
+    """Cancel what is still under way."""
+    if ctx.lasting is not None:
+        await ctx.lasting.pauses.end()
+        await ctx.lasting.calls.end()
+
+
+@asynccontextmanager
+async def answering(ctx: RunContext) -> AsyncIterator[list[str]]:
+    """Stand around an answer: if it has steps, its end is journaled; give a list to put its text into."""
+    text: list[str] = []
+    try:
+        yield text
+    except Exception as error:
+        await _conclude(ctx, "failed", {"cause": described(error)[:MAX_CAUSE]})
+        raise
+    else:
+        await _conclude(ctx, "done", {"result": "".join(text)})
+    finally:
+        await end(ctx)
+
+
+async def _conclude(ctx: RunContext, kind: str, data: dict[str, Any]) -> None:
+    await finish(ctx)
+    if ctx.lasting is not None and ctx.lasting.calls.begun:
+        await ctx.lasting.calls.record(kind, {**data, "attempt": 1})

@@ -22,7 +22,9 @@
     │   └── PeerRefusedError (PermissionError)
     ├── QueryError                      the asker did not answer a question of the agent
     │   └── QueryTimeoutError (TimeoutError)
-    ├── RunFailedError                  a run ended in a dead letter
+    ├── WaitTimeoutError (TimeoutError)   what a run waited for did not happen in time
+    ├── ApprovalDeniedError (PermissionError)   a human said no
+    ├── RunFailedError                  a run ended in a dead letter, or was cancelled
     ├── StartError                      a runtime or an agent could not start
     └── BrokerError                     the wire and the server
         ├── ConnectError (ConnectionError)
@@ -216,8 +218,37 @@ class QueryTimeoutError(QueryError, TimeoutError):
 # Runs and start
 
 
+class WaitTimeoutError(NatterjackError, TimeoutError):
+    """The event that a run waited for did not come in time.
+
+    Attributes:
+        type: Its type.
+    """
+
+    retry = False
+
+    def __init__(self, run_id: str, type: str) -> None:
+        self.run_id, self.type = run_id, type
+        super().__init__(f"run {run_id} waited for {type!r} in vain: no such event came in time")
+
+
+class ApprovalDeniedError(NatterjackError, PermissionError):
+    """A human was asked, and said no.
+
+    Attributes:
+        question: What was asked.
+        reason: Why not, if that was said.
+    """
+
+    retry = False
+
+    def __init__(self, question: str, by: str, reason: str) -> None:
+        self.question, self.by, self.reason = question, by, reason
+        super().__init__(f"{by or 'somebody'} said no to {question!r}" + (f": {reason}" if reason else ""))
+
+
 class RunFailedError(NatterjackError):
-    """A run ended in a dead letter.
+    """A run ended in a dead letter, or was cancelled.
 
     Attributes:
         run_id: The run.

@@ -14,6 +14,7 @@ from natterjack.events import EventBus
 from natterjack.journal import StreamJournal
 from natterjack.peers import Peers
 from natterjack.team import AgentSpec
+from natterjack.waits import Waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Facilities:
     buckets: Mapping[str, AgentContext]
     version: int
     clock: Clock
+    waits: Waits
 
     def shared(self) -> SharedContext:
         """Return the main context as this agent has it."""

@@ -6,19 +6,22 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from natterjack import subjects
-from natterjack.builtin.triggers import InboxTrigger
+from natterjack.branches import tasks_numbered
+from natterjack.builtin import own_triggers
+from natterjack.builtin.waking import WaitTrigger
 from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
+from natterjack.durable import answering, cancel_if_told
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus, bounded
 from natterjack.expiry import Expiry
@@ -37,6 +40,9 @@ from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import Team
+from natterjack.waits import Waits
+from natterjack.wakes import Wakes
+from natterjack.watch import Watch
 
 log = logging.getLogger("natterjack.host")
 
@@ -94,10 +100,10 @@ class AgentHost:
         team, plugins, context, guards = place.team, place.plugins, place.context, place.guards
         spec = team.agents[name]
         self.name, self.spec, self.bus, self.clock = name, spec, bus, place.clock or Clock()
-        self._agent, self._triggers, self._closing = agent, [InboxTrigger(), *triggers], closing
+        self._agent, self._triggers, self._closing = agent, [*own_triggers(spec.waits), *triggers], closing
         self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
         middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
-        awaited = [pattern for each in team.agents.values() for pattern in each.awaited]
+        awaited = [pattern for each in team.agents.values() for pattern in each.heard]
         journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
         peers = Peers(bus, guards, spec.cross_agents, self._schemes)
@@ -114,8 +120,9 @@ class AgentHost:
             place.buckets,
             agent.version,
             self.clock,
+            Waits(bus, spec.waits),
         )
-        self._slots = Slots(spec.concurrency)
+        self._slots, self._numbering = Slots(spec.concurrency), ExitStack()
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
         self._deliveries: list[Delivery] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,7 +133,9 @@ class AgentHost:
         prompt = Endpoint("prompt", subjects.prompt(team.name, name), taken)
         endpoints = [ask, prompt, Endpoint("status", subjects.status(team.name, name))]
         self._service = Service(bus, team.name, name, description, endpoints=endpoints)
-        self._asks = AskServer(bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt)
+        self._asks = AskServer(
+            bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt, cancel=self._cancel_run
+        )
         self._answering = through([each.answer for each in middleware], self._call_answer)
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
@@ -145,6 +154,7 @@ class AgentHost:
             StartError: The agent or one of its triggers cannot start; nothing is left running.
         """
         try:
+            self._numbering.enter_context(tasks_numbered())
             for sink in self._facilities.sinks:
                 await sink.open()
             await self._agent.start()
@@ -214,6 +224,7 @@ class AgentHost:
             for bucket in self._closing:
                 await bucket.close()
             await self.bus.close()
+            self._numbering.close()
 
     async def _close(self, component: Journal | PeerScheme) -> None:
         try:
@@ -231,16 +242,18 @@ class AgentHost:
 
     # The work
 
-    async def consume(self, trigger: Trigger, spec: ConsumerSpec) -> None:
-        """Handle what a durable delivers, until cancelled."""
+    def consume(self, trigger: Trigger, spec: ConsumerSpec) -> Coroutine[Any, Any, None]:
+        """Return what handles what a durable delivers, until cancelled; a coroutine around that would weigh more."""
+        if isinstance(trigger, WaitTrigger):
+            return Watch(self._facilities, spec).run()
         handler = through([middleware.handle for middleware in self._facilities.middleware], self._agent.handle)
         filters = type(trigger).accepts is not Trigger.accepts
         accepts = partial(trigger.accepts, agent=self.name) if filters else None
-        delivery = Delivery(
+        delivery = (Wakes if spec.stream == subjects.WAKES else Delivery)(
             self._facilities, self.spec, spec, trigger.label, handler, self._slots, accepts, self._routing
         )
         self._deliveries.append(delivery)
-        await delivery.run()
+        return delivery.run()
 
     async def fire(
         self, trigger: Trigger, kind: str | None, data: Any, id: str | None, *, lasting: bool = False
@@ -257,6 +270,11 @@ class AgentHost:
         what = f"{self.name}.{kind or trigger.name}"
         return (await self._facilities.events.send("inject", what, data, Envelope(), own)).sequence
 
+    async def _cancel_run(self, run: str) -> None:
+        for delivery in self._deliveries:
+            if (ctx := delivery.running.get(run)) is not None:
+                await cancel_if_told(ctx, self._facilities)
+
     async def _answer(self, question: Question) -> Answer:
         envelope = question.envelope
         ctx = RunContext(
@@ -266,15 +284,15 @@ class AgentHost:
             caller=envelope.source,
             cause=envelope.request or question.run,
             timeout=question.timeout,
-            question=question,
+            handles=question,
         )
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         ctx.enter()
-        async with ctx.ending():
-            text = ctx.answered = answer_text(await self._answering(question.text, ctx))
+        async with answering(ctx) as said:
+            said.append(answer_text(await self._answering(question.text, ctx)))
             await ctx.settle()
-        return Answer(text, agent=self.name, run_id=question.run)
+        return Answer(said[0], agent=self.name, run_id=question.run)
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:
         result = self._agent.answer(question, ctx)
@@ -297,16 +315,19 @@ class _TriggerContext:
     def __init__(self, host: AgentHost, trigger: Trigger) -> None:
         self._host, self._trigger = host, trigger
         self.agent, self.clock = host.name, host.clock
-        self._ready = asyncio.Event()
         self.log = logging.getLogger(f"natterjack.trigger.{host.name}.{trigger.label}")
+
+    @cached_property  # few need it, and an idle agent has three of these
+    def _ready(self) -> asyncio.Event:
+        return asyncio.Event()
 
     async def fire(
         self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
     ) -> int:
         return await self._host.fire(self._trigger, type, data, id, lasting=lasting)
 
-    async def consume(self, spec: ConsumerSpec) -> None:
-        await self._host.consume(self._trigger, spec)
+    def consume(self, spec: ConsumerSpec) -> Coroutine[Any, Any, None]:
+        return self._host.consume(self._trigger, spec)
 
     async def follow(self, spec: ScheduleSpec, callback: Callable[[Firing], Awaitable[object]]) -> None:
         await Relay(self._host.bus, spec, callback, self.log).run()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,10 +32,11 @@ from natterjack.objects import Reference, get, is_large, put
 
 log = logging.getLogger("natterjack.journal")
 
-ENDINGS: Final = ("done", "dead")
-"""Kinds of the entry that ends a run."""
+CANCELLED, RESUMED = "cancelled", "resumed"
+ENDINGS: Final = ("done", "dead", CANCELLED)
+"""Kinds of the entry that ends a run, until it is resumed."""
 BEGUN, STEP, SLEEP, WAITING, WAITED = "begun", "step", "sleep", "waiting", "waited"
-PROGRESS: Final = (STEP, SLEEP, WAITING, WAITED)
+PROGRESS: Final = (STEP, SLEEP, WAITING, WAITED, RESUMED)
 """Kinds of what a durable run has finished, or waits for: behind it, attempts are counted anew."""
 ATTEMPTS: Final = ("started", "failed", "interrupted")
 RESERVED: Final = (*ATTEMPTS, "routed", "corrupt", BEGUN, *PROGRESS, *ENDINGS)
@@ -67,6 +68,17 @@ def read_entry(subject: str, data: bytes) -> Entry:
         msg = f"the journal entry {subject!r} is corrupt: it refers to {content}, which is not its agent's"
         raise PayloadError(msg)
     return Entry(agent, run, int(index), body["kind"], content, float(moment))
+
+
+def ending(entries: Iterable[Entry]) -> Entry | None:
+    """Return the entry that ended a run, if it has ended and was not resumed since."""
+    found = None
+    for entry in entries:
+        if entry.kind == RESUMED:
+            found = None
+        elif entry.kind in ENDINGS and found is None:
+            found = entry
+    return found
 
 
 def stored_entry(message: Message) -> Entry:

@@ -26,11 +26,13 @@ class Origin(NamedTuple):
         trigger: Label of the trigger by which it came.
         message: The message.
         place: Where it stands.
+        ticket: Sequence of the ticket that stands for it, because the run had left; else 0.
     """
 
     trigger: str
     message: Message
     place: Place
+    ticket: int = 0
 
     def journaled(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -46,13 +48,13 @@ class Origin(NamedTuple):
         }
 
     @classmethod
-    def kept(cls, data: Mapping[str, Any], reply: str, delivered: int) -> Self:
-        """Return what a journal has.
+    def kept(cls, data: Mapping[str, Any], reply: str, ticket: int) -> Self:
+        """Return what a journal has, as a message that comes again.
 
         Args:
             data: As `journaled` gave it.
             reply: To whom its verdict goes.
-            delivered: How often it has been delivered.
+            ticket: Sequence of the ticket that came for it.
         """
         message = KeptMessage(data["subject"], reply, data["payload"].encode(), data["headers"])
-        return cls(data["trigger"], message, Place(data["stream"], delivered, data["sequence"], data["stored"], 0))
+        return cls(data["trigger"], message, Place(data["stream"], 2, data["sequence"], data["stored"], 0), ticket)

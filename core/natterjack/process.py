@@ -12,9 +12,8 @@ from natterjack.builtin.agents import make_agent, target_of
 from natterjack.components import Agent, Journal, Trigger
 from natterjack.errors import ConfigError, PluginError
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_triggers
 from natterjack.settings import explain
-from natterjack.team import AgentSpec, TriggerSpec
+from natterjack.team import AgentSpec, TriggerSpec, make_trigger
 
 MODEL_KIND = "llm"
 """The kind that an `agent_config` without `kind` means."""
@@ -37,6 +36,7 @@ class AgentProcess:
         emits: Patterns of events it may emit; None: any, in open mode.
         delays: Patterns of events that it may emit with a delay, among `emits`.
         replays: Patterns of stored events it may read; None: any, in open mode.
+        waits: Patterns of events for which its runs may wait (`ctx.wait_for`).
         publishes: Patterns of topics it may publish to; None: any.
         asks: Agents it may ask; None: any.
         result_event: Type of the event that carries what `handle` returned.
@@ -67,6 +67,7 @@ class AgentProcess:
         emits: Sequence[str] | None = None,
         delays: Sequence[str] = (),
         replays: Sequence[str] | None = None,
+        waits: Sequence[str] = (),
         publishes: Sequence[str] | None = None,
         asks: Sequence[str] | None = None,
         result_event: str | None = None,
@@ -94,6 +95,7 @@ class AgentProcess:
             emits=emits,
             delays=delays,
             replays=replays,
+            waits=tuple(waits),
             publishes=publishes,
             asks=asks,
             result_event=result_event,
@@ -152,5 +154,5 @@ class TeamProcess(AgentProcess):
 
     def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
         self.name, self.spec, self.agent = name, spec, None
-        self.triggers = agent_triggers(spec, plugins)[1:]  # its host adds the inbox
+        self.triggers = [make_trigger(plugins.trigger(each.kind), each) for each in spec.on]
         self.journals = [plugins.journal(each).create({}) for each in spec.journal if each != "stream"]

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from natterjack import addresses, codec, subjects
-from natterjack.builtin.triggers import InboxTrigger
+from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
@@ -31,6 +31,7 @@ from natterjack.schedules import (
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
+from natterjack.tickets import WAKES_STREAM
 
 log = logging.getLogger("natterjack.provision")
 
@@ -132,6 +133,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
             "deny_purge": True,
         },
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
+        subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
         subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     }
@@ -161,13 +163,18 @@ class Provisioned:
 
 def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
     """Return the triggers of an agent, its inbox first."""
-    return [InboxTrigger(), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
+    return [*own_triggers(spec.waits), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
 
 
 def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     """Return the rights an agent needs to run: its declared authority, and what its components need."""
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
-    declarations = (("emit", spec.emits), ("publish", spec.publishes), ("write", spec.writes), ("read", spec.reads))
+    declarations = (
+        ("emit", spec.allowed("emit")),
+        ("publish", spec.publishes),
+        ("write", spec.writes),
+        ("read", spec.reads),
+    )
     for verb, declared in declarations:
         needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
@@ -222,7 +229,7 @@ async def provision(
     check_team(team, plugins)
     given = triggers or {}
     wakes = {
-        name: [InboxTrigger(), *given[name]] if name in given else agent_triggers(spec, plugins)
+        name: [*own_triggers(spec.waits), *given[name]] if name in given else agent_triggers(spec, plugins)
         for name, spec in team.agents.items()
     }
     schedules = [spec for name, each in wakes.items() for trigger in each for spec in trigger.schedules(name)]
@@ -244,8 +251,9 @@ async def provision(
     # A team's first triggers get what there is; one that is added later begins with what comes.
     wanted = await _consumers(bus, team, wakes, done, first=found is None)
     await _schedules(bus, schedules, done)
-    kept = [subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, *(context_stream(name)[0] for name in contexts)]
-    await _prune(bus, kept + await bus.streams(subjects.schedule("*", "*")), wanted, done, prune=prune)
+    kept = [subjects.EVENTS, subjects.MESSAGES, subjects.INBOX, subjects.WAKES]
+    kept += [*(context_stream(name)[0] for name in contexts), *await bus.streams(subjects.schedule("*", "*"))]
+    await _prune(bus, kept, wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await _store_team(bus, team)
@@ -260,7 +268,7 @@ async def _consumers(
     for name, triggers in wakes.items():
         for consumer in (each for trigger in triggers for each in trigger.consumers(name)):
             wanted.add((consumer.stream, consumer.name))
-            ordered = team.agents[name].ordered_by is not None and consumer.stream != subjects.SCHEDULES
+            ordered = consumer.ordered and team.agents[name].ordered_by is not None
             await _consumer(bus, consumer, consumer.first if first else "new", done, ordered=ordered)
     return wanted
 
@@ -320,8 +328,8 @@ async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisione
         "ack_policy": "explicit",
         "ack_wait": ACK_WAIT,
         "max_deliver": -1,  # attempts are counted by the agent [R2]
-        "max_ack_pending": 10_000,
-        "deliver_policy": deliver if spec.stream != subjects.INBOX else "all",
+        "max_ack_pending": -1 if spec.stream == subjects.WAKES else 10_000,  # as many as there are runs that wait
+        "deliver_policy": "all" if spec.stream in (subjects.INBOX, subjects.WAKES) else deliver,
     }
     label = f"consumer {spec.name} on {spec.stream}"
     try:

@@ -28,6 +28,7 @@ Verb = Literal[
     "bury",
     "delay",
     "watch",
+    "park",
 ]
 
 
@@ -38,7 +39,7 @@ class Right(NamedTuple):
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
             events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
-            `bury` and `delay` (an agent's own asks, journal, dead letters and delayed events),
+            `bury`, `delay` and `park` (an agent's own asks, journal, dead letters, delayed events and waiting runs),
             `watch` (a schedule, `<agent>.<trigger>`).
         what: A pattern of it.
     """
@@ -138,6 +139,12 @@ def _watch(what: str) -> tuple[list[str], list[str]]:
     return [f"{_API}.DIRECT.GET.{subjects.SCHEDULES}.{name}" for name in names], []
 
 
+def _park(agent: str) -> tuple[list[str], list[str]]:
+    own = subjects.wake(agent, "*")
+    told = [f"{_API}.DIRECT.GET.{subjects.WAKES}.{own}", f"{_API}.STREAM.INFO.{subjects.WAKES}"]
+    return [own, *told], [subjects.wake(agent, root="feed.wake")]
+
+
 def objects(bucket: str, owner: str) -> list[str]:
     """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
     chunks = subjects.object_chunk(bucket, owner, "*")
@@ -161,6 +168,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "bury": lambda agent: ([subjects.dead(agent, "*")], []),
     "delay": _delay,
     "watch": _watch,
+    "park": _park,
 }
 
 

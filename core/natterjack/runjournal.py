@@ -7,16 +7,46 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from natterjack.components import Entry, Journal
 from natterjack.errors import FencedError, InvalidNameError, PayloadError, StreamError, described
-from natterjack.journal import ATTEMPTS, ENDINGS, PROGRESS, RESERVED, Moment, StreamJournal
+from natterjack.journal import ATTEMPTS, ENDINGS, PROGRESS, RESERVED, Moment, StreamJournal, ending
 
 log = logging.getLogger("natterjack.journal")
 
 SINK_TIMEOUT: Final = 10.0
 """Seconds that a further journal may take for one entry, before the run goes on without it."""
+
+
+class Tries(NamedTuple):
+    """How often a run was tried.
+
+    Attributes:
+        total: Attempts that failed or died; one that was interrupted is none.
+        in_vain: Those of them since it last made progress.
+        under_way: Whether one has started, and nothing came of it yet; it counts, because its process may have died.
+    """
+
+    total: int = 0
+    in_vain: int = 0
+    under_way: bool = False
+
+    @property
+    def failing(self) -> int:
+        """Number, since the run made progress, of the attempt that fails now."""
+        return self.in_vain + (not self.under_way)
+
+    def after(self, kind: str) -> Tries:
+        """Return what they come to with another entry of this kind."""
+        total, in_vain, under_way = self
+        if kind == "started":
+            return Tries(total + 1, in_vain + 1, under_way=True)
+        if kind == "failed" and not under_way:
+            return Tries(total + 1, in_vain + 1)
+        if kind == "interrupted":
+            return Tries(total - under_way, in_vain - under_way)
+        return Tries(total, in_vain) if kind == "failed" else self
 
 
 class RunJournal:
@@ -89,8 +119,8 @@ class RunJournal:
 
     @property
     def ended(self) -> bool:
-        """Whether an earlier attempt has ended the run."""
-        return any(entry.kind in ENDINGS for entry in self._entries)
+        """Whether an earlier attempt, or somebody else, has ended the run."""
+        return ending(self._entries) is not None
 
     @property
     def died(self) -> bool:
@@ -99,30 +129,14 @@ class RunJournal:
         return kinds[-1:] == ["started"]
 
     @property
-    def attempts(self) -> int:
-        """How many attempts started and failed, or died, since the run last made progress [R2].
-
-        One that was interrupted does not count.
-        """
-        return self._attempts()[0]
-
-    @property
-    def failing(self) -> int:
-        """Number of the attempt that fails now."""
-        count, under_way = self._attempts()
-        return count + (not under_way)
-
-    def _attempts(self) -> tuple[int, bool]:
-        count, under_way = 0, False
+    def tries(self) -> Tries:
+        """How often the run was tried [R2]."""
+        tries = Tries()
         for kind, data in ((entry.kind, entry.data) for entry in self._entries):
             if kind in PROGRESS:
-                count, under_way = 0, False
-            elif not isinstance(data, dict) or not isinstance(data.get("attempt"), int):
-                continue
-            elif kind == "started":
-                count, under_way = count + 1, True
-            elif kind == "failed":
-                count, under_way = count + (not under_way), False
-            elif kind == "interrupted":
-                count, under_way = count - under_way, False
-        return count, under_way
+                tries = Tries(tries.total - tries.under_way)
+            elif kind in ENDINGS:
+                tries = Tries(tries.total, tries.in_vain)
+            elif isinstance(data, dict) and isinstance(data.get("attempt"), int):
+                tries = tries.after(kind)
+        return tries

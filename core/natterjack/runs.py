@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from asyncio import Task, current_task
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from asyncio import Task, Timeout, current_task
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from natterjack import codec
+from natterjack.approvals import ask_human
+from natterjack.branches import Branch, position_here
+from natterjack.calls import Note
 from natterjack.context import CAUSE, SharedContext
-from natterjack.dead import MAX_CAUSE
-from natterjack.durable import Durable, Note
-from natterjack.errors import LoopError, QueryError, described
+from natterjack.durable import Durable
+from natterjack.errors import LoopError, QueryError
 from natterjack.events import Since
 from natterjack.facilities import Facilities
-from natterjack.journal import BEGUN
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event
 from natterjack.origins import Origin
-from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question
+from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question, ReplyStream
 from natterjack.rights import Verb
 from natterjack.runjournal import RunJournal
 
@@ -42,8 +42,15 @@ class RunContext:
         caller: Who emitted the event or asks; in open mode its own claim.
         deadline: When the work must be done, Unix seconds.
         cause: Id of the event or request that is handled.
-        attachments: Files that came with the question.
     """
+
+    # For the kernel; here, so that what few runs use costs the others nothing.
+    lasting: Durable | None = None
+    limit: Timeout | None = None
+    cancelled: bool = False
+    task: Task[Any] | None = None
+    trunk: Branch | None = None
+    _did: list[Note] | None = None
 
     def __init__(
         self,
@@ -54,22 +61,26 @@ class RunContext:
         caller: str,
         cause: str,
         timeout: float,
-        question: Question | None = None,
-        origin: Origin | None = None,
+        handles: Question | Origin | None = None,
+        journal: RunJournal | None = None,
     ) -> None:
         self._facilities, self._envelope, self.cause = facilities, envelope, cause
         self._sent = 0
         self.run_id, self.agent, self.caller = run_id, facilities.agent, caller
         self.deadline = time.time() + timeout
-        self.stream = question.stream if question else None
-        self.attachments: Sequence[Attachment] = question.attachments if question else ()
-        self._question, self._origin = question, origin
+        self.handles = handles
         self._views: dict[str, SharedContext] = {}  # by bucket; "" is the main context
-        self._journal: RunJournal | None = None
-        self._durable: Durable | None = None
-        self._did: list[Note] = []
-        self._task: Task[Any] | None = None
-        self.answered = ""
+        self._journal = journal
+
+    @property
+    def stream(self) -> ReplyStream | None:
+        """What takes chunks of an answer, if somebody reads them as they come."""
+        return self.handles.stream if isinstance(self.handles, Question) else None
+
+    @property
+    def attachments(self) -> Sequence[Attachment]:
+        """Files that came with the question."""
+        return self.handles.attachments if isinstance(self.handles, Question) else ()
 
     # Made when first used, because most runs use neither.
 
@@ -90,7 +101,7 @@ class RunContext:
     @property
     def unsettled(self) -> bool:
         """Whether something that was written to the context may not be durable yet, or a step is under way."""
-        return self._durable is not None or any(view.unsettled for view in self._views.values())
+        return self.lasting is not None or any(view.unsettled for view in self._views.values())
 
     @property
     def journaled(self) -> bool:
@@ -121,7 +132,7 @@ class RunContext:
     @property
     def version(self) -> int:
         """Number of the calls that its handler makes: `version` of the agent's class when the run began."""
-        return self._facilities.version if self._durable is None else self._durable.version
+        return self._facilities.version if self.lasting is None else self.lasting.calls.version
 
     def step(self, name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Do something once: its result is journaled, and a later attempt of this run gets that and does not do it.
@@ -149,63 +160,76 @@ class RunContext:
             FencedError: Another replica took this run over; let it pass.
             ConfigError: It is called inside another step. What `fn` raises is raised, and fails the attempt.
         """
-        return self.durable.step(name, fn, args, kwargs)
+        return self.durable.calls.step(name, fn, args, kwargs)
+
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Go on after a time, for which no process is needed: it may be days, and each process may end meanwhile.
+
+        A second or less is waited out. For longer the handler is cancelled here (its `finally` blocks run), and
+        repeated from its beginning when the time is over: what it does outside of steps is then done again. In an
+        answer, for which somebody waits, it just sleeps.
+
+        Args:
+            seconds: How long; at most until 28 days after the run began.
+
+        Raises:
+            NondeterminismError: The run has journaled another call at this place; it becomes a dead letter.
+            ConfigError: The time is negative or too long, or this is called inside a step.
+        """
+        return self.durable.pauses.sleep(seconds)
+
+    def wait_for(
+        self, type: str, *, where: str | None = None, timeout: float | None = None, after: int | None = None
+    ) -> Coroutine[Any, Any, Event]:
+        """Wait for an event, for which no process is needed, as for `sleep`.
+
+        Its type must be among the agent's `waits`. By default it is the first one since the event that this run
+        handles, or (if the run began otherwise) since the first that it emitted; and behind the last that it waited for
+        by this `type`. So nothing is missed that comes while the run does something else.
+
+        Example::
+
+            await ctx.emit("payment.due", {"order": order})
+            paid = await ctx.wait_for("payment.received", where=f'data.order == "{order}"', timeout=86_400)
+
+        Args:
+            type: Its type, or a pattern of types.
+            where: Condition on it, as for a trigger.
+            timeout: Seconds; by default, and at most, until 28 days after the run began.
+            after: Sequence (as `emit` returns it) behind which the event stands.
+
+        Raises:
+            WaitTimeoutError: There was none in time.
+            ConfigError: The agent has not declared the type, or the condition or the timeout is wrong.
+            NondeterminismError: The run has journaled another call at this place; it becomes a dead letter.
+        """
+        return self.durable.pauses.wait_for(type, where, timeout, after)
+
+    async def ask_human(self, question: str, *, choices: Sequence[str] = (), timeout: float | None = None) -> str:
+        """Ask a human and return the answer, however long that takes: no process is needed meanwhile.
+
+        Where somebody waits for this agent's answer and answers queries (`on_query`), it is asked. Otherwise the event
+        `approval.requested` says what is wanted, for `natterjack approvals` or anything else that emits
+        `approval.answered`. The agent's `waits` must have `approval.answered`; the right to ask comes with it.
+
+        Args:
+            question: The question.
+            choices: What may be answered; any text by default. Another answer is ignored.
+            timeout: Seconds; see `wait_for`.
+
+        Raises:
+            ApprovalDeniedError: The human said no.
+            WaitTimeoutError: Nobody answered in time.
+            ConfigError: The agent's `waits` lack `approval.answered`, or this is called inside a step.
+        """
+        return await ask_human(self, question, choices, timeout)
 
     @property
     def durable(self) -> Durable:
-        """The calls of this run that are journaled; for the kernel."""
-        if self._durable is None:
-            version, task = self._facilities.version, self._task or current_task()
-            self._durable = Durable(self.run_id, self.journal, self._begins, version, self._did, task)
-        return self._durable
-
-    def _begins(self) -> dict[str, Any]:
-        """Return what this run handles, as it is journaled."""
-        parent = {"parent": self._envelope.run} if self._envelope.run else {}
-        told = {**parent, "depth": self._envelope.depth}
-        if self._question is not None:
-            return {**told, "question": self._question.text, "caller": self.caller}
-        return told if self._origin is None else {**told, **self._origin.journaled()}
-
-    async def load(self) -> None:
-        """Read what earlier attempts of this run journaled."""
-        await self.journal.load()
-        if self.journal.entries(kind=BEGUN):
-            self.durable.recall()
-
-    @property
-    def left(self) -> dict[str, Any]:
-        """What the run did since its last entry, for the next one that is not written by `durable`."""
-        return {} if self._durable is None else self._durable.left
-
-    async def finish(self) -> None:
-        """Return once no step is under way; nothing is done any more."""
-        if self._durable is not None:
-            await self._durable.finish()
-
-    async def end(self) -> None:
-        """Cancel steps that are still under way."""
-        if self._durable is not None:
-            await self._durable.end()
-
-    @asynccontextmanager
-    async def ending(self) -> AsyncIterator[None]:
-        """Stand around an answer: what it left behind is ended, and if it had steps, its end is journaled."""
-        try:
-            yield
-        except Exception as error:
-            await self.finish()
-            await self._journal_end("failed", {"cause": described(error)[:MAX_CAUSE]})
-            raise
-        else:
-            await self.finish()
-            await self._journal_end("done", {"result": self.answered})
-        finally:
-            await self.end()
-
-    async def _journal_end(self, kind: str, data: Mapping[str, Any]) -> None:
-        if self._durable is not None and self._durable.seeded:
-            await self._durable.record(kind, {**data, "attempt": 1})
+        """What makes this run durable; made when it is first used."""
+        if self.lasting is None:
+            self.lasting = Durable(self, self._facilities, self._envelope, self._did or [])
+        return self.lasting
 
     async def settle(self) -> None:
         """Return once all that this run wrote to the context is durable, or raise the first unheard failure."""
@@ -238,25 +262,33 @@ class RunContext:
     async def _send(
         self, verb: Verb, kind: str, data: Any, id: str | None, delay: float | timedelta | None = None
     ) -> int:
-        repeats = id is None and self._durable is not None and self._durable.seeded
-        if repeats and self._durable is not None:
-            id = self._durable.identity(verb, kind)
-        if self._durable is not None and id is not None and (known := self._durable.sent(id)) is not None:
-            return known
+        repeats = False
+        if self.lasting is not None:
+            calls = self.lasting.calls
+            repeats = id is None and calls.begun
+            id = id or calls.identity(verb, kind)
+            if (known := calls.sent(id)) is not None:
+                return known
         self._sent += 1
         if self._sent > MAX_FANOUT:
             msg = f"one run of {self.agent!r} may send {MAX_FANOUT} events; send one with a list instead"
             raise LoopError(msg)
         events, envelope = self._facilities.events, self._next(kind)
         sequence = (await events.send(verb, kind, data, envelope, id, delay=delay, repeats=repeats)).sequence
-        note = {"verb": verb, "what": kind, "sequence": sequence}
-        self._note(note if id is None else {**note, "id": id})
+        note: Note = {"verb": verb, "what": kind, "sequence": sequence, **({"delayed": True} if delay else {})}
+        if id is not None:
+            note["id"] = id
+        elif (position := position_here(self)) is not None:
+            note["position"] = position
+        self._note(note)
         return sequence
 
     def _note(self, note: Note) -> None:
         """Keep what this run did, in case it is journaled."""
-        if self._durable is not None:
-            self._durable.note(note)
+        if self.lasting is not None:
+            self.lasting.calls.note(note)
+        elif self._did is None:
+            self._did = [note]
         elif len(self._did) < MAX_FANOUT:
             self._did.append(note)
 
@@ -320,7 +352,7 @@ class RunContext:
 
     def enter(self) -> None:
         """Say that what the running task does from now on follows from this run."""
-        self._task = current_task()
+        self.task = current_task()
         CAUSE.set(self)
 
     @property

@@ -16,6 +16,7 @@ from natterjack.bus import Bus
 from natterjack.client import TeamClient
 from natterjack.clock import Clock
 from natterjack.context import AgentContext
+from natterjack.control import Runs
 from natterjack.errors import ConfigError, NatterjackError, StartError, described
 from natterjack.events import EventBus
 from natterjack.guards import Guards
@@ -252,6 +253,11 @@ class AgentRuntime:
     def journal(self) -> StreamJournal:
         """What all agents did: `entries`, `tail`."""
         return self._running.journal
+
+    @property
+    def runs(self) -> Runs:
+        """The agents' runs: `cancel`, `resume`, `waiting`."""
+        return self._running.runs
 
     @property
     def server(self) -> Server:

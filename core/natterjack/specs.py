@@ -17,14 +17,16 @@ class ConsumerSpec:
         stream: Stream it reads.
         name: Its durable name, unique in the stream.
         filter: Subject pattern of stored messages.
-        first: What it delivers of what is stored when its team is first provisioned: all of it, or the newest of each
-            subject. A trigger that is added to a team later begins with what comes then.
+        first: What it delivers of what is stored when its team is first provisioned: all of it, the newest of each
+            subject, or nothing. A trigger that is added to a team later begins with what comes then.
+        ordered: Whether an agent's `ordered_by` holds for what it delivers.
     """
 
     stream: str
     name: str
     filter: str
-    first: Literal["all", "last_per_subject"] = "all"
+    first: Literal["all", "last_per_subject", "new"] = "all"
+    ordered: bool = True
 
     @property
     def right(self) -> Right:
@@ -54,7 +56,7 @@ class ScheduleSpec:
     def consumer(self) -> ConsumerSpec:
         """The durable consumer of its firings, of which each goes to one replica of the agent."""
         filter = subjects.fired(self.agent, self.name)
-        return ConsumerSpec(subjects.SCHEDULES, subjects.durable(self.agent, self.name), filter)
+        return ConsumerSpec(subjects.SCHEDULES, subjects.durable(self.agent, self.name), filter, ordered=False)
 
     @property
     def right(self) -> Right:

@@ -19,6 +19,7 @@ INBOX: Final = "INBOX"
 JOURNAL: Final = "JOURNAL"
 DEAD: Final = "DEAD"
 SCHEDULES: Final = "SCHEDULES"
+WAKES: Final = "WAKES"
 CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
 JOURNAL_OBJECTS: Final = "journal"
@@ -37,7 +38,7 @@ MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
 
 ROOTS: Final = frozenset(
-    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "audit", "delay", "schedule", "tools"}
+    {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "wake", "audit", "delay", "schedule", "tools"}
 )
 """What all of our own subjects begin with, but for those of asks, where strangers may have theirs."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\Z")
@@ -53,9 +54,8 @@ def check_name(name: object, kind: str = "agent name") -> str:
         InvalidNameError: Not `[a-z0-9][a-z0-9_-]*`, longer than 64, or reserved.
     """
     if not isinstance(name, str) or not _NAME.match(name):
-        raise InvalidNameError(
-            kind, name, "use lower-case letters, digits, '-' and '_', starting with a letter or digit"
-        )
+        rule = "use lower-case letters, digits, '-' and '_', starting with a letter or digit"
+        raise InvalidNameError(kind, name, rule)
     if len(name) > MAX_NAME:
         raise InvalidNameError(kind, name, f"at most {MAX_NAME} characters")
     if name in RESERVED_NAMES:
@@ -352,6 +352,11 @@ def object_meta(bucket: str, name: str) -> str:
     return f"$O.{bucket}.M.{name if name == '*' else urlsafe_b64encode(name.encode()).decode()}"
 
 
+def wake(agent: str, run: str = "*", root: str = "wake") -> str:
+    """`wake.<agent>.<run>`: the ticket by which a run that waits goes on; its live copy where `root` is `feed.wake`."""
+    return f"{root}.{agent}.{run}"
+
+
 def dead(agent: str, trigger: str) -> str:
     """`dead.<agent>.<trigger>`."""
     return f"dead.{agent}.{trigger}"
@@ -375,8 +380,8 @@ def check_durable(name: str) -> str:
 
 
 def is_log(stream: str) -> bool:
-    """Tell whether a stream keeps what it holds for a time, whoever has had it: no inbox, schedule or bucket."""
-    return stream not in (INBOX, SCHEDULES) and not stream.startswith(bucket_stream(""))
+    """Tell whether a stream keeps what it holds for a time, whoever has had it: no queue, schedule or bucket."""
+    return stream not in (INBOX, WAKES, SCHEDULES) and not stream.startswith(bucket_stream(""))
 
 
 def is_durable(name: str) -> bool:

@@ -90,7 +90,7 @@ def _add_traffic(made: Document, name: str, spec: AgentSpec) -> None:
 
 
 def _traffic(spec: AgentSpec) -> Iterator[tuple[str, str, str, str]]:
-    yield from (("receive", "waits-for", subjects.event(each), "event") for each in spec.awaited)
+    yield from (("receive", "waits-for", subjects.event(each), "event") for each in spec.heard)
     yield from (("send", "emits", subjects.event(each), "event") for each in spec.emitted)
     yield from (("send", "publishes", subjects.message(each), "message") for each in spec.publishes or ())
     for trigger in spec.on:

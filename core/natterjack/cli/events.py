@@ -76,7 +76,7 @@ async def _emit(
     sequence = await client.event_bus.emit(type, value, id=id, delay=delay)
     _tell_stored("event", "type", type, sequence, as_json=as_json)
     team = await stored_team(client.bus)
-    awaited = {pattern for spec in team.agents.values() for pattern in spec.awaited}
+    awaited = {pattern for spec in team.agents.values() for pattern in spec.heard}
     if not any(matches(pattern, type) for pattern in awaited):
         note(f"note: no agent of team {team.name!r} waits for {type!r}.{nearest(type, awaited)}")
 

@@ -96,11 +96,21 @@ class AskServer:
         concurrency: Asks that run at once; a few times as many may wait, more are told 429.
         ask: The endpoint of plain asks; counts what happens.
         prompt: The endpoint of streamed asks.
+        cancel: Called with the id of what is cancelled and is no ask.
     """
 
     def __init__(
-        self, bus: Bus, agent: str, answer: AnswerFunction, *, concurrency: int, ask: Endpoint, prompt: Endpoint
+        self,
+        bus: Bus,
+        agent: str,
+        answer: AnswerFunction,
+        *,
+        concurrency: int,
+        ask: Endpoint,
+        prompt: Endpoint,
+        cancel: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
+        self._cancel = cancel
         self._bus, self._agent, self._answer, self._ask, self._prompt = bus, agent, answer, ask, prompt
         self._limit = concurrency * (1 + BACKLOG)
         self._slots = asyncio.Semaphore(concurrency)
@@ -140,9 +150,12 @@ class AskServer:
             await subscription.unsubscribe()
 
     async def _on_cancel(self, message: Message) -> None:
-        ask = self._requests.get(message.subject.rpartition(".")[2])
+        what = message.subject.rpartition(".")[2]
+        ask = self._requests.get(what)
         if ask is not None:
             self._end(ask, CANCELLED, "cancelled")
+        elif self._cancel is not None:
+            await self._cancel(what)
 
     def _expire(self) -> None:
         """End those whose time is over, and come back for the next."""
@@ -162,7 +175,7 @@ class AskServer:
                 ask.stopped, ask.due = True, asyncio.get_running_loop().time() + CLEANING
                 self._alarm.by(ask.due)
             return
-        self._work.waiting.remove(ask)
+        self._work.remove(ask)
         self._forget(ask)
         self._refuse(ask.reply, ask.endpoint, code, text)
 

@@ -16,7 +16,7 @@ from natterjack.addresses import is_foreign
 from natterjack.errors import UnknownAgentError
 from natterjack.rights import Rule, Verb
 from natterjack.settings import Settings
-from natterjack.subjects import OPERATOR, check_pattern, split_keys
+from natterjack.subjects import OPERATOR, check_pattern, matches, split_keys
 from natterjack.team.values import (
     BucketName,
     EventType,
@@ -45,6 +45,8 @@ _GRANTS: Final[dict[Verb, str]] = {
     "ask": "asks",
     "write": "writes",
 }
+APPROVAL_REQUESTED, APPROVAL_ANSWERED = "approval.requested", "approval.answered"
+"""Types of the events by which a run asks a human, and is answered."""
 _PATTERN_FIELD: Final = {"event": "event_type", "message": "topic"}
 WHERE: Final = "where"
 """The one key that may stand beside a trigger's own in its short form."""
@@ -128,6 +130,7 @@ class AgentSpec(Settings):
         delays: Patterns of the events that it may emit with a delay.
         replays: Patterns of the stored events it may read; None: any, in open mode.
         publishes: Patterns of the topics it may publish to; None: any, in open mode.
+        waits: Patterns of the events for which its runs may wait (`ctx.wait_for`).
         asks: Agents it may ask; None: any, in open mode.
         writes: Patterns of the context keys it may write, those of a bucket as `<bucket>/<pattern>`; None: any of the
             main context, unless some agent of the team declares writes.
@@ -161,6 +164,7 @@ class AgentSpec(Settings):
     delays: Patterns = ()
     replays: Patterns | None = None
     publishes: Patterns | None = None
+    waits: Patterns = ()
     asks: Names | None = None
     writes: Keys | None = None
     reads: Keys | None = None
@@ -220,6 +224,8 @@ class AgentSpec(Settings):
     def allowed(self, verb: Verb) -> tuple[str, ...] | None:
         """Return the patterns of what it may emit, publish, ask or write; None: it declares nothing."""
         found: tuple[str, ...] | None = getattr(self, _GRANTS[verb])
+        if verb == "emit" and found is not None and self.asks_humans:
+            return (*found, APPROVAL_REQUESTED)
         if verb == "ask" and found:  # who may ask a name may ask the agent that it stands for
             named = (self.cross_agents[name] for name in found if name in self.cross_agents)
             here = (address for address in named if "://" not in address or is_foreign(address))
@@ -239,9 +245,19 @@ class AgentSpec(Settings):
         return tuple(trigger.event for trigger in self.on if trigger.event)
 
     @property
+    def heard(self) -> tuple[str, ...]:
+        """Patterns of the events that wake it, or for which its runs wait."""
+        return (*self.awaited, *self.waits)
+
+    @property
+    def asks_humans(self) -> bool:
+        """Whether its runs may wait for what a human answers."""
+        return any(matches(pattern, APPROVAL_ANSWERED) for pattern in self.waits)
+
+    @property
     def emitted(self) -> tuple[str, ...]:
         """Patterns of the events that it says it emits."""
-        return tuple(dict.fromkeys([*(self.emits or ()), *self.result_types]))
+        return tuple(dict.fromkeys([*(self.allowed("emit") or ()), *self.result_types]))
 
     def result_key(self, event: str) -> str:
         """Return the key under which a result event is written."""

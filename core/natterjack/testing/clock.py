@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from natterjack.clock import Clock
 from natterjack.testing.waiting import until
@@ -25,6 +25,8 @@ class ScriptedClock(Clock):
     Args:
         start: Unix seconds at which it stands.
     """
+
+    real: ClassVar[bool] = False
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start

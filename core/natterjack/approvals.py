@@ -6,12 +6,25 @@ with `{"id", "answer", "by"}`, or `{"id", "denied": true, "by", "reason"}`. An a
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from natterjack.errors import ApprovalDeniedError, QueryError, QueryTimeoutError, WaitTimeoutError
+from natterjack.errors import (
+    ApprovalDeniedError,
+    ConfigError,
+    ConflictError,
+    QueryError,
+    QueryTimeoutError,
+    WaitTimeoutError,
+)
+from natterjack.events import EventBus
+from natterjack.journal import WAITED, WAITING, StreamJournal, ending
+from natterjack.messages import Event
 from natterjack.team.model import APPROVAL_ANSWERED, APPROVAL_REQUESTED
 
 if TYPE_CHECKING:
@@ -27,26 +40,21 @@ async def ask_human(ctx: RunContext, question: str, choices: Sequence[str], time
         return answer
     ctx.durable.pauses.check(APPROVAL_ANSWERED)
     await ctx.durable.calls.begin()
-    identity = ctx.durable.calls.identity("emit", APPROVAL_REQUESTED)
-    asked = {"id": identity, "question": question, "choices": list(choices), "agent": ctx.agent, "run": ctx.run_id}
-    after = await ctx.emit(APPROVAL_REQUESTED, asked, id=identity)
-    while True:
-        where = f'data.id == "{identity}"'
-        left = None if ends is None else max(0.0, ends - time.monotonic())
-        event = await ctx.wait_for(APPROVAL_ANSWERED, where=where, timeout=left, after=after)
-        after = event.sequence
-        data: dict[str, Any] = event.data
-        if data.get("denied"):
-            raise ApprovalDeniedError(question, str(data.get("by") or event.source), str(data.get("reason", "")))
-        if (answer := _chosen(data.get("answer"), choices)) is not None:
-            return answer
-        log.warning("the answer %r to %r is ignored: it is none of %s", data.get("answer"), question, list(choices))
+    id = ctx.durable.calls.identity("emit", APPROVAL_REQUESTED)
+    asked = {"id": id, "question": question, "choices": list(choices), "agent": ctx.agent, "run": ctx.run_id}
+    after = await ctx.emit(APPROVAL_REQUESTED, asked, id=id)
+    left = None if ends is None else max(0.0, ends - time.monotonic())
+    event = await ctx.wait_for(APPROVAL_ANSWERED, where=_answers(id, choices), timeout=left, after=after)
+    data = event.data
+    if data.get("denied"):
+        raise ApprovalDeniedError(question, str(data.get("by") or event.source), str(data.get("reason", "")))
+    return str(data["answer"])
 
 
-def _chosen(answer: object, choices: Sequence[str]) -> str | None:
-    """Return an answer as text, if it is one that was asked for."""
-    text = None if answer is None else answer if isinstance(answer, str) else str(answer)
-    return text if text is not None and (not choices or text in choices) else None
+def _answers(id: str, choices: Sequence[str]) -> str:
+    """Return the condition on an event that answers a question; one with another answer is ignored."""
+    chosen = f"string(data.answer) in {json.dumps(list(choices))}" if choices else "data.answer != null"
+    return f'data.id == "{id}" && (has(data.denied) && data.denied == true || has(data.answer) && {chosen})'
 
 
 async def _query(ctx: RunContext, question: str, choices: Sequence[str], ends: float | None) -> str | None:
@@ -55,11 +63,125 @@ async def _query(ctx: RunContext, question: str, choices: Sequence[str], ends: f
     while True:
         left = {} if ends is None else {"timeout": max(0.001, ends - time.monotonic())}
         try:
-            answer = await ctx.query(prompt, **left)
+            answer = (await ctx.query(prompt, **left)).strip()
         except QueryTimeoutError as error:
             raise WaitTimeoutError(ctx.run_id, APPROVAL_ANSWERED) from error
         except QueryError as error:
             log.debug("run %s asks by an event: %s", ctx.run_id, error)
             return None
-        if (chosen := _chosen(answer.strip(), choices)) is not None:
-            return chosen
+        if not choices or answer in choices:
+            return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A question that waits for a human.
+
+    Attributes:
+        id: Its id.
+        agent: Who asks.
+        run: In which run.
+        question: The question.
+        choices: What may be answered; empty: any text.
+        asked: When.
+        until: When the run stops waiting.
+    """
+
+    id: str
+    agent: str
+    run: str
+    question: str
+    choices: tuple[str, ...]
+    asked: datetime
+    until: datetime
+
+
+class Approvals:
+    """The questions of a team's agents that wait for a human (`team.approvals`).
+
+    Args:
+        events: The operator's.
+        journal: The agents' journals.
+    """
+
+    def __init__(self, events: EventBus, journal: StreamJournal) -> None:
+        self._events, self._journal = events, journal
+
+    async def waiting(self) -> list[Approval]:
+        """Return the questions that nobody has answered yet, oldest first."""
+        asked = {
+            str(event.data["id"]): event
+            async for event in self._events.replay(APPROVAL_REQUESTED)
+            if isinstance(event.data, dict) and {"id", "question", "agent", "run"} <= event.data.keys()
+        }
+        async for event in self._events.replay(APPROVAL_ANSWERED):
+            if isinstance(event.data, dict) and (request := asked.get(str(event.data.get("id")))) is not None:
+                choices = request.data.get("choices") or ()
+                if event.data.get("denied") is True or not choices or str(event.data.get("answer")) in choices:
+                    del asked[str(event.data["id"])]
+        found = [await self._waiting(id, event) for id, event in asked.items()]
+        return [approval for approval in found if approval is not None]
+
+    async def _waiting(self, id: str, event: Event) -> Approval | None:
+        """Return a question, if its run waits for the answer: its journal says so, whatever else anybody emitted."""
+        data, choices = event.data, tuple(map(str, event.data.get("choices") or ()))
+        entries = await self._journal.read(str(data["agent"]), str(data["run"]))
+        if ending(entries) is not None:
+            return None
+        over = {entry.data["position"] for entry in entries if entry.kind == WAITED}
+        for wait in (entry.data for entry in entries if entry.kind == WAITING):
+            if wait["where"] == _answers(id, choices) and wait["position"] not in over:
+                until = datetime.fromtimestamp(wait["until"], UTC)
+                return Approval(id, data["agent"], data["run"], str(data["question"]), choices, event.time, until)
+        return None
+
+    async def answer(self, id: str, answer: str, *, by: str = "") -> Approval:
+        """Answer a question.
+
+        Args:
+            id: Of the question, or the beginning of it.
+            answer: One of its choices, or any text where it has none.
+            by: Who decides; by default this client's own name.
+
+        Raises:
+            ConfigError: No such question waits, or several begin so, or the answer is none of its choices.
+            ConflictError: Somebody else has just answered it.
+        """
+        approval = await self._find(id)
+        if approval.choices and answer not in approval.choices:
+            msg = f"{answer!r} is no answer to {approval.question!r}; choose one of {', '.join(approval.choices)}"
+            raise ConfigError(msg)
+        await self._decide(approval, {"answer": answer}, by)
+        return approval
+
+    async def deny(self, id: str, *, reason: str = "", by: str = "") -> Approval:
+        """Say no to a question: `ask_human` raises `ApprovalDeniedError`.
+
+        Args:
+            id: Of the question, or the beginning of it.
+            reason: Why, for the run.
+            by: Who decides; by default this client's own name.
+
+        Raises:
+            ConfigError: No such question waits, or several begin so.
+            ConflictError: Somebody else has just answered it.
+        """
+        approval = await self._find(id)
+        await self._decide(approval, {"denied": True, **({"reason": reason} if reason else {})}, by)
+        return approval
+
+    async def _find(self, id: str) -> Approval:
+        found = [approval for approval in await self.waiting() if approval.id.startswith(id)]
+        if len(found) == 1 and id:
+            return found[0]
+        what = "several questions begin with" if found else "no question waits whose id is, or begins with,"
+        msg = f"{what} {id!r}; `natterjack approvals list` shows those that wait"
+        raise ConfigError(msg)
+
+    async def _decide(self, approval: Approval, decision: dict[str, Any], by: str) -> None:
+        data = {"id": approval.id, **decision, **({"by": by} if by else {})}
+        try:  # of two who decide at once, one is told
+            await self._events.emit(APPROVAL_ANSWERED, data, id=f"answer-{approval.id}")
+        except ConflictError as error:
+            msg = f"somebody else has just answered {approval.question!r}"
+            raise ConflictError(msg) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.approvals import Approvals
 from natterjack.broker import running_url
 from natterjack.bus import Bus
 from natterjack.components import Entry
@@ -116,7 +117,8 @@ class TeamClient:
         event_bus: Emits, publishes, subscribes.
         context: The shared context.
         journal: What all agents did: `entries`, `tail`.
-        runs: Their runs: `cancel`, `resume`, `waiting`.
+        runs: Their runs: `cancel`, `resume`, `rerun`, `waiting`.
+        approvals: What they ask humans: `waiting`, `answer`, `deny`.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class TeamClient:
         self.bus, self.context = bus, context
         self.journal, self.runs = StreamJournal().attach(bus), Runs(bus)
         self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
+        self.approvals = Approvals(self.event_bus, self.journal)
         self._peers = Peers(bus, Guards())
         self._known: set[str] = set()
 

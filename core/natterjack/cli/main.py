@@ -11,6 +11,7 @@ import typer
 from natterjack.cli import (
     agent,
     agents,
+    approvals,
     asyncapi,
     bench,
     broker,
@@ -96,6 +97,7 @@ app.command(rich_help_panel=_LOOK)(agents.agents)
 app.add_typer(events.app, name="events", rich_help_panel=_LOOK)
 app.add_typer(context.app, name="context", rich_help_panel=_LOOK)
 app.add_typer(runs.app, name="runs", rich_help_panel=_LOOK)
+app.add_typer(approvals.app, name="approvals", rich_help_panel=_LOOK)
 app.add_typer(journal.app, name="journal", rich_help_panel=_LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
 

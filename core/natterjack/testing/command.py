@@ -10,7 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,15 @@ class Cli:
     def json(self, *args: str, stdin: str = "", code: int = 0) -> Any:
         """Return the one JSON value on standard output."""
         return json.loads(self.run(*args, "--json", stdin=stdin, code=code).stdout)
+
+    def until_json(self, condition: Callable[[Any], object], *args: str) -> Any:
+        """Return that value once it fulfils a condition; the command is repeated until then."""
+        ends = time.monotonic() + LIMIT
+        while not condition(found := self.json(*args)):
+            if time.monotonic() > ends:
+                msg = f"{args} still says {found} after {LIMIT:g} s"
+                raise AssertionError(msg)
+        return found
 
     def error(self, *args: str, code: int) -> str:
         """Return what follows `error: ` in the one line on standard error; standard output is empty."""

@@ -1,15 +1,17 @@
-"""What an operator does with the runs of agents: cancel one, let one go on, see which wait."""
+"""What an operator does with the runs of agents: cancel one, let one go on, repeat one, see which wait."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from natterjack import subjects
 from natterjack.bus import Bus
+from natterjack.components import Entry
 from natterjack.dead import dead_letters, drop
 from natterjack.errors import ConfigError, FencedError
-from natterjack.journal import BEGUN, CANCELLED, RESUMED, StreamJournal, ending
+from natterjack.journal import BEGUN, CANCELLED, PROGRESS, RESUMED, STEP, StreamJournal, ending, is_paused
 from natterjack.runjournal import RunJournal
 from natterjack.tickets import Ticket, current, leave, read_ticket
 from natterjack.waits import hasten
@@ -66,21 +68,24 @@ class Runs:
             raise ConfigError(msg)
         ended = ending(journal.entries())
         if ended is None:
-            await self._wake(agent, run)
+            await self._wake(journal, agent, run)
             return
         if ended.kind == "done":
-            msg = f"run {run} of {agent!r} is done"
+            msg = f"run {run} of {agent!r} is done; `natterjack runs rerun` repeats it from a step, as a new run"
             raise ConfigError(msg)
         await self._append(agent, run, RESUMED, {"by": self._bus.principal})
         await self._drop_letters(agent, run)
         await self._call_back(agent, run)
 
-    async def _wake(self, agent: str, run: str) -> None:
+    async def _wake(self, journal: RunJournal, agent: str, run: str) -> None:
         ticket = await current(self._bus, agent, run)
-        if ticket is None or not ticket.due:
+        if ticket is not None and ticket.due:
+            await hasten(self._bus, agent, ticket)  # else something else has woken it
+        elif ticket is None and is_paused(journal.entries()):  # its ticket was lost
+            await self._call_back(agent, run)
+        else:
             msg = f"run {run} of {agent!r} does not wait: it goes on, or will when its agent runs"
             raise ConfigError(msg)
-        await hasten(self._bus, agent, ticket)  # else something else has woken it
 
     async def _call_back(self, agent: str, run: str) -> None:
         """Leave a ticket for a run that had ended; the one that it ended with may still be there, or go just now."""
@@ -91,6 +96,39 @@ class Runs:
             except FencedError:
                 continue
             return
+
+    async def rerun(self, agent: str, run: str, *, first: str | None = None) -> str:
+        """Repeat a run from a step on: begin a new one that has finished all that this one had finished before.
+
+        What its handler sends outside of steps is sent again, as the new run's own.
+
+        Args:
+            agent: Whose run.
+            run: Its id.
+            first: Name or position of the first step to do anew; by default the one that the run did not finish.
+
+        Returns:
+            The id of the new run.
+
+        Raises:
+            ConfigError: The run has no such step, or has none at all, or answered a question; or it is done, and no
+                step is named.
+        """
+        journal = await self._journal(agent, run)
+        begun = journal.entries(kind=BEGUN)
+        if not begun or "payload" not in begun[0].data:
+            what = "answered a question: ask it again" if begun else "has no step, sleep or wait: emit its event again"
+            msg = f"run {run} of {agent!r} {what}"
+            raise ConfigError(msg)
+        kept = _finished_before(journal.entries(), first)
+        id = secrets.token_hex(15)
+        new = RunJournal(agent, id, StreamJournal().attach(self._bus))
+        # With a seed of its own: what it sends is not what the other has sent.
+        again = {"seed": secrets.token_hex(16), "rerun_of": run}
+        for kind, data in [(BEGUN, begun[0].data | again), *((entry.kind, entry.data) for entry in kept)]:
+            await new.record(kind, {key: value for key, value in data.items() if key not in ("before", "did")})
+        await leave(self._bus, agent, Ticket(id, 0.0))
+        return id
 
     async def waiting(self, agent: str = "*") -> AsyncIterator[tuple[str, Ticket]]:
         """Yield agent and ticket of each run that waits, or was woken and goes on; those of one agent, or all."""
@@ -124,3 +162,19 @@ class Runs:
         for letter in await dead_letters(self._bus, agent=agent):
             if letter.run == run:
                 await drop(self._bus, letter.number)
+
+
+def _finished_before(entries: Sequence[Entry], first: str | None) -> list[Entry]:
+    """Return what a run had finished before a step, or all of it."""
+    finished = [entry for entry in entries if entry.kind in PROGRESS and isinstance(entry.data, dict)]
+    steps = [entry.data["name"] for entry in finished if entry.kind == STEP]
+    if first is None:
+        if (ended := ending(entries)) is not None and ended.kind == "done":
+            msg = f"run {ended.run} is done; say from which step to repeat it: {', '.join(steps)}"
+            raise ConfigError(msg)
+        return finished
+    for place, entry in enumerate(finished):
+        if first == entry.data.get("position") or (entry.kind == STEP and first == entry.data["name"]):
+            return finished[:place]
+    msg = f"run {entries[0].run} has finished no step {first!r}; it has {', '.join(steps) or 'none'}"
+    raise ConfigError(msg)

@@ -81,6 +81,12 @@ def ending(entries: Iterable[Entry]) -> Entry | None:
     return found
 
 
+def is_paused(entries: Iterable[Entry]) -> bool:
+    """Tell whether the last that a run has journaled of its calls is that it sleeps or waits."""
+    kinds = [entry.kind for entry in entries if entry.kind in PROGRESS]
+    return kinds[-1:] in ([SLEEP], [WAITING])
+
+
 def stored_entry(message: Message) -> Entry:
     """Return the entry of a message that was stored or fed; a corrupt one has that kind, and its bytes as text."""
     headers = message.headers or {}

@@ -1,17 +1,19 @@
-"""Runs: `runs list|show|tail`."""
+"""Runs: `runs list|show|tail|cancel|resume|rerun|export`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from natterjack.cli.exits import CommandError, ExitCode
+from natterjack.cli.export import write_test
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined, read_since
 from natterjack.cli.output import note, one_line, write, write_json, write_table
-from natterjack.cli.run import run
+from natterjack.cli.run import asynchronous, run
 from natterjack.cli.timeline import (
     SHORT,
     RunSummary,
@@ -147,6 +149,94 @@ def _tell(entry: Entry, began: float, *, as_json: bool) -> None:
         write(line)
 
 
+@app.command()
+@asynchronous
+async def cancel(
+    id: RunArgument,
+    *,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for its journal.")] = "",
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run where it is; its handler is not called again."""
+    async with joined(server, nats_context) as client:
+        agent, run_id = await find_run(client.bus, id)
+        await client.runs.cancel(agent, run_id, reason=reason)
+    _done("cancelled", agent, run_id, as_json=as_json)
+
+
+@app.command()
+@asynchronous
+async def resume(
+    id: RunArgument,
+    *,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a run go on behind what it has finished: one that waits, at once; also one that is dead or was cancelled."""
+    async with joined(server, nats_context) as client:
+        agent, run_id = await find_run(client.bus, id)
+        await client.runs.resume(agent, run_id)
+    _done("resumed", agent, run_id, as_json=as_json)
+
+
+@app.command()
+@asynchronous
+async def rerun(
+    id: RunArgument,
+    *,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            help="The first step to do anew, by name or position; by default the one that the run did not finish.",
+        ),
+    ] = None,
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat a run from a step on, as a new run that has finished what this one had finished before.
+
+    What the handler sends outside of steps is sent again, as the new run's own.
+    """
+    async with joined(server, nats_context) as client:
+        agent, old = await find_run(client.bus, id)
+        _done("begun", agent, await client.runs.rerun(agent, old, first=first), as_json=as_json)
+
+
+def _done(what: str, agent: str, id: str, *, as_json: bool) -> None:
+    write_json({"agent": agent, "run": id}) if as_json else write(f"{what}: {id} of {agent}")
+
+
+@app.command()
+def export(
+    id: RunArgument,
+    *,
+    as_test: Annotated[bool, typer.Option("--as-test", help="As a test for pytest that replays it.")] = False,
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The folder of your tests.")] = Path("tests"),
+    server: ServerOption = None,
+    nats_context: NatsContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run that is done as a test: its handler must make the same calls again, and come to the same result."""
+    if not as_test:
+        msg = "say as what: --as-test; `natterjack runs show RUN --json` prints its entries"
+        raise CommandError(msg, ExitCode.USAGE)
+
+    async def look() -> None:
+        async with joined(server, nats_context) as client:
+            agent, run_id = await find_run(client.bus, id)
+            team, entries = await check_agent(client, agent), await client.journal.read(agent, run_id)
+        paths = write_test(into, team.agents[agent], entries)
+        write_json([str(path) for path in paths]) if as_json else write(f"written: {', '.join(map(str, paths))}")
+
+    run(look())
+
+
 # A timeline as text
 
 
@@ -185,6 +275,8 @@ def _told(entry: Entry) -> str:
 def _beginning(data: Mapping[str, Any]) -> str:
     if "question" in data:
         return f"a question of {data.get('caller') or 'somebody'}: {_brief(data['question'])}"
+    if "rerun_of" in data:
+        return f"rerun of {one_line(data['rerun_of'])[:SHORT]}"
     place = f"{data.get('stream', '')} {data.get('sequence', '')}"
     return f"{data.get('trigger', '?')}, {place}: {_brief(data.get('payload'))}"
 

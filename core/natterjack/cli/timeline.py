@@ -15,7 +15,7 @@ from natterjack.components import Entry
 from natterjack.dead import dead_letters
 from natterjack.errors import PayloadError
 from natterjack.events import read_stored
-from natterjack.journal import BEGUN, ENDINGS, SLEEP, STEP, WAITING
+from natterjack.journal import BEGUN, ENDINGS, PROGRESS, SLEEP, STEP, WAITING
 
 SHORT: Final = 12
 """Characters of a run's id that tables show; any unique beginning is enough to name it."""
@@ -53,6 +53,7 @@ class RunSummary:
     steps: int = 0
     entries: int = 0
     _asked: bool = field(default=False, repr=False)
+    _pauses: bool = field(default=False, repr=False)
 
     def add(self, entry: Entry) -> None:
         """Take in the next entry."""
@@ -75,11 +76,11 @@ class RunSummary:
     def _state(self, kind: str) -> str:
         if kind in ENDINGS:
             return kind
-        if kind in (SLEEP, WAITING):
-            return "parked"
+        if kind in PROGRESS:
+            self._pauses = kind in (SLEEP, WAITING)
         if kind == "failed":
             return "failed" if self._asked else "retrying"
-        return self.state if kind == "interrupted" else "running"
+        return "parked" if self._pauses and kind in (SLEEP, WAITING, "interrupted") else "running"
 
     @property
     def ended(self) -> bool:

@@ -21,8 +21,9 @@ from natterjack import (
     RunFailedError,
 )
 from natterjack.bus import Bus
-from natterjack.codec import MSG_ID
+from natterjack.codec import MSG_ID, encode
 from natterjack.dead import dead_letters
+from natterjack.subjects import journal
 from natterjack.testing import NatsServer, until
 from natterjack.testing.agents import ScriptedAgent
 
@@ -585,3 +586,17 @@ async def test_ten_thousand_steps_are_replayed_in_two_seconds(runtime: AgentRunt
         await run(runtime, timeout=50)
     assert began[1] - began[0] < 2.0
     assert set(worker.done.values()) == {1}
+
+
+@pytest.mark.parametrize("data", [{}, {"omitted": "gone"}, {"version": 1, "seed": "no hex"}, {"before": [1]}])
+async def test_a_corrupt_beginning_strands_no_run(runtime: AgentRuntime, bus: Bus, data: dict[str, Any]) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        if event.attempt == 1:
+            await bus.store(journal("worker", ctx.run_id, 2), encode({"kind": "begun", "data": data, "time": 1}))
+            raise ValueError("not now")
+        return await ctx.step("only", worker.do, "only")
+
+    worker = add(runtime, work)
+    async with runtime:
+        assert await run(runtime) == "only"
+        assert kinds(await entries(runtime)) == ["begun", "failed", "started", "begun", "step", "done"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import secrets
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from natterjack.components import Entry
+
+log = logging.getLogger("natterjack.calls")
 
 Note = dict[str, Any]
 """What a run did, as it is journaled: `verb`, `what`, and of what it sent, `id` and `sequence`."""
@@ -101,8 +104,13 @@ class Calls:
     def recall(self) -> None:
         """Take over what the journal has of earlier attempts."""
         for entry in self._journal.entries():
-            if isinstance(entry.data, dict):  # else it is corrupt
+            if not isinstance(entry.data, dict):  # an agent's own, or corrupt
+                continue
+            try:
                 self._take_over(entry.kind, entry)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:  # it must not strand the run
+                text = "entry %d of run %s is passed over, as it is corrupt or its data is lost: %r"
+                log.warning(text, entry.index, entry.run, error)
 
     def _take_over(self, kind: str, entry: Entry) -> None:
         data = entry.data

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from natterjack.bus import Bus, Message, error_of
+from natterjack.bus import Bus, Message, error_of, login
 from natterjack.bus.mailbox import status_of
 from natterjack.errors import (
     DisconnectedError,
@@ -215,23 +214,18 @@ async def test_who_sends_to_a_server_that_does_not_read_has_to_wait(own_server: 
     async with connected(own_server) as bus, connected(own_server, "other") as other:
         heard: asyncio.Queue[Message] = asyncio.Queue()
         await other.listen("bus.stuck", heard.put_nowait)
-        send_signal(own_server, signal.SIGSTOP)
+        own_server.freeze()
         counter = itertools.count()
         sending = asyncio.create_task(send_on(bus, "bus.stuck", counter))
         await until(lambda: unsent(bus) > 1_000_000)
         assert next(counter) < 200  # a few megabytes: what the transport and the system took
-        send_signal(own_server, signal.SIGCONT)
+        own_server.thaw()
         await until(lambda: heard.qsize() > 300)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
         numbers = [int(heard.get_nowait().data) for _ in range(300)]
         assert numbers == sorted(set(numbers))
-
-
-def send_signal(server: NatsServer, number: signal.Signals) -> None:
-    assert server._process is not None
-    server._process.send_signal(number)
 
 
 def unsent(bus: Bus) -> int:
@@ -246,7 +240,7 @@ async def send_on(bus: Bus, subject: str, counter: Iterator[int]) -> None:
 
 async def test_who_waits_to_send_is_told_when_the_connection_is_closed(own_server: NatsServer) -> None:
     async with connected(own_server) as bus:
-        send_signal(own_server, signal.SIGSTOP)
+        own_server.freeze()
         sending = [asyncio.create_task(send_on(bus, "bus.stuck", itertools.count())) for _ in range(3)]
         await until(lambda: unsent(bus) > 1_000_000 and bus._nc._flush_queue.qsize() > 1)
         await bus.close(0.1)
@@ -424,6 +418,18 @@ async def test_close_while_the_server_is_away(own_server: NatsServer) -> None:
 # Reconnecting
 
 
+async def test_a_connection_that_falls_silent_is_given_up(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 3 * login.PING_INTERVAL < 30  # a team is healthy again within 30 s, whatever happened
+    monkeypatch.setattr(login, "PING_INTERVAL", 0.1)
+    async with connected(own_server) as bus:
+        own_server.freeze()
+        await until(lambda: not bus.connected, 5)
+        own_server.thaw()
+        await bus.until_connected(10)
+
+
 async def test_it_reconnects_and_goes_on(own_server: NatsServer) -> None:
     async with connected(own_server) as bus, connected(own_server, "other") as other:
         heard: list[bytes] = []
@@ -489,7 +495,7 @@ async def test_what_may_be_repeated_fails_with_the_connection(own_server: NatsSe
 async def stuck_flush(bus: Bus, server: NatsServer) -> None:
     """A flush that the server never answers fails when the connection goes, not after its timeout."""
     await bus.flush()
-    send_signal(server, signal.SIGSTOP)
+    server.freeze()
     flush = asyncio.create_task(bus.flush(30))
     await asyncio.sleep(0)
     server.kill()

@@ -61,16 +61,27 @@ class NatsServer:
         """Kill it, as a crash would."""
         self._signal(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Have it do nothing and end nothing, as a machine that hangs, until `thaw`."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have a frozen one go on."""
+        self._send(signal.SIGCONT)
+
     def reload(self, config: str) -> None:
         """Have it read a new configuration."""
         (self.store / "test.conf").write_text(config)
-        if self._process is not None:
-            self._process.send_signal(signal.SIGHUP)
+        self._send(signal.SIGHUP)
 
     def log(self) -> str:
         """Return what it has logged."""
         path = self.store / "log"
         return path.read_text() if path.exists() else ""
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None:

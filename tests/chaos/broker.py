@@ -12,6 +12,9 @@ import orjson
 
 from natterjack.testing import NatsServer
 
+SIGNS_OF_LIFE = 'ping_interval: "5s"\nping_max: 2\nmax_pending: 1MB\n'
+"""A client that is silent is gone after 15 s at most, one that does not read sooner: asks do not go to either."""
+
 
 class Broker:
     """One nats-server, or a cluster of them, each with its store and its page for monitoring.
@@ -28,7 +31,7 @@ class Broker:
         self._monitoring, routes = ports[:size], ports[size : 2 * size]
         self.nodes = [
             NatsServer(
-                f"server_name: node{number}\nhttp: 127.0.0.1:{monitoring}\n{limits}\n"
+                f"server_name: node{number}\nhttp: 127.0.0.1:{monitoring}\n{SIGNS_OF_LIFE}{limits}\n"
                 + (cluster(routes[number], routes) if size > 1 else ""),
                 store=folder / f"node{number}",
                 port=port,

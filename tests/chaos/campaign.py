@@ -17,9 +17,9 @@ from .world import World, clock
 log = logging.getLogger("chaos")
 log.setLevel(logging.INFO)  # the sequence of faults is shown with every failure
 
-TOGETHER = 5
+TOGETHER = 6
 """Faults in one round at most."""
-SPREAD = 1.5
+SPREAD = 2.0
 """Seconds over which the faults of a round are spread."""
 
 
@@ -45,10 +45,11 @@ class Figures:
 
 
 def drawn(kinds: Sequence[type[Fault]], count: int, seed: int) -> list[type[Fault]]:
-    """Return so many kinds of faults at random; each kind once before any comes again."""
+    """Return so many kinds of faults at random, each as often as it is common, beside the others."""
     random, found = Random(seed), list[type[Fault]]()
+    deck = [kind for kind in kinds for _ in range(kind.common)]
     while len(found) < count:
-        found += random.sample(kinds, len(kinds))
+        found += random.sample(deck, len(deck))
     return found[:count]
 
 
@@ -72,7 +73,8 @@ async def campaign(world: World, kinds: Sequence[type[Fault]], *, seed: int) -> 
         try:
             async with world.load(random):
                 await asyncio.gather(*map(_happen, chosen, moments, [world] * len(chosen)))
-            figures.health.append(await world.healthy())
+                over = time.monotonic()
+            figures.health.append(await world.healthy(over))
             await world.check()
         except Exception as error:
             msg = f"{error}\nseed {seed}:\n" + "\n".join(history)

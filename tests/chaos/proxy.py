@@ -29,7 +29,7 @@ class Proxy:
         self.port, self.delay = 0, 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._links: list[asyncio.Task[None]] = []
+        self._links: list[_Link] = []
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -40,18 +40,18 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
-        self.cut(1.0)
-        self.thaw()
-        if self._links:
-            await asyncio.wait(self._links)
+        if links := self._oldest(1.0):
+            self.cut(1.0)
+            await asyncio.wait([link.task for link in links])
 
-    def cut(self, share: float) -> int:
-        """End a share of the connections, the oldest first; returns how many."""
-        self._links = [link for link in self._links if not link.done()]
-        count = round(share * len(self._links))
-        for link in self._links[:count]:
-            link.cancel()
-        return count
+    def _oldest(self, share: float) -> list[_Link]:
+        self._links = [link for link in self._links if not link.task.done()]
+        return self._links[: round(share * len(self._links))]
+
+    def cut(self, share: float) -> None:
+        """End a share of the connections, the oldest."""
+        for link in self._oldest(share):
+            link.task.cancel()
 
     def freeze(self) -> None:
         """Let nothing pass, and end nothing: as a cable that is unplugged."""
@@ -61,19 +61,28 @@ class Proxy:
         """Let everything pass again, what waited, too."""
         self._flowing.set()
 
+    def forget(self, share: float) -> None:
+        """Let nothing pass any more on a share of the connections, the oldest, and tell neither end."""
+        for link in self._oldest(share):
+            link.lost.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = asyncio.current_task()
-        if link is not None:
-            self._links.append(link)
+        task = asyncio.current_task()
+        assert task is not None
+        link = _Link(task)
+        self._links.append(link)
         try:
             await self._flowing.wait()
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target())
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
-        pumps = [asyncio.create_task(self._pump(*pair)) for pair in ((reader, far_writer), (far_reader, writer))]
+        pairs = ((reader, far_writer), (far_reader, writer))
+        pumps = [asyncio.create_task(self._pump(link, *pair)) for pair in pairs]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if link.lost.is_set():
+                await asyncio.wait(pumps)
         except asyncio.CancelledError:
             return  # it is cut
         finally:
@@ -82,13 +91,26 @@ class Proxy:
             for end in (writer, far_writer):
                 end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(CHUNK):
-                await self._flowing.wait()
                 if self.delay:
                     await clock.sleep(self.delay)
-                writer.write(data)
-                await writer.drain()
+                await self._flowing.wait()
+                if not link.lost.is_set():
+                    writer.write(data)
+                    await writer.drain()
         except OSError:
             return  # the other end is gone, and so is this one
+
+
+class _Link:
+    """One connection.
+
+    Attributes:
+        task: Passes its bytes on; cancelled, it is cut.
+        lost: Whether it passes nothing any more, not even that it ended.
+    """
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self.task, self.lost = task, asyncio.Event()

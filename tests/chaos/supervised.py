@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
 
 from natterjack.cli.teamfile import read_team
-from natterjack.testing import until
 
-from .workload import FOLDER
+from .workload import FOLDER, clock
 
 HERE = Path(__file__).parent
 TEAM = read_team(HERE / "team.toml")
@@ -39,12 +39,14 @@ class Supervised:
     def __init__(self, url: str, folder: Path, log: Path, prefix: tuple[str, ...] = ()) -> None:
         self._url, self._folder, self._log, self._prefix = url, folder, log, prefix
         self._process: subprocess.Popen[bytes] | None = None
+        self._begun = 0
 
     def start(self) -> None:
         """Start it."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("NATS_", "NATTERJACK_"))}
         command = [*self._prefix, sys.executable, str(HERE / "launch.py"), "up", str(HERE / "team.toml")]
         with self._log.open("ab") as log:
+            self._begun = log.tell()
             self._process = subprocess.Popen(
                 [*command, "--server", self._url],
                 env={**kept, FOLDER: str(self._folder), "CHAOS_LEASE": str(LEASE)},
@@ -55,9 +57,19 @@ class Supervised:
             )
 
     async def ready(self, timeout: float = 60.0) -> None:
-        """Return once all of its agents have listened."""
-        await until(lambda: b"\nready " in self._log.read_bytes() or not self.runs, timeout, "the team is ready")
-        assert self.runs, self._log.read_text()
+        """Return once all of its agents have listened; it is started again if it ends before, as systemd would."""
+
+        deadline = time.monotonic() + timeout
+        while b"\nready " not in self._since():
+            assert time.monotonic() < deadline, f"not ready within {timeout:g} s: {self._log}"
+            if not self.runs:
+                self.start()
+            await clock.sleep(0.1)
+
+    def _since(self) -> bytes:
+        with self._log.open("rb") as log:
+            log.seek(self._begun)
+            return log.read()
 
     @property
     def runs(self) -> bool:

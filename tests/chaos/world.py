@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from natterjack.bus import Bus
 from natterjack.service import discover
 from natterjack.subjects import OPERATOR
 
-from .audit import Audit, event_id
+from .audit import Audit, event_id, run_of
 from .broker import Broker
 from .proxy import Proxy
 from .supervised import REPLICAS, Supervised, left_behind
@@ -90,7 +90,7 @@ class World:
             await self._replicate()
         self.team = await enter(connect(self.url))
         self.audit = Audit(self.bus, self.folder)
-        await self.healthy()
+        await self.healthy(time.monotonic())
         self._usual, self._durables = self._interest(), await self._consumers()
 
     async def _supervise(self) -> None:
@@ -137,6 +137,21 @@ class World:
         process = self.supervisors[0].agents().get(label)
         return process if process is not None and send(process, number) else None
 
+    async def limit(self, stream: str, *, full: bool) -> None:
+        """Let a stream take nothing more, or anything again, however long the server is away meanwhile."""
+        await asyncio.wait_for(self._limit(stream, full=full), LIMIT)
+
+    async def _limit(self, stream: str, *, full: bool) -> None:
+        while True:
+            try:
+                found = await self.bus.api(f"STREAM.INFO.{stream}")
+                most = max(1, found["state"]["messages"]) if full else -1
+                await self.bus.api(f"STREAM.UPDATE.{stream}", found["config"] | {"max_msgs": most})
+            except BrokerError:
+                await clock.sleep(0.1)
+            else:
+                return
+
     # Work
 
     @asynccontextmanager
@@ -158,20 +173,35 @@ class World:
             group.create_task(act())
             await clock.sleep(random.expovariate(rate))
 
-    async def emit(self, **data: Any) -> None:
-        """Emit one more event; what the server acknowledges is accepted."""
+    def next_number(self) -> int:
+        """Return a number that nobody has used."""
         self._number += 1
-        number = self._number
+        return self._number
+
+    async def emit(self, number: int = 0, **data: Any) -> None:
+        """Emit one more event; what the server acknowledges is accepted."""
+        number = number or self.next_number()
         try:
             await self.team.event_bus.emit("work.due", {"n": number, **data}, id=event_id(number))
         except BrokerError:
             return  # nobody promised anything
         self.audit.accepted.add(number)
 
+    async def emit_odd(self, data: bytes, headers: Mapping[str, str], end: str) -> None:
+        """Store an event for the victim as a stranger would, whose run must end so if it is accepted."""
+        id = f"odd-{self.next_number()}"
+        run = run_of("victim", "work.odd", id)
+        self.audit.may_end[run] = end
+        about = {name: value.replace("{id}", id) for name, value in headers.items()}
+        try:
+            await self.team.bus.store("events.work.odd", data.replace(b"{id}", id.encode()), headers=about, id=id)
+        except BrokerError:
+            return
+        self.audit.must_end.add(run)
+
     async def ask(self) -> None:
         """Ask the oracle something; it answers right or fails in time."""
-        self._number += 1
-        number, began = self._number, time.monotonic()
+        number, began = self.next_number(), time.monotonic()
         try:
             said = await self.team.ask_peer("oracle", str(number), timeout=PATIENCE)
         except (PeerError, BrokerError) as error:
@@ -185,15 +215,14 @@ class World:
 
     # Health
 
-    async def healthy(self) -> float:
-        """Wait until the team is healthy by itself, and return how many seconds that took."""
-        began = time.monotonic()
+    async def healthy(self, since: float) -> float:
+        """Wait until the team is healthy by itself, and return how many seconds that took since a moment."""
         while ailment := await self._ailment():
-            if time.monotonic() - began > LIMIT:
+            if time.monotonic() - since > LIMIT:
                 msg = f"not healthy after {LIMIT:g} s: {ailment}\n{self.supervisors[0].output()[-4000:]}"
                 raise AssertionError(msg)
             await clock.sleep(0.05)
-        return time.monotonic() - began
+        return time.monotonic() - since
 
     async def _ailment(self) -> str:
         """Return the first thing that is not as it should be."""

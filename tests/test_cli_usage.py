@@ -35,7 +35,7 @@ from natterjack.testing import NatsServer
 from natterjack.testing.command import Cli
 
 COMMANDS = (
-    *("init", "doctor", "demo", "bench", "plugins", "up", "provision", "agent", "broker"),
+    *("init", "doctor", "demo", "bench", "plugins", "up", "provision", "agent", "broker", "token"),
     *("emit", "publish", "ask", "broadcast", "agents", "events", "context", "runs", "journal", "dead"),
 )
 

@@ -49,6 +49,7 @@ from natterjack.errors import (
     RunFailedError,
     StartError,
     StreamError,
+    TokenError,
     UnknownAgentError,
     UsageError,
     WaitTimeoutError,
@@ -65,6 +66,7 @@ from natterjack.server import Server
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.subjects import matches
+from natterjack.tokens import Claims, Tokens
 
 __all__ = [
     "Agent",
@@ -79,6 +81,7 @@ __all__ = [
     "BrokerError",
     "BrokerNotFoundError",
     "BrokerStartError",
+    "Claims",
     "Clock",
     "Component",
     "ConfigError",
@@ -134,6 +137,8 @@ __all__ = [
     "StreamTrigger",
     "SubjectTrigger",
     "TeamClient",
+    "TokenError",
+    "Tokens",
     "ToolServer",
     "Transaction",
     "Trigger",

@@ -13,6 +13,7 @@
     │   └── NondeterminismError         a durable run is repeated by code that does something else
     ├── PluginError                     a plugin is missing, broken or ambiguous
     ├── RefusedError (PermissionError)  a guard or the broker said no
+    ├── TokenError (PermissionError)    a token is not valid
     ├── ConflictError                   somebody else wrote first
     ├── FencedError                     another replica took the run over
     ├── PeerError                       an agent that was asked did not answer well
@@ -149,6 +150,20 @@ class RefusedError(NatterjackError, PermissionError):
     """A guard or the broker refused: who wanted what, and who may."""
 
     retry = False
+
+
+class TokenError(NatterjackError, PermissionError):
+    """A token is not valid: expired, forged, for somebody else, or none at all.
+
+    Attributes:
+        reason: Why; it may be shown to whoever sent it.
+    """
+
+    retry = False
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the token is not valid: {reason}")
 
 
 class ConflictError(NatterjackError):

@@ -28,6 +28,7 @@ from natterjack.cli import (
     plugins,
     provision,
     runs,
+    token,
     up,
 )
 from natterjack.cli.commands import Commands
@@ -85,6 +86,7 @@ app.command(rich_help_panel=_SERVE)(up.up)
 app.command(rich_help_panel=_SERVE)(provision.provision)
 app.add_typer(agent.app, name="agent", rich_help_panel=_SERVE)
 app.add_typer(broker.app, name="broker", rich_help_panel=_SERVE)
+app.add_typer(token.app, name="token", rich_help_panel=_SERVE)
 
 app.command(rich_help_panel=_TALK)(events.emit)
 app.command(rich_help_panel=_TALK)(events.publish)

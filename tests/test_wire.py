@@ -2,6 +2,7 @@
 
 import asyncio
 import string
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -77,9 +78,9 @@ class Taker:
     def __init__(self) -> None:
         self.found: list[tuple[Any, ...]] = []
 
-    async def take(self, words: list[bytes], block: bytes, data: bytes) -> None:
+    def take(self, words: list[bytes], block: bytes, data: bytes) -> Awaitable[None]:
         reply = words[3] if len(words) == (6 if block else 5) else b""
-        await self._process_msg(int(words[2]), words[1], reply, data, block)
+        return self._process_msg(int(words[2]), words[1], reply, data, block)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
         self.found.append((sid, subject, reply, data, block or b""))

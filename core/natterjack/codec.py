@@ -149,6 +149,8 @@ def _check_depth(data: bytes) -> None:
 
 _PLACES: Final = {key: place for place, key in enumerate("scdtrqu")}
 """Where in an envelope stands what a header calls by its letter."""
+_NUMBERS: Final[dict[int, type[int | float]]] = {2: int, 3: float, 4: int}
+"""Which of these places hold numbers, and of what kind."""
 _SPECIAL: Final = re.compile(r"[;%\s\x00-\x20\x7f]")  # whoever reads headers strips white space of any kind
 _PLAIN: Final = "/:@+=,"
 _EMPTY: Final = Envelope()
@@ -191,22 +193,23 @@ def unpack(text: str | None) -> Envelope:
     fields: list[Any] = [*_EMPTY]
     for part in text.split(";"):
         key, _, value = part.partition("=")
-        place = _PLACES.get(key.strip())
-        if place is not None:
-            fields[place] = _field(place, value, text)
-    return Envelope(*fields)
+        place = _PLACES.get(key)
+        if place is None and (place := _PLACES.get(key.strip())) is None:
+            continue
+        if place in _NUMBERS:
+            fields[place] = _number(place, value, text)
+        else:
+            fields[place] = unquote(value) if "%" in value else value
+    return Envelope._make(fields)
 
 
-def _field(place: int, value: str, text: str) -> str | int | float:
-    kind: Any = type(_EMPTY[place])
-    if kind is str:
-        return unquote(value) if "%" in value else value
+def _number(place: int, value: str, text: str) -> int | float:
     try:
-        read = kind(value)
+        read = _NUMBERS[place](value)
     except ValueError:
         read = -1
     if not 0 <= read < _MAX_INT64:
         name = Envelope._fields[place]
         msg = f"the {HEADER} header {text[:200]!r} is malformed: {name} must be a number, not {value[:40]!r}"
         raise PayloadError(msg)
-    return read  # type: ignore[no-any-return]
+    return read

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from natterjack import subjects
@@ -123,22 +121,20 @@ async def end(ctx: RunContext) -> None:
         await ctx.lasting.calls.end()
 
 
-@asynccontextmanager
-async def answering(ctx: RunContext) -> AsyncIterator[list[str]]:
-    """Stand around an answer: if it has steps, its end is journaled; give a list to put its text into."""
-    text: list[str] = []
+async def end_answer(ctx: RunContext, outcome: str | BaseException) -> None:
+    """End what an answer left behind; if it had steps, its text or error is journaled."""
+    if ctx.lasting is None:
+        return
     try:
-        yield text
-    except Exception as error:
-        await _conclude(ctx, "failed", {"cause": described(error)[:MAX_CAUSE]})
-        raise
-    else:
-        await _conclude(ctx, "done", {"result": "".join(text)})
+        if isinstance(outcome, str):
+            await _conclude(ctx, ctx.lasting.calls, "done", {"result": outcome})
+        elif isinstance(outcome, Exception):
+            await _conclude(ctx, ctx.lasting.calls, "failed", {"cause": described(outcome)[:MAX_CAUSE]})
     finally:
         await end(ctx)
 
 
-async def _conclude(ctx: RunContext, kind: str, data: dict[str, Any]) -> None:
+async def _conclude(ctx: RunContext, calls: Calls, kind: str, data: dict[str, Any]) -> None:
     await finish(ctx)
-    if ctx.lasting is not None and ctx.lasting.calls.begun:
-        await ctx.lasting.calls.record(kind, {**data, "attempt": 1})
+    if calls.begun:
+        await calls.record(kind, {**data, "attempt": 1})

@@ -21,7 +21,7 @@ from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
-from natterjack.durable import answering, cancel_if_told
+from natterjack.durable import cancel_if_told, end_answer
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus, bounded
 from natterjack.expiry import Expiry
@@ -29,7 +29,7 @@ from natterjack.facilities import Facilities
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
-from natterjack.messages import Answer, Envelope, Firing, PlainMessage, Schedule, run_id
+from natterjack.messages import Envelope, Firing, PlainMessage, Schedule, run_id
 from natterjack.peers import AskServer, Peers, Question, cancel_all
 from natterjack.plugins import Plugins
 from natterjack.relay import Relay
@@ -275,7 +275,7 @@ class AgentHost:
             if (ctx := delivery.running.get(run)) is not None:
                 await cancel_if_told(ctx, self._facilities)
 
-    async def _answer(self, question: Question) -> Answer:
+    async def _answer(self, question: Question) -> str:
         envelope = question.envelope
         ctx = RunContext(
             self._facilities,
@@ -289,10 +289,14 @@ class AgentHost:
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
         ctx.enter()
-        async with answering(ctx) as said:
-            said.append(answer_text(await self._answering(question.text, ctx)))
+        try:
+            text = answer_text(await self._answering(question.text, ctx))
             await ctx.settle()
-        return Answer(said[0], agent=self.name, run_id=question.run)
+        except BaseException as error:
+            await end_answer(ctx, error)
+            raise
+        await end_answer(ctx, text)
+        return text
 
     async def _call_answer(self, question: str, ctx: RunContext) -> Any:
         result = self._agent.answer(question, ctx)

@@ -5,7 +5,7 @@ from natterjack.bus.connection import Bus, Subscription
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
-from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, error_of, status_of
+from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, stored
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "answered",
     "consumer_sequence",
     "encode_headers",
+    "envelope_of",
     "error_of",
     "expecting",
     "in_batch",

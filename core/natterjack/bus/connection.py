@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,7 +29,6 @@ from natterjack.server import Server
 
 log = logging.getLogger("natterjack.bus")
 
-_BLANK: Final = re.compile(r"\s")
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
 
 
@@ -311,9 +309,15 @@ class Bus(Streams):
         self.send(subject, data, encode_headers(headers), reply)
         await self.breathe()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more is to be sent than should be kept in memory."""
+        return self._nc.is_full
+
     async def breathe(self) -> None:
         """Wait while more is to be sent than should be kept in memory; after `send`, where more is to come."""
-        await self._nc.breathe()
+        if self.is_full:
+            await self._nc.breathe()
 
     def send(self, subject: str, data: bytes, headers: bytes = b"", reply: str = "") -> None:
         """Publish at once, headers given as a block; for who sends little, or waits for what comes back.
@@ -325,7 +329,7 @@ class Bus(Streams):
         size = len(data) + len(headers)
         if size > self._nc.max_payload:
             raise too_large(size, self._nc.max_payload)
-        if not subject or _BLANK.search(subject + reply):
+        if not subject or (subject + reply).split() != [subject + reply]:
             msg = f"{subject!r} is no subject to publish on, or {reply!r} none to reply to; use no blanks"
             raise PayloadError(msg)
         if not self._nc.is_connected:

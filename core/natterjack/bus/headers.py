@@ -12,6 +12,7 @@ from natterjack.errors import PayloadError
 from natterjack.messages import Envelope
 
 _LINE: Final = "NATS/1.0"
+_OURS: Final = f"{_LINE}\r\n{codec.HEADER}: "
 _NAME: Final = re.compile(r"[!-9;-~]+\Z")
 _BREAKS: Final = re.compile(r"[\r\n]+")
 
@@ -46,7 +47,7 @@ def _safe(name: str, value: str) -> str:
 
 def of_envelope(envelope: Envelope) -> bytes:
     """Return the block of the one header of an envelope, which never needs a second look."""
-    return f"NATS/1.0\r\n{codec.HEADER}: {codec.pack(envelope)}\r\n\r\n".encode(errors="replace")
+    return f"{_OURS}{codec.pack(envelope)}\r\n\r\n".encode(errors="replace")
 
 
 def decode(block: bytes) -> dict[str, str] | None:
@@ -54,7 +55,12 @@ def decode(block: bytes) -> dict[str, str] | None:
 
     A status that the server put in place of a payload is the header `Status`, its text `Description`.
     """
-    first, *lines = block.decode(errors="replace").split("\r\n")
+    text = block.decode("utf-8", "replace")
+    if text.startswith(_OURS):
+        value, _, others = text[len(_OURS) :].partition("\r\n")
+        if others == "\r\n":  # most often there are none
+            return {codec.HEADER: value.strip()}
+    first, *lines = text.split("\r\n")
     headers = {}
     if len(first) > len(_LINE):
         status = first[len(_LINE) :].strip()

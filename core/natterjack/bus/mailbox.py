@@ -17,6 +17,7 @@ from natterjack import codec
 from natterjack.bus.headers import encode
 from natterjack.clock import Alarm
 from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, RequestTimeoutError
+from natterjack.messages import Envelope
 
 NO_RESPONDERS: Final = "503"
 ROOM: Final = 64 * 1024 * 1024
@@ -323,6 +324,16 @@ def status_of(message: Message) -> str:
     """
     headers = message.headers
     return "" if headers is None or "Nats-Stream" in headers else headers.get("Status", "")
+
+
+def envelope_of(message: Message) -> Envelope:
+    """Return what came with a message in its `Natterjack` header.
+
+    Raises:
+        PayloadError: The header is malformed.
+    """
+    headers = message.headers
+    return codec.unpack(headers.get(codec.HEADER)) if headers else Envelope()
 
 
 def error_of(message: Message) -> tuple[int, str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import nats.errors
@@ -72,21 +72,17 @@ class RawParser(Parser):
                 await super().parse()
                 at = after
                 continue
-            head, length = _sizes(words)
-            body, stop = after + head, after + length
+            try:
+                body, stop = after + (int(words[-2]) if words[0] == b"HMSG" else 0), after + int(words[-1])
+            except (ValueError, IndexError) as error:
+                raise nats.errors.ProtocolError from error
             if stop + 2 > size:
                 self._parts, self._wanted = [data[at:]], stop + 2 - size
                 return
-            await self.nc.take(words, data[after:body], data[body:stop])
+            taking = self.nc.take(words, data[after:body], data[body:stop])
+            if taking is not None:
+                await taking
             at = stop + 2
-
-
-def _sizes(words: list[bytes]) -> tuple[int, int]:
-    """Return the bytes of the headers, and of these and the payload."""
-    try:
-        return int(words[-2]) if words[0] == b"HMSG" else 0, int(words[-1])
-    except (ValueError, IndexError) as error:
-        raise nats.errors.ProtocolError from error
 
 
 class RawClient(Client):
@@ -120,18 +116,21 @@ class RawClient(Client):
         super()._remove_sub(sid, max_msgs)
         self._listeners.pop(sid, None)
 
-    async def take(self, words: list[bytes], block: bytes, data: bytes) -> None:
-        """Hand a message to whom it is for; `words` are `MSG <subject> <sid> [<reply>] <size>`, or of `HMSG`."""
+    def take(self, words: list[bytes], block: bytes, data: bytes) -> Awaitable[None] | None:
+        """Hand a message to whom it is for, or return what does so; `words` are those of its line in the protocol.
+
+        They are `MSG <subject> <sid> [<reply>] <size>`, or of `HMSG`, which has two sizes.
+        """
         sid, subject = int(words[2]), words[1]
         reply = words[3] if len(words) == (6 if block else 5) else b""
         listener = self._listeners.get(sid)
         if listener is None:
-            await self._process_msg(sid, subject, reply, data, block)
-            return
+            return self._process_msg(sid, subject, reply, data, block)
         try:
             listener(_incoming(subject, reply, data, block))
         except Exception:  # would end the read loop
             log.exception("a message on %r could not be taken", subject)
+        return None
 
     async def _process_headers(self, headers: bytes) -> Any:
         return headers  # they are read by who wants them
@@ -171,9 +170,14 @@ class RawClient(Client):
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             writer.writelines(pending)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more is to be sent than should be kept in memory."""
+        return self._pending_data_size > self._max_pending_size
+
     async def breathe(self) -> None:
-        """Wait while more is to be sent than should be kept in memory."""
-        if self._pending_data_size > self._max_pending_size and self.is_connected:
+        """Return once what is to be sent was given to the transport, and that has room again."""
+        if self.is_connected:
             flushed = asyncio.get_running_loop().create_future()
             await self._flush_queue.put(flushed)  # nats-py's own wait for its flusher swallows a cancellation
             await flushed
@@ -227,7 +231,7 @@ class RawClient(Client):
 
 def _incoming(subject: bytes, reply: bytes, data: bytes, block: bytes) -> Incoming:
     # A subject may hold any byte.
-    return Incoming(subject.decode(errors="replace"), reply.decode(errors="replace"), data, block)
+    return Incoming(subject.decode("utf-8", "replace"), reply.decode("utf-8", "replace"), data, block)
 
 
 def _has_left(transport: asyncio.WriteTransport) -> bool:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message, Subscription
+from natterjack.bus import Bus, Message, Subscription, envelope_of
 from natterjack.clock import Alarm
 from natterjack.coroutines import WorkQueue
 from natterjack.errors import ConfigError, LoopError, NatterjackError, PayloadError, QueryError, RefusedError
-from natterjack.messages import Answer, Attachment, Envelope
+from natterjack.messages import Attachment, Envelope
 from natterjack.peers.replies import CLEANING, Reply, ReplyStream
 from natterjack.peers.wire import (
     ASK_TIMEOUT,
@@ -28,6 +27,7 @@ from natterjack.peers.wire import (
     Prompt,
     loop_message,
     may_reply,
+    random_ids,
     read_prompt,
 )
 from natterjack.service import QUEUE, Endpoint
@@ -41,49 +41,50 @@ PROMPT_TIMEOUT: Final = 600.0
 """Seconds for a prompt that names no deadline: as long as the protocol's own client waits."""
 
 
-class Question(NamedTuple):
-    """One question to answer.
+@dataclass(slots=True, eq=False)
+class Question:
+    """A question that is not answered yet; moments are of the event loop's clock.
 
     Attributes:
         text: What is asked.
-        envelope: What came with it.
-        run: Id of the run that answers.
-        timeout: Seconds left.
         attachments: Files that came with it.
-        stream: Takes chunks at once, and questions to the asker; None: the answer is one message.
+        envelope: What else came with it.
+        reply: Where the answer goes.
+        stream: The same, if that takes chunks at once, and questions to the asker; None: the answer is one message.
+        endpoint: Where it came in.
+        arrived: When it came in.
+        due: When it must be answered.
+        task: What works on it, once that has begun.
+        has_slot: Whether it is among those that are answered now.
+        stopped: Whether its task was cancelled.
+        expired: Whether that was for its time.
     """
 
     text: str
-    envelope: Envelope
-    run: str
-    timeout: float
-    attachments: Sequence[Attachment] = ()
-    stream: ReplyStream | None = None
-
-
-AnswerFunction = Callable[[Question], Awaitable[Answer]]
-
-
-@dataclass(slots=True, eq=False)
-class _Ask:
-    """An ask that is not answered yet; moments are of the event loop's clock."""
-
-    prompt: Prompt
+    attachments: Sequence[Attachment]
     envelope: Envelope
     reply: Reply
+    stream: ReplyStream | None
     endpoint: Endpoint
     arrived: float
     due: float
     task: asyncio.Task[Any] | None = None
-    """What works on it, once that has begun."""
     has_slot: bool = False
     stopped: bool = False
     expired: bool = False
 
-    def question(self) -> Question:
-        stream = self.reply if isinstance(self.reply, ReplyStream) else None
-        left = self.due - asyncio.get_running_loop().time()
-        return Question(self.prompt.text, self.envelope, self.reply.run, left, self.prompt.attachments, stream)
+    @property
+    def run(self) -> str:
+        """Id of the run that answers."""
+        return self.reply.run
+
+    @property
+    def timeout(self) -> float:
+        """Seconds left."""
+        return self.due - asyncio.get_running_loop().time()
+
+
+AnswerFunction = Callable[[Question], Awaitable[str]]
 
 
 class AskServer:
@@ -115,17 +116,18 @@ class AskServer:
         self._limit = concurrency * (1 + BACKLOG)
         self._slots = asyncio.Semaphore(concurrency)
         self._work = WorkQueue(self._take)
-        self._asks: set[_Ask] = set()
-        self._requests: dict[str, _Ask] = {}  # those that can be cancelled
+        self._questions: set[Question] = set()
+        self._requests: dict[str, Question] = {}  # those that can be cancelled
+        self._runs = random_ids(12)
         self._alarm = Alarm(self._expire)
         self._subscriptions: list[Subscription] = []
         self._draining = False
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many asks are answered now, and how many wait for that."""
-        answering = sum(ask.has_slot for ask in self._asks)
-        return answering, len(self._asks) - answering
+        """How many questions are answered now, and how many wait for that."""
+        answering = sum(question.has_slot for question in self._questions)
+        return answering, len(self._questions) - answering
 
     async def start(self) -> None:
         """Begin to serve; replicas of one name share the work."""
@@ -140,8 +142,8 @@ class AskServer:
         self._subscriptions = []
         for subscription in asks:
             await subscription.drain()
-        for ask in [ask for ask in self._asks if not ask.has_slot]:
-            self._end(ask, DRAINING, "draining")
+        for question in [question for question in self._questions if not question.has_slot]:
+            self._end(question, DRAINING, "draining")
         if self._work.tasks:
             await asyncio.wait(self._work.tasks, timeout=timeout)
         await cancel_all(self._work.tasks, f"answers of {self._agent!r}")
@@ -151,38 +153,38 @@ class AskServer:
 
     async def _on_cancel(self, message: Message) -> None:
         what = message.subject.rpartition(".")[2]
-        ask = self._requests.get(what)
-        if ask is not None:
-            self._end(ask, CANCELLED, "cancelled")
+        question = self._requests.get(what)
+        if question is not None:
+            self._end(question, CANCELLED, "cancelled")
         elif self._cancel is not None:
             await self._cancel(what)
 
     def _expire(self) -> None:
         """End those whose time is over, and come back for the next."""
         now = asyncio.get_running_loop().time()
-        for ask in [ask for ask in self._asks if not ask.expired]:
-            if ask.due > now:
-                self._alarm.by(ask.due)
+        for question in [question for question in self._questions if not question.expired]:
+            if question.due > now:
+                self._alarm.by(question.due)
             else:
-                ask.expired, ask.stopped = True, False
-                self._end(ask, EXPIRED, LATE)
+                question.expired, question.stopped = True, False
+                self._end(question, EXPIRED, LATE)
 
-    def _end(self, ask: _Ask, code: int, text: str) -> None:
-        """Cancel what works on an ask; what nobody has begun with is told why."""
-        if ask.task is not None:
-            if not ask.stopped:  # what cleans up is not stopped, too, unless it takes long
-                ask.task.cancel()
-                ask.stopped, ask.due = True, asyncio.get_running_loop().time() + CLEANING
-                self._alarm.by(ask.due)
+    def _end(self, question: Question, code: int, text: str) -> None:
+        """Cancel what works on a question; what nobody has begun with is told why."""
+        if question.task is not None:
+            if not question.stopped:  # what cleans up is not stopped, too, unless it takes long
+                question.task.cancel()
+                question.stopped, question.due = True, asyncio.get_running_loop().time() + CLEANING
+                self._alarm.by(question.due)
             return
-        self._work.remove(ask)
-        self._forget(ask)
-        self._refuse(ask.reply, ask.endpoint, code, text)
+        self._work.remove(question)
+        self._forget(question)
+        self._refuse(question.reply, question.endpoint, code, text)
 
-    def _forget(self, ask: _Ask) -> None:
-        self._asks.discard(ask)
-        if ask.envelope.request:
-            self._requests.pop(ask.envelope.request, None)
+    def _forget(self, question: Question) -> None:
+        self._questions.discard(question)
+        if question.envelope.request:
+            self._requests.pop(question.envelope.request, None)
 
     def _on_ask(self, message: Message) -> None:
         self._receive(message, self._ask, Reply, _read_text)
@@ -197,9 +199,9 @@ class AskServer:
             log.warning("%s: a question without a usable reply subject (%r) is ignored", self._agent, message.reply)
             return
         endpoint.num_requests += 1
-        reply = kind(self._bus, self._agent, secrets.token_hex(12), message.reply)
+        reply = kind(self._bus, self._agent, next(self._runs), message.reply)
         try:
-            envelope = codec.unpack((message.headers or {}).get(codec.HEADER))
+            envelope = envelope_of(message)
             prompt = read(message.data)
         except PayloadError as error:
             self._refuse(reply, endpoint, 400, str(error))
@@ -208,7 +210,7 @@ class AskServer:
             self._refuse(reply, endpoint, DRAINING, "draining")
         elif envelope.depth > MAX_DEPTH:
             self._refuse(reply, endpoint, 400, loop_message(envelope))
-        elif len(self._asks) >= self._limit:
+        elif len(self._questions) >= self._limit:
             self._refuse(reply, endpoint, 429, f"at its limit of {self._limit} asks; try later or start a replica")
         else:
             self._accept(prompt, envelope, reply, endpoint)
@@ -217,41 +219,55 @@ class AskServer:
         self._work.spawn(_fail(reply, endpoint, code, text))
 
     def _accept(self, prompt: Prompt, envelope: Envelope, reply: Reply, endpoint: Endpoint) -> None:
-        reply.paced = bool(envelope.request)
         now = asyncio.get_running_loop().time()
-        patience = ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT
-        ask = _Ask(prompt, envelope, reply, endpoint, now, now + min(envelope.timeout or patience, LONGEST))
-        reply.cancel = partial(self._end, ask, CANCELLED, "cancelled")
-        self._asks.add(ask)
+        patience = envelope.timeout or (ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT)
+        due = now + min(patience, LONGEST)
+        stream = reply if isinstance(reply, ReplyStream) else None
+        question = Question(prompt.text, prompt.attachments, envelope, reply, stream, endpoint, now, due)
+        if stream is not None:
+            stream.paced = bool(envelope.request)
+            stream.cancel = partial(self._end, question, CANCELLED, "cancelled")
+        self._questions.add(question)
         if envelope.request:
-            self._requests[envelope.request] = ask
-        self._alarm.by(ask.due)
-        self._work.put(ask)
+            self._requests[envelope.request] = question
+        self._alarm.by(due)
+        self._work.put(question)
 
-    async def _take(self, ask: _Ask) -> None:
-        """Answer an ask in the task that runs; whatever comes of it, the asker hears."""
-        ask.task = asyncio.current_task()
+    async def _take(self, question: Question) -> None:
+        """Work on a question in the task that runs; whatever comes of it, the asker hears."""
+        question.task = asyncio.current_task()
         try:
-            async with ask.reply, self._slots:
-                ask.has_slot = True
-                await ask.reply.finish(await self._answer(ask.question()))
+            if question.stream is None:
+                await self._work_on(question)
+            else:
+                async with question.stream:
+                    await self._work_on(question)
         except asyncio.CancelledError:
-            if ask.expired and ask.task is not None and ask.task.uncancel() == 0:
-                await _fail(ask.reply, ask.endpoint, EXPIRED, LATE)
+            if question.expired and question.task is not None and question.task.uncancel() == 0:
+                await _fail(question.reply, question.endpoint, EXPIRED, LATE)
                 return
             code, text = (DRAINING, "draining") if self._draining else (CANCELLED, "cancelled")
-            await _fail(ask.reply, ask.endpoint, code, text)
+            await _fail(question.reply, question.endpoint, code, text)
             raise
         except (Exception, SystemExit) as error:
-            if ask.expired and isinstance(error, TimeoutError):
+            if question.expired and isinstance(error, TimeoutError):
                 code, text = EXPIRED, LATE
             else:
                 code, text = _safe(error)
                 log.exception("%s: a question failed with %d: %s", self._agent, code, text)
-            await _fail(ask.reply, ask.endpoint, code, text)
+            await _fail(question.reply, question.endpoint, code, text)
         finally:
-            self._forget(ask)
-            ask.endpoint.processing_time += int((asyncio.get_running_loop().time() - ask.arrived) * 1e9)
+            self._forget(question)
+            question.endpoint.processing_time += int((asyncio.get_running_loop().time() - question.arrived) * 1e9)
+
+    async def _work_on(self, question: Question) -> None:
+        """Answer a question, once there is a slot."""
+        await self._slots.acquire()
+        question.has_slot = True
+        try:
+            await question.reply.finish(await self._answer(question))
+        finally:
+            self._slots.release()
 
 
 async def _fail(reply: Reply, endpoint: Endpoint, code: int, text: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 
 from natterjack import addresses, codec, subjects
-from natterjack.bus import Bus, Message, answered, error_of, of_envelope
+from natterjack.bus import Bus, Message, answered, envelope_of, error_of, of_envelope
 from natterjack.components import PeerScheme
 from natterjack.errors import (
     BrokerError,
@@ -32,7 +31,7 @@ from natterjack.errors import (
 from natterjack.guards import Guards
 from natterjack.messages import Answer, Answers, Envelope
 from natterjack.peers.conversation import AnswerStream, Conversation, OnQuery
-from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, write_prompt
+from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, random_ids, write_prompt
 from natterjack.service import prompt_subject
 
 log = logging.getLogger("natterjack.peers")
@@ -58,6 +57,7 @@ class Peers:
         self._bus, self._guards = bus, guards
         self._addresses, self._schemes = addresses or {}, schemes or {}
         self._team = ""
+        self._ids = random_ids()  # to cancel by, so that nobody may guess them [R15]
 
     async def ask(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, envelope: Envelope | None = None
@@ -196,12 +196,13 @@ class Peers:
     # One reply
 
     async def _ask(self, name: str, agent: str, question: bytes, timeout: float, envelope: Envelope) -> Answer:
-        request = secrets.token_hex(16)
+        subject, request = subjects.ask(agent), next(self._ids)
         deadline, pause = time.monotonic() + timeout, 0.01
         try:
             while True:
-                left = deadline - time.monotonic()
-                reply = await self._send(name, agent, question, self._stamped(envelope, left, request))
+                sent = self._stamped(envelope, deadline - time.monotonic(), request)
+                asked = self._bus.ask(subject, question, timeout=sent.timeout, headers=of_envelope(sent))
+                reply = answered(subject, await asked)
                 problem = error_of(reply)
                 if problem is None:
                     return _read_answer(name, reply)
@@ -210,22 +211,18 @@ class Peers:
                     raise peer_error(name, code, text)
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who ask again
                 pause = min(0.25, pause * 2)
-        except (asyncio.CancelledError, PeerTimeoutError) as error:
-            if not isinstance(error, PeerUnavailableError):
+        except (BrokerError, RefusedError) as error:
+            if isinstance(error, RequestTimeoutError):
                 await self._cancel(agent, request)
+            raise fault(name, error) from error
+        except asyncio.CancelledError:
+            await self._cancel(agent, request)
             raise
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
         _, cause, depth, _, revision, _, run = envelope
         return Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run)
-
-    async def _send(self, name: str, agent: str, question: bytes, envelope: Envelope) -> Message:
-        subject, block = subjects.ask(agent), of_envelope(envelope)
-        try:
-            return answered(subject, await self._bus.ask(subject, question, timeout=envelope.timeout, headers=block))
-        except (BrokerError, RefusedError) as error:
-            raise fault(name, error) from error
 
     async def _cancel(self, agent: str, request: str) -> None:
         try:
@@ -292,7 +289,7 @@ def _encode(question: str) -> bytes:
 def _read_answer(name: str, reply: Message) -> Answer:
     try:
         text = codec.decode_text(reply.data)
-        run = codec.unpack((reply.headers or {}).get(codec.HEADER)).run
+        run = envelope_of(reply).run
     except PayloadError as error:
         raise PeerError(name, 500, f"its answer cannot be read: {error}") from error
     return Answer(text, agent=name, run_id=run)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import NO_RESPONDERS, Bus, Message, Replies, error_of, status_of
+from natterjack.bus import NO_RESPONDERS, Bus, Message, Replies, envelope_of, error_of, status_of
 from natterjack.errors import (
     InvalidNameError,
     NoRespondersError,
@@ -119,7 +119,7 @@ class Conversation:
 
     def _begin(self, message: Message) -> None:
         """Learn from the first message which run answers, and where it hears us."""
-        about = codec.unpack((message.headers or {}).get(codec.HEADER))
+        about = envelope_of(message)
         self._inbox, self.run_id = message.subject, about.run
         if self._agent and about.request:
             self._address = subjects.answer(self._agent, subjects.check_name(about.request, "request id"))

@@ -7,12 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, Self
 
 from natterjack import codec, subjects
 from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, of_envelope, status_of
 from natterjack.errors import DisconnectedError, PayloadError, QueryError, QueryTimeoutError
-from natterjack.messages import Answer, Envelope
+from natterjack.messages import Envelope
 from natterjack.peers import wire
 
 log = logging.getLogger("natterjack.peers")
@@ -27,6 +28,7 @@ FLOW_CHUNKS: Final = 128
 FLOW_BYTES: Final = 256 * 1024
 FLOW_AHEAD: Final = 2
 """How many times so many chunks, or bytes, an agent may be ahead of its reader."""
+_RUN: Final = b"{run}"
 
 
 class Reply:
@@ -37,31 +39,17 @@ class Reply:
         agent: Its name.
         run: Id of the run that answers.
         subject: The asker's reply subject.
-
-    Attributes:
-        paced: Whether the asker can tell how far it has read.
-        cancel: Stops the work, for an asker that is gone.
     """
-
-    cancel: Callable[[], None]
 
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         self._bus, self._agent, self.run, self._subject = bus, agent, run, subject
-        self.paced = False
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
-
-    def _headers(self, token: str = "") -> dict[str, str]:
-        return {codec.HEADER: codec.pack(Envelope(source=self._agent, run=self.run, request=token))}
-
-    async def finish(self, answer: Answer) -> None:
+    async def finish(self, answer: str) -> None:
         """Send the answer, or what of it was not sent yet."""
-        self._bus.send(self._subject, answer.encode(), of_envelope(Envelope(self._agent, run=self.run)))
-        await self._bus.breathe()
+        headers = _headers(self._agent).replace(_RUN, self.run.encode())
+        self._bus.send(self._subject, answer.encode(), headers)
+        if self._bus.is_full:
+            await self._bus.breathe()
 
     async def fail(self, code: int, text: str) -> None:
         """Send an error instead."""
@@ -78,10 +66,17 @@ class ReplyStream(Reply):
     A stream has a subject of its own. Some messages carry it as reply subject, so that the server itself says when
     the asker is gone; not each, because between accounts the server keeps a record of every one. The first message
     tells the subject to askers of ours, who say on it how far they have read.
+
+    Attributes:
+        paced: Whether the asker can tell how far it has read.
+        cancel: Stops the work, for an asker that is gone.
     """
+
+    cancel: Callable[[], None]
 
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         super().__init__(bus, agent, run, subject)
+        self.paced = False
         self._token = secrets.token_hex(16)
         self._address = subjects.answer(agent, self._token)
         self._look = 0.0
@@ -90,14 +85,13 @@ class ReplyStream(Reply):
         self._began = False
 
     async def __aenter__(self) -> Self:
-        await super().__aenter__()
         self._subscription = await self._bus.listen(self._address, self._hear, confirmed=False)
-        await self._send(wire.ACK, self._headers(self._token))
+        about = Envelope(self._agent, request=self._token, run=self.run)
+        await self._send(wire.ACK, {codec.HEADER: codec.pack(about)})
         self._keeper = asyncio.create_task(self._keep_alive())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await super().__aexit__()
         self._keeper.cancel()
         await self._subscription.unsubscribe()
 
@@ -137,7 +131,7 @@ class ReplyStream(Reply):
         else:
             await asyncio.sleep(0)  # a generator that never waits must not keep all else from running
 
-    async def finish(self, answer: Answer) -> None:
+    async def finish(self, answer: str) -> None:
         """Send what was not sent yet, and the end."""
         if not self._began:
             await self.send(answer)
@@ -178,6 +172,12 @@ class ReplyStream(Reply):
             raise QueryTimeoutError(msg) from error
         finally:
             await subscription.unsubscribe()
+
+
+@lru_cache
+def _headers(agent: str) -> bytes:
+    """Return the headers of an answer in one message; its run, which alone changes, takes the place of `_RUN`."""
+    return of_envelope(Envelope(agent, run=_RUN.decode()))
 
 
 def _read_answer(message: Message, prompt: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, Final, Generic, TypeVar
 
@@ -118,3 +118,15 @@ class WorkQueue(Generic[T]):
 def is_cancelled(task: asyncio.Task[Any] | None) -> bool:
     """Tell whether somebody has cancelled a task."""
     return task is not None and task.cancelling() > 0
+
+
+async def first_of(*work: Awaitable[Any]) -> Any:
+    """Return what the first of several coroutines returns, or raise what it raises; the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return next(task for task in tasks if task in done).result()

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from natterjack.calls import Calls
 from natterjack.clock import Clock
 from natterjack.components import Entry
+from natterjack.coroutines import first_of
 from natterjack.errors import ConfigError, WaitTimeoutError
 from natterjack.journal import SLEEP, WAITED, WAITING
 from natterjack.messages import Event
@@ -169,7 +170,7 @@ class Pauses:
                 if event is not None or left <= 0:
                     return event
                 wait = wait._replace(after=after)
-                await _either(bell.wait(), self._clock.sleep(left))
+                await first_of(bell.wait(), self._clock.sleep(left))
 
     async def pause(self, position: str, due: float, wait: Wait | None = None) -> None:
         """Return at a moment, in Unix seconds; if that is far, in another process perhaps."""
@@ -222,17 +223,6 @@ class Pauses:
         if self._timer is not None:
             self._timer.cancel()
         tasks = [pause.task for pause in self._pauses.values() if pause.task not in (None, asyncio.current_task())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _either(*waiting: Coroutine[Any, Any, Any]) -> None:
-    """Return when one of them has; the other is cancelled."""
-    tasks = [asyncio.ensure_future(each) for each in waiting]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

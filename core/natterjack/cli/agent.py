@@ -14,7 +14,8 @@ from natterjack.cli.child import READY
 from natterjack.cli.lifeline import PARENT, Lifeline
 from natterjack.cli.options import NatsContextOption, ServerOption, find_server
 from natterjack.cli.output import write
-from natterjack.cli.run import first_of, run, show_logs, stopping
+from natterjack.cli.run import run, show_logs, stopping
+from natterjack.coroutines import first_of
 from natterjack.runtime import start_agent
 from natterjack.server import Server
 

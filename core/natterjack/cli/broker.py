@@ -13,7 +13,8 @@ from natterjack.broker import DEFAULT_STORE, embed, running_url
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import JsonOption, StoreOption
 from natterjack.cli.output import write, write_json
-from natterjack.cli.run import first_of, run, stopping
+from natterjack.cli.run import run, stopping
+from natterjack.coroutines import first_of
 from natterjack.server import hidden
 
 app = typer.Typer(no_args_is_help=True, help="Run a broker of your own.")

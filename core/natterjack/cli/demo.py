@@ -10,7 +10,8 @@ import typer
 
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, chosen, read_text
 from natterjack.cli.output import clean, note, write, write_json
-from natterjack.cli.run import first_of, run, stopping
+from natterjack.cli.run import run, stopping
+from natterjack.coroutines import first_of
 
 if TYPE_CHECKING:
     from natterjack.cli.play import Stage

@@ -20,11 +20,11 @@ from natterjack.broker import embed
 from natterjack.broker.storelock import StoreLock
 from natterjack.bus import Bus, Message
 from natterjack.cli.options import operator
-from natterjack.cli.run import first_of
 from natterjack.cli.supervisor import Supervisor
 from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
+from natterjack.coroutines import first_of
 from natterjack.dead import read_letter
 from natterjack.demo.corpus import Corpus
 from natterjack.demo.report import Report

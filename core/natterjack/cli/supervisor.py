@@ -16,8 +16,8 @@ from functools import partial
 from typing import Final
 
 from natterjack.cli.child import Child, Show
-from natterjack.cli.run import first_of
 from natterjack.cli.watch import watch
+from natterjack.coroutines import first_of
 from natterjack.errors import StartError
 from natterjack.server import Server
 from natterjack.team import Team

@@ -25,10 +25,11 @@ from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, c
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
-from natterjack.cli.run import first_of, renewing, run, show_logs, stopping
+from natterjack.cli.run import renewing, run, show_logs, stopping
 from natterjack.cli.supervisor import Supervisor
 from natterjack.cli.teamfile import read_team
 from natterjack.cli.wiring import import_runtime, is_file
+from natterjack.coroutines import first_of
 from natterjack.errors import NatterjackError
 from natterjack.plugins import Plugins
 from natterjack.runtime import AgentRuntime, TeamRuntime

@@ -19,6 +19,7 @@ from natterjack import (
     PeerError,
     RunContext,
     RunFailedError,
+    WaitTimeoutError,
 )
 from natterjack.bus import Bus
 from natterjack.codec import MSG_ID, encode
@@ -211,6 +212,35 @@ async def test_a_branch_is_its_own_though_others_fail_before_their_first_call(ru
         assert await run(runtime) == ["a", "b"]
         steps = await entries(runtime, kind="step")
     assert {step.data["result"]: step.data["position"] for step in steps} == {"a": "branch#1.1", "b": "branch#2.1"}
+
+
+async def test_tasks_that_a_step_or_a_wait_starts_are_not_counted_with_the_handlers(runtime: AgentRuntime) -> None:
+    async def search(what: str) -> str:
+        await asyncio.sleep(0)
+        return what
+
+    async def search_both() -> list[str]:
+        return list(await asyncio.gather(search("this"), search("that")))
+
+    async def work(event: Event, ctx: RunContext) -> Any:
+        async def search(what: str) -> Any:
+            return await ctx.step("look", worker.do, what)
+
+        async def wait(what: str) -> Any:  # called as what a wait starts
+            return await ctx.step("look", worker.do, what)
+
+        found = await ctx.step("both", search_both)
+        with pytest.raises(WaitTimeoutError):
+            await ctx.wait_for("never", timeout=0.2)
+        found += await asyncio.gather(search("more"), wait("most"))
+        if event.attempt < 3:
+            raise ValueError("not now")
+        return found
+
+    worker = add(runtime, work, waits=["never"])
+    async with runtime:
+        assert await run(runtime) == ["this", "that", "more", "most"]
+    assert worker.done == {"more": 1, "most": 1}
 
 
 async def test_a_call_in_a_task_of_somebody_else_says_so(runtime: AgentRuntime) -> None:

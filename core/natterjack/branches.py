@@ -2,7 +2,8 @@
 
 Which of two tasks gets on first differs from attempt to attempt, so their calls are numbered apart. A task is known by
 the name of its coroutine, and by how many of that name the same task started before: that is so in each attempt,
-whatever the tasks do, and also if a library starts some of its own between them.
+whatever the tasks do, and also if a library starts some of its own between them. What a call of the run starts, e.g. a
+step, is not counted: a later attempt does not make that call again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from contextvars import ContextVar
+from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from natterjack.context import CAUSE
@@ -62,6 +64,17 @@ class Branching(Protocol):
 
 
 _BRANCHES: WeakKeyDictionary[Task, Branch] = WeakKeyDictionary()
+_CALLING: Final[ContextVar[Branching | None]] = ContextVar("natterjack_calling", default=None)
+
+
+@contextmanager
+def calling(run: Branching) -> Iterator[None]:
+    """Count no tasks that are started within the context, because a later attempt may not come here."""
+    token = _CALLING.set(run)
+    try:
+        yield
+    finally:
+        _CALLING.reset(token)
 
 
 def trunk_of(run: Branching) -> Branch:
@@ -99,7 +112,7 @@ class _Numbering:
     def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> Task:
         task: Task = self._make(loop, coroutine, **options)
         run = cast("Branching | None", CAUSE.get())
-        if run is not None and (parent := branch_here(run)) is not None:
+        if run is not None and _CALLING.get() is not run and (parent := branch_here(run)) is not None:
             _BRANCHES[task] = parent.start(getattr(coroutine, "__name__", type(coroutine).__name__))
         return task
 

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from natterjack import codec
-from natterjack.branches import Branching, branch_here, position_here
+from natterjack.branches import Branching, branch_here, calling, position_here
 from natterjack.errors import ConfigError, NondeterminismError, PayloadError
 from natterjack.journal import BEGUN, SLEEP, STEP, WAITED, WAITING
 from natterjack.runjournal import RunJournal
@@ -65,6 +65,7 @@ class Calls:
 
     Attributes:
         run: Its id.
+        branching: The run, as its tasks know it.
         version: Of the code with which the run began.
         begun: Whether that is journaled: then a later attempt sends under the same ids.
         began: When it did, Unix seconds.
@@ -86,7 +87,7 @@ class Calls:
         self.began = time.time()
         self.version, self._seed, self.begun = version, secrets.token_bytes(16), False
         self._beginning = asyncio.Lock()
-        self._branching = branching
+        self.branching = branching
         self.made, self._branched = 0, False
         self._numbers = Counter[str]()  # of what was sent, by where and what
         self._journaled: dict[str, Entry] = {}
@@ -141,7 +142,7 @@ class Calls:
         """
         what = _told(kind, name)
         self.check(what)
-        branch = branch_here(self._branching)
+        branch = branch_here(self.branching)
         if branch is None:
             msg = f"{what} is called in a task that was not started by the handler of run {self.run}; start it there"
             raise ConfigError(msg)
@@ -225,7 +226,8 @@ class Calls:
         token = _STEP.set(step)
         self._steps.add(step)
         try:
-            yield step
+            with calling(self.branching):
+                yield step
         finally:
             _STEP.reset(token)
             self._steps.discard(step)
@@ -239,7 +241,7 @@ class Calls:
 
     def alone(self, task: asyncio.Task[Any] | None) -> bool:
         """Tell whether a task is the handler's own, and no other has made calls."""
-        return task is self._branching.task and not self._branched
+        return task is self.branching.task and not self._branched
 
     def close(self) -> None:
         """Take no more calls."""
@@ -255,7 +257,7 @@ class Calls:
     async def end(self) -> None:
         """Take no more calls, and cancel the steps that are still under way."""
         self._ended = True
-        tasks = {step.task for step in self._steps if step.task is not None and step.task is not self._branching.task}
+        tasks = {step.task for step in self._steps if step.task is not None and step.task is not self.branching.task}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -266,7 +268,7 @@ class Calls:
     def identity(self, verb: str, what: str) -> str:
         """Return the id of something that is sent now: the same whenever the handler comes here again."""
         step = self._step_here()
-        position = f"{step.position}!" if step is not None else position_here(self._branching)
+        position = f"{step.position}!" if step is not None else position_here(self.branching)
         return secrets.token_hex(16) if position is None else self._identity(position, verb, what)
 
     def _identity(self, position: str, verb: str, what: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from natterjack.branches import calling
 from natterjack.calls import Calls
 from natterjack.clock import Clock
 from natterjack.components import Entry
@@ -192,7 +193,8 @@ class Pauses:
         """Stay in the process meanwhile."""
         self._active += 1
         try:
-            yield
+            with calling(self._calls.branching):
+                yield
         finally:
             self._active -= 1
 

@@ -16,6 +16,7 @@ from natterjack import (
     RunContext,
     RunFailedError,
     WaitTimeoutError,
+    connect,
 )
 from natterjack.bus import Bus
 from natterjack.plugins import Plugins
@@ -91,6 +92,21 @@ async def test_a_run_goes_on_with_what_a_human_answers(own_server: NatsServer, b
         (entry,) = await until(done)
         assert entry.data["result"] == "yes"
         assert len(await requests(runtime)) == 1
+    assert payer.paid == ["yes"]
+
+
+async def test_a_run_that_is_repeated_while_it_asks_asks_anew(own_server: NatsServer) -> None:
+    payer = Payer(choices=["yes", "no"])
+    async with team(own_server, payer) as runtime, connect(own_server.url) as client:
+        await runtime.inject_event("payer", {"type": "invoice"})
+        (first,) = await until(client.approvals.waiting)
+        await client.runs.cancel("payer", first.run)
+        again = await client.runs.rerun("payer", first.run)
+        (second,) = await until(client.approvals.waiting)
+        assert (second.run, second.question) == (again, first.question)
+        assert second.id != first.id
+        await client.approvals.answer(second.id, "yes")
+        await until(lambda: payer.paid)
     assert payer.paid == ["yes"]
 
 

@@ -11,7 +11,18 @@ from natterjack.bus import Bus
 from natterjack.components import Entry
 from natterjack.dead import dead_letters, drop
 from natterjack.errors import ConfigError, FencedError
-from natterjack.journal import BEGUN, CANCELLED, PROGRESS, RESUMED, STEP, StreamJournal, ending, is_paused
+from natterjack.journal import (
+    BEGUN,
+    CANCELLED,
+    PROGRESS,
+    RESUMED,
+    STEP,
+    WAITED,
+    WAITING,
+    StreamJournal,
+    ending,
+    is_paused,
+)
 from natterjack.runjournal import RunJournal
 from natterjack.tickets import Ticket, current, leave, read_ticket
 from natterjack.waits import hasten
@@ -120,7 +131,7 @@ class Runs:
             what = "answered a question: ask it again" if begun else "has no step, sleep or wait: emit its event again"
             msg = f"run {run} of {agent!r} {what}"
             raise ConfigError(msg)
-        kept = _finished_before(journal.entries(), first)
+        kept = _without_open_waits(_finished_before(journal.entries(), first))
         id = secrets.token_hex(15)
         new = RunJournal(agent, id, StreamJournal().attach(self._bus))
         # With a seed of its own: what it sends is not what the other has sent.
@@ -162,6 +173,12 @@ class Runs:
         for letter in await dead_letters(self._bus, agent=agent):
             if letter.run == run:
                 await drop(self._bus, letter.number)
+
+
+def _without_open_waits(entries: Sequence[Entry]) -> list[Entry]:
+    """Return entries without the waits that are not over: they begin anew, as for the answer to another question."""
+    over = {entry.data.get("position") for entry in entries if entry.kind == WAITED}
+    return [entry for entry in entries if entry.kind != WAITING or entry.data.get("position") in over]
 
 
 def _finished_before(entries: Sequence[Entry], first: str | None) -> list[Entry]:

@@ -19,7 +19,8 @@ from natterjack.subjects import bucket_stream, context_bucket, key, stored_event
 
 from .workload import EFFECTS, digest, wisdom
 
-STEPS = {"1": "weigh", "2": "consult", "3": "tell"}
+STEPS = ("1", "2", "3")
+SLOW_STEPS = ("1", "4")  # between them it sleeps and waits
 CONTEXT = context_bucket()
 
 
@@ -46,14 +47,16 @@ class Audit:
 
     Attributes:
         accepted: Numbers of the events `work.due` that the server acknowledged.
+        slow: The same of `work.slow`, and whether the bell rang in time.
         may_end: How runs of the victim may end, `done` or `dead`.
         must_end: Those of them whose event was accepted.
-        problems: What is wrong, as text.
+        problems: What was done twice, as text.
     """
 
     def __init__(self, bus: Bus, folder: Path) -> None:
         self._bus, self._effects = bus, folder / EFFECTS
         self.accepted: set[int] = set()
+        self.slow: dict[int, bool] = {}
         self.may_end: dict[str, str] = {}
         self.must_end: set[str] = set()
         self.problems: list[str] = []
@@ -66,21 +69,19 @@ class Audit:
         self._checked: set[int] = set()
 
     async def check(self) -> list[str]:
-        """Read what is new, and return all that is wrong."""
+        """Read what is new, and return all that is wrong, or not there yet."""
         await self._read_on("JOURNAL", "journal.>", self._entry)
         await self._read_on("EVENTS", stored_events("work.told"), self._telling)
         await self._read_on("DEAD", "dead.>", self._letter)
         await self._read_on(bucket_stream(CONTEXT), key(CONTEXT, ">"), self._write)
-        done_outside = self._outside()
-        for number in sorted(self.accepted - self._checked):
-            self._check_number(number, done_outside)
-            self._checked.add(number)
-        for run, end in self.may_end.items():
-            if (ended := self._run("victim", run).ended) or run in self.must_end:
-                self._expect(f"odd event of run {run}", ended, [end])
-        buried = {run for run, end in self.may_end.items() if "dead" in self._run("victim", run).ended}
-        self._expect("runs with dead letters", set(self._dead), buried)
-        return self.problems
+        done_outside, missing = self._outside(), self._check_odd()
+        for numbers, check in ((self.accepted, self._check_number), (self.slow.keys(), self._check_slow)):
+            for number in sorted(numbers - self._checked):
+                wrong = check(number, done_outside)
+                missing += wrong
+                if not wrong:
+                    self._checked.add(number)
+        return self.problems + missing
 
     @property
     def digest(self) -> str:
@@ -144,28 +145,49 @@ class Audit:
 
     # Comparing
 
-    def _check_number(self, number: int, outside: Counter[tuple[str, ...]]) -> None:
+    def _check_number(self, number: int, outside: Counter[tuple[str, ...]]) -> list[str]:
         run = self._run("ledger", run_of("ledger", "work.due", event_id(number)))
-        about = f"event {number}"
-        self._expect(f"{about}: end", run.ended, ["done"])
-        self._expect(f"{about}: steps", sorted(run.steps), sorted(STEPS))
-        weight, said, told = (run.steps.get(position) for position in STEPS)
-        self._expect(f"{about}: result", run.result, {"n": number, "weight": weight, "said": said, "told": told})
-        self._expect(f"{about}: answer", said, wisdom(number))
-        self._expect(f"{about}: told", self._told.get(number), told)
-        self._expect(f"{about}: context", self._bucket.get(f"weight.{number}"), weight)
-        self._expect(f"{about}: noted", self._bucket.get(f"noted.{number}"), True)
         noted = self._run("clerk", run_of("clerk", "work.told", self._ids.get(number, "")))
-        self._expect(f"{about}: end of its noting", (noted.ended, noted.result), (["done"], number))
-        for what in ("weigh", "note"):
-            if not outside[what, str(number)]:
-                self.problems.append(f"{about}: nobody did {what!r}")
+        weight, said, told = (run.steps.get(position) for position in STEPS)
+        compared = {
+            "its end": (run.ended, ["done"]),
+            "its steps": (sorted(run.steps), sorted(STEPS)),
+            "its result": (run.result, {"n": number, "weight": weight, "said": said, "told": told}),
+            "what the oracle said": (said, wisdom(number)),
+            "what it told": (self._told.get(number), told),
+            "its weight in the context": (self._bucket.get(f"weight.{number}"), weight),
+            "the clerk's note in the context": (self._bucket.get(f"noted.{number}"), True),
+            "the end of the clerk's run": ((noted.ended, noted.result), (["done"], number)),
+            "somebody weighed it": (outside["weigh", str(number)] > 0, True),
+            "somebody noted it": (outside["note", str(number)] > 0, True),
+        }
+        return _different(f"event {number}", compared)
 
-    def _expect(self, what: str, found: object, wanted: object) -> None:
-        if found != wanted:
-            self.problems.append(f"{what}: {found!r}, and not {wanted!r}")
+    def _check_slow(self, number: int, outside: Counter[tuple[str, ...]]) -> list[str]:
+        run = self._run("ledger", run_of("ledger", "work.slow", event_id(number, "work.slow")))
+        first, last = (run.steps.get(position) for position in SLOW_STEPS)
+        rang = self.slow[number] or (run.result or {}).get("rang")
+        compared = {
+            "its end": (run.ended, ["done"]),
+            "its steps": (sorted(run.steps), sorted(SLOW_STEPS)),
+            "its result": (run.result, {"n": number, "first": first, "rang": rang, "last": last}),
+            "somebody began": (outside["begin", str(number)] > 0, True),
+            "somebody ended": (outside["end", str(number)] > 0, True),
+        }
+        return _different(f"slow event {number}", compared)
+
+    def _check_odd(self) -> list[str]:
+        ends = {run: self._run("victim", run).ended for run in self.may_end}
+        compared = {run: (ends[run], [end]) for run, end in self.may_end.items() if ends[run] or run in self.must_end}
+        buried = {run for run, ended in ends.items() if "dead" in ended}
+        return _different("odd event", compared) + _different("dead letters", {"of": (set(self._dead), buried)})
 
 
-def event_id(number: int) -> str:
-    """Return the id under which a number is emitted."""
-    return f"due-{number}"
+def _different(about: str, compared: Mapping[str, tuple[object, object]]) -> list[str]:
+    pairs = compared.items()
+    return [f"{about}: {what}: {found!r}, and not {wanted!r}" for what, (found, wanted) in pairs if found != wanted]
+
+
+def event_id(number: int, event: str = "work.due") -> str:
+    """Return the id under which an event with a number is emitted."""
+    return f"{event}-{number}"

@@ -37,7 +37,8 @@ class Figures:
 
     def told(self, world: World) -> str:
         """Return them in words."""
-        done = f"{len(world.audit.accepted)} events accepted, all done; {world.audit.repeated} effects repeated"
+        events = len(world.audit.accepted) + len(world.audit.slow)
+        done = f"{events} events accepted, all done; {world.audit.repeated} effects repeated"
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.faults.items()))
         asked = ", ".join(f"{count} {what}" for what, count in world.asked.most_common())
         health = f"healthy after {median(self.health):.1f} s, at most {max(self.health):.1f} s"
@@ -80,7 +81,7 @@ async def campaign(world: World, kinds: Sequence[type[Fault]], *, seed: int) -> 
             msg = f"{error}\nseed {seed}:\n" + "\n".join(history)
             raise AssertionError(msg) from error
         figures.faults.update(type(fault).__name__ for fault in chosen)
-        done, events = figures.faults.total(), len(world.audit.accepted)
+        done, events = figures.faults.total(), len(world.audit.accepted) + len(world.audit.slow)
         text = "… %d faults, %d events, healthy after %.1f s; %.0f s in all"
         log.info(text, done, events, figures.health[-1], time.monotonic() - began)
     return figures

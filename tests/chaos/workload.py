@@ -1,6 +1,6 @@
 """The agents of the chaos suite, each in a process of its own: everything they do can be counted.
 
-An event `work.due` carries a number, and perhaps where the process that handles it shall die: at `weigh`, `journal`,
+An event carries a number, and perhaps where the process that handles it shall die: at `weigh`, `journal`,
 `emit` or `ack`, so many turns of the event loop later. It dies once for each event.
 """
 
@@ -18,13 +18,17 @@ from typing import Any, ClassVar
 
 import orjson
 
-from natterjack import Agent, Clock, Event, RunContext
+from natterjack import Agent, Clock, Event, RunContext, WaitTimeoutError
 
 FOLDER = "CHAOS_FOLDER"
 """Environment variable: where effects are written, and who died where."""
 EFFECTS = "effects"
 WORK = 0.01
 """Seconds that a step takes."""
+REST = 1.2
+"""Seconds that a slow run sleeps: more than it would wait out in its process."""
+PATIENCE = 8.0
+"""Seconds that it then waits for its bell."""
 
 clock = Clock()
 
@@ -83,9 +87,29 @@ class Mortal(Replica):
 
 
 class Ledger(Mortal):
-    """Handles an event in steps: an effect outside, an ask, an event; then it writes to the shared context."""
+    """Handles an event in steps: an effect outside, an ask, an event; then it writes to the shared context.
+
+    Or slowly: it sleeps between two steps, and waits for a bell, which holds no process.
+    """
 
     async def handle(self, event: Event, ctx: RunContext) -> dict[str, Any]:
+        """Do one or the other, as the event's type says."""
+        return await (self._slowly if event.type == "work.slow" else self._at_once)(event, ctx)
+
+    async def _slowly(self, event: Event, ctx: RunContext) -> dict[str, Any]:
+        number = int(event.data["n"])
+        first = await ctx.step("begin", self.effect, "begin", number)
+        await ctx.sleep(REST)
+        try:
+            await ctx.wait_for("work.bell", where=f"data.n == {number}", timeout=PATIENCE)
+        except WaitTimeoutError:
+            rang = False
+        else:
+            rang = True
+        last = await ctx.step("end", self.effect, "end", number)
+        return {"n": number, "first": first, "rang": rang, "last": last}
+
+    async def _at_once(self, event: Event, ctx: RunContext) -> dict[str, Any]:
         number = int(event.data["n"])
 
         async def weigh() -> str:

@@ -6,11 +6,11 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 
@@ -25,12 +25,16 @@ from .proxy import Proxy
 from .supervised import REPLICAS, Supervised, left_behind
 from .workload import wisdom
 
+T = TypeVar("T")
+
 clock = Clock()
 """Load and faults are paced by it; what is waited for is asked for."""
 PATIENCE = 5.0
 """Seconds that one who asks waits at most."""
-RATE = 40.0
-"""Events in a second, about, and half as many asks."""
+RATE = 25.0
+"""Events in a second, about, half as many asks, and a tenth as many runs that sleep and wait."""
+BEHIND = 3.0
+"""Seconds for which one server of a cluster may be behind another."""
 LIMIT = 30.0
 """Seconds within which the team is healthy again, without help."""
 
@@ -83,20 +87,18 @@ class World:
         self._stack.callback(self.broker.kill)
         for node in self.broker.nodes:
             self.proxies.append(await enter(Proxy(lambda node=node: node.port)))  # type: ignore[misc]
-        await self._supervise()
         self.bus = await Bus.connect(Server(self.broker.url), principal=OPERATOR)
         self._stack.push_async_callback(self.bus.close)
+        await self.stubborn(lambda: self.bus.api("INFO"))
+        supervisor = self.add_supervisor()
+        supervisor.start()
+        await supervisor.ready()
         if self.broker.size > 1:
             await self._replicate()
         self.team = await enter(connect(self.url))
         self.audit = Audit(self.bus, self.folder)
         await self.healthy(time.monotonic())
         self._usual, self._durables = self._interest(), await self._consumers()
-
-    async def _supervise(self) -> None:
-        supervisor = self.add_supervisor()
-        supervisor.start()
-        await supervisor.ready()
 
     async def _replicate(self) -> None:
         for name in await self.bus.streams(">"):
@@ -137,20 +139,14 @@ class World:
         process = self.supervisors[0].agents().get(label)
         return process if process is not None and send(process, number) else None
 
-    async def limit(self, stream: str, *, full: bool) -> None:
-        """Let a stream take nothing more, or anything again, however long the server is away meanwhile."""
-        await asyncio.wait_for(self._limit(stream, full=full), LIMIT)
-
-    async def _limit(self, stream: str, *, full: bool) -> None:
-        while True:
-            try:
-                found = await self.bus.api(f"STREAM.INFO.{stream}")
-                most = max(1, found["state"]["messages"]) if full else -1
-                await self.bus.api(f"STREAM.UPDATE.{stream}", found["config"] | {"max_msgs": most})
-            except BrokerError:
-                await clock.sleep(0.1)
-            else:
-                return
+    async def stubborn(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Do something of an operator's, again and again while it fails, as the servers are away."""
+        async with asyncio.timeout(4 * LIMIT):
+            while True:
+                try:
+                    return await act()
+                except BrokerError:
+                    await clock.sleep(0.1)
 
     # Work
 
@@ -161,6 +157,7 @@ class World:
             over = asyncio.Event()
             group.create_task(self._work(group, over, self.emit, RATE, Random(random.random())))
             group.create_task(self._work(group, over, self.ask, RATE / 2, Random(random.random())))
+            group.create_task(self._work(group, over, self.emit_slow, RATE / 10, Random(random.random())))
             try:
                 yield
             finally:
@@ -181,14 +178,28 @@ class World:
     async def emit(self, number: int = 0, **data: Any) -> None:
         """Emit one more event; what the server acknowledges is accepted."""
         number = number or self.next_number()
-        try:
-            await self.team.event_bus.emit("work.due", {"n": number, **data}, id=event_id(number))
-        except BrokerError:
-            return  # nobody promised anything
-        self.audit.accepted.add(number)
+        if await self._accepted("work.due", number, **data):
+            self.audit.accepted.add(number)
 
-    async def emit_odd(self, data: bytes, headers: Mapping[str, str], end: str) -> None:
-        """Store an event for the victim as a stranger would, whose run must end so if it is accepted."""
+    async def emit_slow(self) -> None:
+        """Begin a run that sleeps, and ring its bell at some time."""
+        number, began = self.next_number(), time.monotonic()
+        if not await self._accepted("work.slow", number):
+            return
+        self.audit.slow[number] = False
+        await clock.sleep(number % 4)
+        if await self._accepted("work.bell", number):
+            self.audit.slow[number] = time.monotonic() - began < PATIENCE
+
+    async def _accepted(self, event: str, number: int, **data: Any) -> bool:
+        try:
+            await self.team.event_bus.emit(event, {"n": number, **data}, id=event_id(number, event))
+        except BrokerError:
+            return False  # nobody promised anything
+        return True
+
+    async def emit_odd(self, data: bytes, headers: Mapping[str, str], end: str) -> str:
+        """Store an event for the victim as a stranger would; return its run, which must end so, if it is accepted."""
         id = f"odd-{self.next_number()}"
         run = run_of("victim", "work.odd", id)
         self.audit.may_end[run] = end
@@ -196,8 +207,9 @@ class World:
         try:
             await self.team.bus.store("events.work.odd", data.replace(b"{id}", id.encode()), headers=about, id=id)
         except BrokerError:
-            return
+            return ""
         self.audit.must_end.add(run)
+        return run
 
     async def ask(self) -> None:
         """Ask the oracle something; it answers right or fails in time."""
@@ -233,7 +245,7 @@ class World:
         try:
             if (found := Counter(info.name for info in await discover(self.bus))) != wanted:
                 return f"agents listen: {dict(found)}"
-            if busy := [told for stream in ("EVENTS", "INBOX") for told in await self._unfinished(stream)]:
+            if busy := [told for stream in ("EVENTS", "INBOX", "WAKES") for told in await self._unfinished(stream)]:
                 return f"work is left: {', '.join(busy)}"
             if self._durables and (strange := await self._consumers() ^ self._durables):
                 return f"consumers: {strange}"
@@ -264,7 +276,10 @@ class World:
 
     async def check(self) -> None:
         """See that all that was accepted was done, once, and that all replicas of the context are equal."""
-        assert await self.audit.check() == []
+        began = time.monotonic()
+        while wrong := await self.audit.check():  # a replica of a stream that is read may be behind for a moment [R8]
+            assert time.monotonic() - began < BEHIND, wrong
+            await clock.sleep(0.1)
         await self._check_replicas()
         known = self.team.context.keys()
         own = {name: self.team.context.get(name) for name in known}

@@ -7,15 +7,24 @@ from .agents import Die, Freeze, Kill
 from .fault import Fault
 from .network import Cut, Forget, Slow, Unplug
 from .payloads import Deadly, Flood, Garbage, Odd
-from .servers import KillBroker, StopBroker
-from .storage import Deaf, Full
+from .servers import FreezeLeader, KillBroker, KillLeader, StepDown, StopBroker
+from .storage import Deaf, Full, FullDisk
 from .supervisors import KillSupervisor, SecondSupervisor
 
-__all__ = ["EVERYWHERE", "Fault"]
+__all__ = ["EVERYWHERE", "ON_A_CLUSTER", "Fault", "FreezeLeader", "FullDisk", "Kill", "KillLeader", "StepDown"]
 
 OF_AGENTS: list[type[Fault]] = [Kill, Die, Freeze]
 OF_SERVERS: list[type[Fault]] = [KillBroker, StopBroker, Full, Deaf]
 OF_THE_NETWORK: list[type[Fault]] = [Cut, Slow, Unplug, Forget]
 OF_PAYLOADS: list[type[Fault]] = [Odd, Deadly, Flood, Garbage]
 OF_SUPERVISORS: list[type[Fault]] = [KillSupervisor, SecondSupervisor]
-EVERYWHERE = [*OF_AGENTS, *OF_SERVERS, *OF_THE_NETWORK, *OF_PAYLOADS, *OF_SUPERVISORS]
+EVERYWHERE: list[type[Fault]] = [*OF_AGENTS, *OF_SERVERS, *OF_THE_NETWORK, *OF_PAYLOADS, *OF_SUPERVISORS]
+ON_A_CLUSTER: list[type[Fault]] = [
+    KillLeader,
+    FreezeLeader,
+    StepDown,
+    *OF_AGENTS,
+    *OF_THE_NETWORK,
+    *OF_PAYLOADS,
+    *OF_SUPERVISORS,
+]

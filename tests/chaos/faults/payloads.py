@@ -9,6 +9,7 @@ from typing import Final
 import orjson
 
 from natterjack import BrokerError
+from natterjack.journal import StreamJournal
 from natterjack.subjects import journal
 
 from ..audit import event_id, run_of
@@ -45,7 +46,7 @@ class Odd(Fault):
 
 
 class Deadly(Fault):
-    """An event that kills whoever handles it, until it is a dead letter."""
+    """An event that kills whoever handles it, again and again; it is over when the event is a dead letter."""
 
     common = 1
 
@@ -54,7 +55,17 @@ class Deadly(Fault):
         self.said = "an event kills whoever handles it"
 
     async def inject(self, world: World) -> None:
-        await world.emit_odd(DEADLY, {}, "dead")
+        self._run = await world.emit_odd(DEADLY, {}, "dead")
+
+    async def heal(self, world: World) -> None:
+        if self._run:
+            await world.stubborn(lambda: self._ended(world, self._run))
+
+    async def _ended(self, world: World, run: str) -> None:
+        entries = await StreamJournal().attach(world.bus).read("victim", run)
+        if not entries or entries[-1].kind != "dead":
+            msg = f"run {run} has not ended"
+            raise BrokerError(msg)
 
 
 class Flood(Fault):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+from pathlib import Path
 from random import Random
 
 from ..world import World
@@ -23,10 +25,46 @@ class Full(Fault):
         self.said = f"{self._stream} is full for {self.lasts:.1f} s"
 
     async def inject(self, world: World) -> None:
-        await world.limit(self._stream, full=True)
+        await world.stubborn(lambda: self._limit(world, full=True))
 
     async def heal(self, world: World) -> None:
-        await world.limit(self._stream, full=False)
+        await world.stubborn(lambda: self._limit(world, full=False))
+
+    async def _limit(self, world: World, *, full: bool) -> None:
+        found = await world.bus.api(f"STREAM.INFO.{self._stream}")
+        most = max(1, found["state"]["messages"]) if full else -1
+        await world.bus.api(f"STREAM.UPDATE.{self._stream}", found["config"] | {"max_msgs": most})
+
+
+class FullDisk(Fault):
+    """The disk is full for a while. The server stores nothing any more, until there is room and it is restarted."""
+
+    touches = ("broker",)
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.lasts = random.uniform(0.5, 3.0)
+        self.said = f"the disk is full for {self.lasts:.1f} s"
+
+    async def inject(self, world: World) -> None:
+        self._filler = world.broker.nodes[0].store / "filler"
+        await asyncio.to_thread(fill, self._filler)
+
+    async def heal(self, world: World) -> None:
+        self._filler.unlink()
+        await asyncio.to_thread(world.broker.stop)
+        await asyncio.to_thread(world.broker.start)
+
+
+def fill(path: Path) -> None:
+    """Write a file until there is no room."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                continue
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 class Deaf(Fault):

@@ -18,7 +18,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
@@ -185,6 +185,7 @@ async def test_without_an_audience_a_token_for_one_is_refused() -> None:
     assert "another audience" in await refusal(Tokens(secret=SECRET), signed(payload()))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_changed_token_is_valid(data: st.DataObject) -> None:
     tokens = Tokens(secret=SECRET)
@@ -200,6 +201,7 @@ def test_no_changed_token_is_valid(data: st.DataObject) -> None:
     assert changed[:-1] == token[:-1]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.binary(max_size=200).map(lambda raw: raw.decode("latin-1")))
 def test_any_text_is_no_token(text: str) -> None:
     for tokens in (Tokens(secret=SECRET), Tokens(jwks={"keys": [jwk("a", RSA)]})):
@@ -210,6 +212,7 @@ def test_any_text_is_no_token(text: str) -> None:
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=5)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["sub", "exp", "nbf", "iat", "aud", "iss", "roles", "scope"]), JSON))
 def test_signed_nonsense_is_verified_or_refused(values: dict[str, Any]) -> None:
     token = by_hand({"alg": "HS256"}, values)

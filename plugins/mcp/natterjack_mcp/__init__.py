@@ -1,0 +1,59 @@
+"""Shared tool servers (MCP): one server for many agents, which decides who may call which tool."""
+
+from natterjack_mcp.auth import ApiKeyAuth, Auth, JWTAuth
+from natterjack_mcp.caller import Caller
+from natterjack_mcp.context import ToolContext
+from natterjack_mcp.errors import (
+    CallError,
+    ToolBusyError,
+    ToolError,
+    ToolRefusedError,
+    ToolTimeoutError,
+    UnauthenticatedError,
+)
+from natterjack_mcp.guards import (
+    All,
+    Any,
+    HasAllRoles,
+    HasAllScopes,
+    HasAnyRole,
+    HasRole,
+    HasScope,
+    IsAgent,
+    Not,
+    RequireAuth,
+)
+from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
+from natterjack_mcp.plugin import natterjack_commands
+from natterjack_mcp.server import MCPServer
+
+__all__ = [
+    "All",
+    "Any",
+    "ApiKeyAuth",
+    "Auth",
+    "AuthMiddleware",
+    "Call",
+    "CallError",
+    "Caller",
+    "HasAllRoles",
+    "HasAllScopes",
+    "HasAnyRole",
+    "HasRole",
+    "HasScope",
+    "IsAgent",
+    "JWTAuth",
+    "MCPServer",
+    "Middleware",
+    "Not",
+    "Proceed",
+    "RequireAuth",
+    "Result",
+    "ToolBusyError",
+    "ToolContext",
+    "ToolError",
+    "ToolRefusedError",
+    "ToolTimeoutError",
+    "UnauthenticatedError",
+    "natterjack_commands",
+]

@@ -1,0 +1,56 @@
+"""The command `natterjack tools`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from difflib import get_close_matches
+from typing import Annotated
+
+import typer
+
+from natterjack import ConfigError
+from natterjack_mcp.server import MCPServer
+
+app = typer.Typer(name="tools", no_args_is_help=True, help="Serve tools to agents (MCP).")
+
+
+@app.callback()
+def tools() -> None:
+    """Serve tools to agents (MCP)."""
+
+
+@app.command()
+def serve(
+    target: Annotated[str, typer.Argument(metavar="MODULE:SERVER", help="An MCPServer in a module of this folder.")],
+    *,
+    stdio: Annotated[bool, typer.Option("--stdio", help="Serve the program that starts this one.")] = False,
+) -> None:
+    """Serve a tool server, until it is stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    load(target).run(stdio=stdio)
+
+
+def load(target: str) -> MCPServer:
+    """Return the server that `module:name` is.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        msg = f"{module_name!r} cannot be imported from here: {error}"
+        raise ConfigError(msg) from error
+    found = getattr(module, name or "server", None)
+    if isinstance(found, MCPServer):
+        return found
+    servers = [each for each, value in vars(module).items() if isinstance(value, MCPServer)]
+    near = get_close_matches(name, servers, n=1) or servers
+    hint = f"; did you mean '{module_name}:{near[0]}'?" if near else f"; {module_name} has no server at all"
+    msg = f"{target!r} is no MCPServer{hint}"
+    raise ConfigError(msg)

@@ -1,0 +1,14 @@
+"""The hooks."""
+
+from __future__ import annotations
+
+import typer
+
+from natterjack import hookimpl
+from natterjack_mcp.commands import app
+
+
+@hookimpl
+def natterjack_commands() -> list[typer.Typer]:
+    """Bring `natterjack tools`."""
+    return [app]

@@ -26,11 +26,12 @@ def tools() -> None:
 def serve(
     target: Annotated[str, typer.Argument(metavar="MODULE:SERVER", help="An MCPServer in a module of this folder.")],
     *,
+    http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Serve over HTTP; path /mcp.")] = None,
     stdio: Annotated[bool, typer.Option("--stdio", help="Serve the program that starts this one.")] = False,
 ) -> None:
     """Serve a tool server, until it is stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    load(target).run(stdio=stdio)
+    load(target).run(stdio=stdio, http=http)
 
 
 def load(target: str) -> MCPServer:

@@ -248,10 +248,11 @@ class MCPServer:
 
         return await answer(self.lowlevel, message, caller, notify)
 
-    def run(self, *, stdio: bool = False) -> None:
+    def run(self, *, stdio: bool = False, http: str | None = None) -> None:
         """Serve until stopped, as the main part of a program.
 
         Args:
+            http: Serve at this IP address and port, e.g. `127.0.0.1:8080`, path `/mcp`.
             stdio: Serve the process that started this one; it shows a token in NATTERJACK_TOKEN, if it must.
 
         Raises:
@@ -259,7 +260,7 @@ class MCPServer:
         """
         from natterjack_mcp.serving import run
 
-        run(self, stdio=stdio)
+        run(self, stdio=stdio, http=http)
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any] | None = None, *, as_caller: Caller | None = None

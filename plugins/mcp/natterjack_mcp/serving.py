@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 import sys
+from functools import partial
 from typing import Final
 
 import anyio
@@ -18,6 +21,9 @@ log = logging.getLogger("natterjack.tools")
 
 TOKEN: Final = "NATTERJACK_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable: who calls over stdio shows it, like `Authorization` over HTTP."""
+
+_INTERRUPTED: Final = 130
+"""What a process exits with that is told twice to stop."""
 
 
 async def serve_stdio(server: MCPServer) -> None:
@@ -46,9 +52,30 @@ async def _caller_of_process(server: MCPServer) -> Caller:
     return await server.auth.caller(shown)
 
 
-def run(server: MCPServer, *, stdio: bool) -> None:
+def run(server: MCPServer, *, stdio: bool, http: str | None) -> None:
     """Serve until stopped; see `MCPServer.run`."""
-    if not stdio:
-        msg = "say how to serve it: over stdio"
+    if stdio == bool(http):
+        msg = "say how to serve it: either over stdio, or over HTTP at an address such as 127.0.0.1:8080"
         raise ConfigError(msg)
-    anyio.run(serve_stdio, server, backend_options={"use_uvloop": sys.platform != "win32"})
+    serving = partial(_until_stopped, server, http) if http else partial(serve_stdio, server)
+    anyio.run(serving, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+async def _until_stopped(server: MCPServer, http: str) -> None:
+    """Serve over HTTP until the first SIGINT or SIGTERM; the second ends the process at once."""
+    from natterjack_mcp.http import Address, serve_http  # lazy: a server over stdio needs no uvicorn
+
+    loop = asyncio.get_running_loop()
+    serving = asyncio.ensure_future(serve_http(server, Address.read(http)))
+
+    def stop() -> None:
+        if serving.cancelling():
+            os._exit(_INTERRUPTED)
+        serving.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))  # on Windows, too
+    try:
+        await serving
+    except asyncio.CancelledError:
+        log.info("%s is served no more", server.name)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 
 from natterjack import ConfigError
 from natterjack.testing import until
@@ -124,11 +127,42 @@ async def over_stdio(desk: Path, shown: str | None, mode: Any) -> AsyncIterator[
         yield client
 
 
-@pytest.fixture(params=["stdio"])
-def connect(desk: Path, request: pytest.FixtureRequest) -> Connect:
+@contextmanager
+def served(desk: Path, *args: str) -> Iterator[str]:
+    """Within the context, the desk is served over HTTP, in a process that then ends as it should."""
+    command = [sys.executable, "-m", "natterjack", "tools", "serve", "desk:server", "--http", *args]
+    process = subprocess.Popen(command, cwd=desk, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        lines = iter(process.stderr.readline, "")
+        found = next(filter(None, (re.search(r"is served at (\S+)", line) for line in lines)))
+        yield found[1]
+        process.terminate()
+        assert process.wait(30) == 0
+        assert "desk is served no more" in process.stderr.read().splitlines()[-1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@asynccontextmanager
+async def over_http(url: str, shown: str, mode: Any = "auto") -> AsyncIterator[Client]:
+    async with (
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {shown}"}) as http,
+        Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=["stdio", "http"])
+def connect(desk: Path, request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Connects a client that shows a token; `mode="legacy"`: with the handshake of older protocols."""
-    del request
-    return lambda shown=None, mode="auto": over_stdio(desk, shown, mode)
+    if request.param == "stdio":
+        yield lambda shown, mode="auto": over_stdio(desk, shown, mode)
+        return
+    with served(desk, "127.0.0.1:0") as url:
+        yield lambda shown, mode="auto": over_http(url, shown, mode)
 
 
 async def names(client: Client) -> set[str]:
@@ -256,7 +290,8 @@ def test_what_is_no_server_is_told(desk: Path, target: str, text: str, monkeypat
 
 def test_how_to_serve_must_be_said(desk: Path) -> None:
     done = serve(desk, "desk:server")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: say how to serve it: over stdio")
+    assert done.returncode == 2
+    assert "error: say how to serve it: either over stdio" in done.stderr
 
 
 def test_a_token_that_is_not_valid_ends_a_server_over_stdio(desk: Path) -> None:

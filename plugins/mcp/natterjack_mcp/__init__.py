@@ -23,6 +23,7 @@ from natterjack_mcp.guards import (
     Not,
     RequireAuth,
 )
+from natterjack_mcp.limits import ConcurrencyMiddleware, RateLimitMiddleware, TimeoutMiddleware
 from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
 from natterjack_mcp.plugin import natterjack_commands
 from natterjack_mcp.server import MCPServer
@@ -36,6 +37,7 @@ __all__ = [
     "Call",
     "CallError",
     "Caller",
+    "ConcurrencyMiddleware",
     "HasAllRoles",
     "HasAllScopes",
     "HasAnyRole",
@@ -47,8 +49,10 @@ __all__ = [
     "Middleware",
     "Not",
     "Proceed",
+    "RateLimitMiddleware",
     "RequireAuth",
     "Result",
+    "TimeoutMiddleware",
     "ToolBusyError",
     "ToolContext",
     "ToolError",

@@ -66,6 +66,7 @@ def test_every_name_of_the_readme_is_there() -> None:
     guards = set(re.findall(r"\b(\w+)\(", table("guard")))
     assert len(guards) == 10
     assert guards <= set(natterjack_mcp.__all__)
+    assert set(re.findall(r"\b(\w+)\(", table("middleware"))) <= set(natterjack_mcp.__all__)
     attributes = set(re.findall(r"`(?:await )?(\w+)", table("`ctx.`")))
     assert len(attributes) == 8
     assert attributes <= set(dir(ToolContext))

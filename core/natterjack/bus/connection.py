@@ -309,14 +309,9 @@ class Bus(Streams):
         self.send(subject, data, encode_headers(headers), reply)
         await self.breathe()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether more is to be sent than should be kept in memory."""
-        return self._nc.is_full
-
     async def breathe(self) -> None:
         """Wait while more is to be sent than should be kept in memory; after `send`, where more is to come."""
-        if self.is_full:
+        if self._nc.is_full:
             await self._nc.breathe()
 
     def send(self, subject: str, data: bytes, headers: bytes = b"", reply: str = "") -> None:

@@ -48,8 +48,7 @@ class Reply:
         """Send the answer, or what of it was not sent yet."""
         headers = _headers(self._agent).replace(_RUN, self.run.encode())
         self._bus.send(self._subject, answer.encode(), headers)
-        if self._bus.is_full:
-            await self._bus.breathe()
+        await self._bus.breathe()
 
     async def fail(self, code: int, text: str) -> None:
         """Send an error instead."""

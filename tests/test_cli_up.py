@@ -124,7 +124,8 @@ def test_up_renews_its_processes_on_sighup(garden: Cli, own_server: NatsServer) 
 
 WAITING = """
 import asyncio, os, sys
-from natterjack.cli.run import first_of, renewing, stopping
+from natterjack.cli.run import renewing, stopping
+from natterjack.coroutines import first_of
 async def main():
     with stopping() as stop, renewing(stop) as renew:
         os.write(1, b"waiting")  # in one piece: the terminal is closed as soon as that is read

@@ -271,3 +271,15 @@ async def test_the_next_of_a_key_begins_while_one_sleeps(own_server: NatsServer)
             await runtime.event_bus.emit("nap", {"n": n, "key": "same"})
         await until(lambda: order[-1:] == ["1 ends"])
     assert order == ["1 begins", "2 begins", "2 ends", "1 begins", "1 ends"]
+
+
+async def test_a_sleeper_whose_journal_is_gone_is_a_dead_letter(own_server: NatsServer, bus: Bus) -> None:
+    async with team(own_server, napping(2)) as runtime:
+        await runtime.event_bus.emit("nap")
+        await until_parked(bus)
+        config = (await bus.api("STREAM.INFO.JOURNAL"))["config"]
+        await bus.api("STREAM.UPDATE.JOURNAL", config | {"max_msgs": 1})  # as if it were full: the oldest entries go
+        await runtime.event_bus.emit("nap", {"n": 2})
+        await until(lambda: dead_letters(bus))
+        letter = (await dead_letters(bus))[0]
+    assert letter.cause == "its journal does not say any more what it began with"

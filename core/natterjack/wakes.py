@@ -60,7 +60,7 @@ class Wakes(Delivery):
         journal = RunJournal(facilities.agent, ticket.run, facilities.journal, facilities.sinks)
         await journal.load()
         begun = next((entry.data for entry in journal.entries(kind=BEGUN)), None)
-        if journal.ended or not journal.entries():  # it was woken twice, or nobody knows of it
+        if journal.ended:  # it was woken twice
             self._consumer.ack(message)
             return
         if not isinstance(begun, dict) or "payload" not in begun:
@@ -82,7 +82,7 @@ class Wakes(Delivery):
         await self._go_on(origin.message, origin.place, ctx, event, envelope)
 
     async def _give_up_unknown(self, message: Message, journal: RunJournal, run: str) -> None:
-        agent, cause = self._facilities.agent, "its journal does not say any more what it began with: it is corrupt"
+        agent, cause = self._facilities.agent, "its journal does not say any more what it began with"
         log.error("%s: run %s cannot go on: %s", agent, run, cause)
         subject = subjects.stored_events("unreadable", subjects.ANYONE)
         await bury(self._facilities.bus, DeadLetter(agent, self._label, cause, 0, "", subject, 0, "", run), b"")

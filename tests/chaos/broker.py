@@ -12,7 +12,7 @@ import orjson
 
 from natterjack.testing import NatsServer
 
-SIGNS_OF_LIFE = 'ping_interval: "5s"\nping_max: 2\nmax_pending: 1MB\n'
+SIGNS_OF_LIFE = 'ping_interval: "5s"\nping_max: 2\nmax_pending: 8MB\n'
 """A client that is silent is gone after 15 s at most, one that does not read sooner: asks do not go to either."""
 
 

@@ -24,7 +24,11 @@ ODD: Final[dict[str, tuple[bytes, dict[str, str], str]]] = {
     "is no JSON": (b'{"n": ', {}, "done"),
     "is empty": (b"", {}, "done"),
     "is a structured CloudEvent": (orjson.dumps(_CLOUD), {"Content-Type": "application/cloudevents+json"}, "done"),
-    "is a CloudEvent in headers": (b"1", {"ce-specversion": "1.0", "ce-id": "{id}", "ce-type": "work.odd"}, "done"),
+    "is a CloudEvent in headers": (
+        b"1",
+        {"ce-specversion": "1.0", "ce-id": "{id}", "ce-source": "elsewhere", "ce-type": "work.odd"},
+        "done",
+    ),
     "has headers of nobody's": (b"{}", {"Natterjack": "\x7f;=;=%%%", "traceparent": "x"}, "done"),
 }
 """Payload, headers, and how the run ends that gets it."""

@@ -347,6 +347,11 @@ def test_sound_team_has_no_warnings(write: Write) -> None:
             "team.toml:3: [agents.a] waits for 'research.complet', which nobody in the team emits. Did you mean"
             " 'research.complete'? If it comes from outside, add it to `external` of [team].",
         ),
+        (
+            ['waits = ["payment.recieved"]', 'emits = ["payment.received"]'],
+            "team.toml:3: [agents.a] waits for 'payment.recieved', which nobody in the team emits. Did you mean"
+            " 'payment.received'? If it comes from outside, add it to `external` of [team].",
+        ),
         (['emits = ["x.*"]'], "team.toml:3: [agents.a] emits 'x.*', which no agent of the team waits for"),
         (['result_event = "x"'], "team.toml:3: [agents.a] emits 'x', which no agent of the team waits for"),
         (
@@ -362,6 +367,11 @@ def test_sound_team_has_no_warnings(write: Write) -> None:
 def test_warnings(write: Write, lines: list[str], warning: str) -> None:
     team = read_team(write("\n".join(["[agents.a]", 'kind = "m:C"', *lines])))
     assert warning in warnings(team)
+
+
+def test_what_humans_are_asked_and_answer_is_no_warning() -> None:
+    shop = AgentSpec(kind="m:C", emits=(), waits=("approval.answered",))
+    assert warnings(Team(agents={"shop": shop})) == []
 
 
 def test_warnings_of_a_large_team_are_quick() -> None:

@@ -40,6 +40,7 @@ from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import Team
+from natterjack.team.model import APPROVAL_REQUESTED
 from natterjack.waits import Waits
 from natterjack.wakes import Wakes
 from natterjack.watch import Watch
@@ -103,7 +104,7 @@ class AgentHost:
         self._agent, self._triggers, self._closing = agent, [*own_triggers(spec.waits), *triggers], closing
         self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
         middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
-        awaited = [pattern for each in team.agents.values() for pattern in each.heard]
+        awaited = [APPROVAL_REQUESTED, *(pattern for each in team.agents.values() for pattern in each.heard)]
         journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
         peers = Peers(bus, guards, spec.cross_agents, self._schemes)

@@ -8,6 +8,7 @@ from itertools import islice
 from natterjack.errors import nearest
 from natterjack.subjects import is_wild, overlap
 from natterjack.team import Team
+from natterjack.team.model import APPROVAL_ANSWERED, APPROVAL_REQUESTED
 
 
 def warnings(team: Team) -> list[str]:
@@ -19,9 +20,12 @@ def _unheard_of(team: Team) -> Iterator[str]:
     """Events that somebody waits for and nobody emits."""
     known = _Patterns([*team.external, *(pattern for spec in team.agents.values() for pattern in spec.emitted)])
     for agent, spec in team.agents.items():
-        for pattern in (each for each in spec.awaited if not known.meet(each)):
+        waits = (each for each in spec.waits if each != APPROVAL_ANSWERED)  # humans emit that
+        for key, pattern in (*(("on", each) for each in spec.awaited), *(("waits", each) for each in waits)):
+            if known.meet(pattern):
+                continue
             yield (
-                f"{team.place(agent, 'on')} waits for {pattern!r}, which nobody in the team emits."
+                f"{team.place(agent, key)} waits for {pattern!r}, which nobody in the team emits."
                 f"{nearest(pattern, known.all)} If it comes from outside, add it to `external` of [team]."
             )
 
@@ -30,7 +34,7 @@ def _unheard(team: Team) -> Iterator[str]:
     """Events that somebody emits and nobody waits for."""
     awaited = _Patterns([pattern for spec in team.agents.values() for pattern in spec.heard])
     for agent, spec in team.agents.items():
-        for pattern in (each for each in spec.emitted if not awaited.meet(each)):
+        for pattern in (each for each in spec.emitted if each != APPROVAL_REQUESTED and not awaited.meet(each)):
             key = "emits" if pattern in (spec.emits or ()) else spec.result_key(pattern)
             yield f"{team.place(agent, key)} emits {pattern!r}, which no agent of the team waits for"
 

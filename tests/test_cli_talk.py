@@ -62,6 +62,7 @@ def test_event_with_a_delay_happens_when_its_emitter_is_gone(team: Cli) -> None:
         team.json("emit", "visitor.late", '{"name": "Lea"}', "--delay", "1")
         assert tail.wait() == 0
     assert json.loads(tail.lines[-1])["data"] == {"name": "Lea"}
+    assert "held event visitor.late for 3600 s" in team.run("emit", "visitor.late", "--delay", "3600").stdout
     refused = team.run("emit", "visitor.late", "--delay", "1", "--to", "greeter", code=2)
     assert "without --to it can be delayed" in refused.stderr
 

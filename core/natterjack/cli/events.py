@@ -74,7 +74,10 @@ async def _emit(
     client: TeamClient, type: str, value: Any, id: str | None, delay: float | None, *, as_json: bool
 ) -> None:
     sequence = await client.event_bus.emit(type, value, id=id, delay=delay)
-    _tell_stored("event", "type", type, sequence, as_json=as_json)
+    if delay and not as_json:
+        write(f"held event {type} for {delay:g} s")
+    else:
+        _tell_stored("event", "type", type, sequence, as_json=as_json)
     team = await stored_team(client.bus)
     awaited = {pattern for spec in team.agents.values() for pattern in spec.heard}
     if not any(matches(pattern, type) for pattern in awaited):

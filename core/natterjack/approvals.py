@@ -26,6 +26,8 @@ from natterjack.events import EventBus
 from natterjack.journal import WAITED, WAITING, StreamJournal, ending
 from natterjack.messages import Event
 from natterjack.team.model import APPROVAL_ANSWERED, APPROVAL_REQUESTED
+from natterjack.tickets import Wait
+from natterjack.waits import holds
 
 if TYPE_CHECKING:
     from natterjack.runs import RunContext
@@ -54,7 +56,11 @@ async def ask_human(ctx: RunContext, question: str, choices: Sequence[str], time
 def _answers(id: str, choices: Sequence[str]) -> str:
     """Return the condition on an event that answers a question; one with another answer is ignored."""
     chosen = f"string(data.answer) in {json.dumps(list(choices))}" if choices else "data.answer != null"
-    return f'data.id == "{id}" && (has(data.denied) && data.denied == true || has(data.answer) && {chosen})'
+    return f"data.id == {json.dumps(id)} && (has(data.denied) && data.denied == true || has(data.answer) && {chosen})"
+
+
+def _choices(request: Event) -> tuple[str, ...]:
+    return tuple(map(str, request.data.get("choices") or ()))
 
 
 async def _query(ctx: RunContext, question: str, choices: Sequence[str], ends: float | None) -> str | None:
@@ -116,15 +122,15 @@ class Approvals:
         }
         async for event in self._events.replay(APPROVAL_ANSWERED):
             if isinstance(event.data, dict) and (request := asked.get(str(event.data.get("id")))) is not None:
-                choices = request.data.get("choices") or ()
-                if event.data.get("denied") is True or not choices or str(event.data.get("answer")) in choices:
-                    del asked[str(event.data["id"])]
+                id = str(request.data["id"])
+                if holds(Wait(APPROVAL_ANSWERED, _answers(id, _choices(request)), 0), event):
+                    del asked[id]
         found = [await self._waiting(id, event) for id, event in asked.items()]
         return [approval for approval in found if approval is not None]
 
     async def _waiting(self, id: str, event: Event) -> Approval | None:
         """Return a question, if its run waits for the answer: its journal says so, whatever else anybody emitted."""
-        data, choices = event.data, tuple(map(str, event.data.get("choices") or ()))
+        data, choices = event.data, _choices(event)
         entries = await self._journal.read(str(data["agent"]), str(data["run"]))
         if ending(entries) is not None:
             return None

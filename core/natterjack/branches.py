@@ -77,18 +77,12 @@ def calling(run: Branching) -> Iterator[None]:
         _CALLING.reset(token)
 
 
-def trunk_of(run: Branching) -> Branch:
-    """Return the branch of the handler's own task."""
-    if run.trunk is None:
-        run.trunk = Branch(run)
-    return run.trunk
-
-
 def branch_here(run: Branching) -> Branch | None:
     """Return the branch of a run in which this is called; None if its handler did not start the task."""
     task = asyncio.current_task()
     if task is run.task:
-        return trunk_of(run)
+        run.trunk = run.trunk or Branch(run)
+        return run.trunk
     branch = None if task is None else _BRANCHES.get(task)
     return branch if branch is not None and branch.run is run else None
 

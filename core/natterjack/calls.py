@@ -38,7 +38,6 @@ Note = dict[str, Any]
 """What a run did, as it is journaled: `verb`, `what`, and of what it sent, `id` and `sequence`."""
 
 _CALLS: Final = (STEP, SLEEP, WAITING)
-_SENDING: Final = ("emit", "publish")
 
 
 class _Step:

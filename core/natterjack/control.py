@@ -38,7 +38,7 @@ class Runs:
     """
 
     def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+        self._bus, self._stream = bus, StreamJournal().attach(bus)
 
     async def cancel(self, agent: str, run: str, *, reason: str = "") -> None:
         """End a run where it is: its handler is cancelled, wherever it is at work, and is not called again.
@@ -133,7 +133,7 @@ class Runs:
             raise ConfigError(msg)
         kept = _without_open_waits(_finished_before(journal.entries(), first))
         id = secrets.token_hex(15)
-        new = RunJournal(agent, id, StreamJournal().attach(self._bus))
+        new = RunJournal(agent, id, self._stream)
         # With a seed of its own: what it sends is not what the other has sent.
         again = {"seed": secrets.token_hex(16), "rerun_of": run}
         for kind, data in [(BEGUN, begun[0].data | again), *((entry.kind, entry.data) for entry in kept)]:
@@ -148,7 +148,7 @@ class Runs:
             yield headers["Nats-Subject"].split(".")[1], read_ticket(message, int(headers["Nats-Sequence"]))
 
     async def _journal(self, agent: str, run: str) -> RunJournal:
-        journal = RunJournal(subjects.check_name(agent), run, StreamJournal().attach(self._bus))
+        journal = RunJournal(subjects.check_name(agent), run, self._stream)
         await journal.load()
         return journal
 

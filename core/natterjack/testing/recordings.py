@@ -55,9 +55,14 @@ class Recording:
     def calls(self) -> list[str]:
         """The calls that its handler made, e.g. `step price`: in their order, or if several tasks made them, sorted."""
         made = {each.data["position"]: _told(each.kind, each.data.get("name", "")) for each in self._made()}
-        if any("." in position for position in made):
+        if self.branched:
             return sorted(made.values())
         return [made[position] for position in sorted(made, key=int)]
+
+    @property
+    def branched(self) -> bool:
+        """Whether several tasks made them: then their order differs each time."""
+        return any("." in each.data["position"] for each in self._made())
 
     def _made(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.kind in (STEP, SLEEP, WAITING)]
@@ -132,7 +137,7 @@ async def replay(server: NatsServer, recording: Recording, agent: Agent | None =
         finally:
             await bus.close()
     replayed = player.replayed
-    if any("." in entry.data["position"] for entry in recording._made()):
+    if recording.branched:
         replayed.calls.sort()
     return replayed
 

@@ -167,6 +167,12 @@ def garden(quick: Quick) -> Quick:
     return quick
 
 
+@pytest.fixture
+def leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs leave their process for the shortest wait, so that a loaded machine does not decide."""
+    monkeypatch.setattr("natterjack.pauses.SHORT", 0.0)
+
+
 @contextmanager
 def _served(cli: Cli) -> Iterator[None]:
     with NatsServer() as server:

@@ -23,12 +23,9 @@ from natterjack.plugins import Plugins
 from natterjack.provision import agent_needs
 from natterjack.rights import Right
 from natterjack.testing import NatsServer, until
+from natterjack.testing.parked import until_parked
 
-
-@pytest.fixture(autouse=True)
-def leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave their process for the shortest wait, so that a loaded machine does not decide."""
-    monkeypatch.setattr("natterjack.pauses.SHORT", 0.0)
+pytestmark = pytest.mark.usefixtures("leave_at_once")
 
 
 class Payer(Agent):
@@ -64,14 +61,6 @@ async def requests(runtime: AgentRuntime, count: int = 1) -> list[dict[str, Any]
     return await until(asked)
 
 
-async def until_parked(bus: Bus) -> None:
-    async def parked() -> bool:
-        info = await bus.api("CONSUMER.INFO.WAKES.payer=wake")
-        return bool(info["num_ack_pending"] == 1)
-
-    await until(parked)
-
-
 async def test_a_run_goes_on_with_what_a_human_answers(own_server: NatsServer, bus: Bus) -> None:
     payer = Payer(choices=["yes", "no"])
     async with team(own_server, payer) as runtime:
@@ -79,7 +68,7 @@ async def test_a_run_goes_on_with_what_a_human_answers(own_server: NatsServer, b
         (asked,) = await requests(runtime)
         identity = asked.pop("id")
         assert asked == {"question": "Pay 100 EUR?", "choices": ["yes", "no"], "agent": "payer", "run": run.id}
-        await until_parked(bus)
+        await until_parked(bus, "payer")
     async with team(own_server, payer) as runtime:
         await runtime.event_bus.emit("approval.answered", {"id": "another", "answer": "no"})
         await runtime.event_bus.emit("approval.answered", "of some other make")

@@ -1,41 +1,21 @@
 """An operator cancels runs, and lets runs go on: those that wait, that are dead, that were cancelled."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from natterjack import Agent, AgentProcess, AgentRuntime, ConfigError, Entry, Event, RunContext, RunFailedError
+from natterjack import AgentProcess, AgentRuntime, ConfigError, Entry, Event, RunContext, RunFailedError
 from natterjack.bus import Bus
 from natterjack.control import Runs
 from natterjack.dead import dead_letters
 from natterjack.testing import NatsServer, until
+from natterjack.testing.agents import CountingAgent
 
-Handle = Callable[[Event, RunContext], Awaitable[Any]]
-
-
-@pytest.fixture(autouse=True)
-def leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave their process for the shortest wait, so that a loaded machine does not decide."""
-    monkeypatch.setattr("natterjack.pauses.SHORT", 0.0)
+pytestmark = pytest.mark.usefixtures("leave_at_once")
 
 
-class Worker(Agent):
-    """Does what the test says, and counts what it did."""
-
-    def __init__(self, work: Handle) -> None:
-        super().__init__()
-        self.work = work
-        self.did = Counter[str]()
-
-    async def handle(self, event: Event, ctx: RunContext) -> Any:
-        self.did["handled"] += 1
-        return await self.work(event, ctx)
-
-
-def team(server: NatsServer, worker: Worker, **settings: Any) -> AgentRuntime:
+def team(server: NatsServer, worker: CountingAgent, **settings: Any) -> AgentRuntime:
     runtime = AgentRuntime(server.url)
     runtime.add_process(AgentProcess("worker", agent=worker, retry_delay=0.05, waits=["go"], **settings))
     return runtime
@@ -65,7 +45,7 @@ async def test_a_run_that_goes_on_is_cancelled_where_it_is(own_server: NatsServe
         finally:
             worker.did["cleaned up"] += 1
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await until(lambda: worker.did["handled"])
@@ -95,7 +75,7 @@ async def test_a_run_that_has_journaled_nothing_is_cancelled(own_server: NatsSer
     async def work(event: Event, ctx: RunContext) -> Any:
         await asyncio.Event().wait()
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await until(lambda: worker.did["handled"])
@@ -111,7 +91,7 @@ async def test_who_merely_claims_that_a_run_was_cancelled_changes_nothing(own_se
         await go.wait()
         return "done"
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await until(lambda: worker.did["handled"])
@@ -127,7 +107,7 @@ async def test_a_run_that_waits_is_cancelled_and_its_ticket_is_gone(
     async def work(event: Event, ctx: RunContext) -> Any:
         await ctx.wait_for("go")
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await waiting(runs, 1)
@@ -146,7 +126,7 @@ async def test_a_run_that_sleeps_looks_at_once_and_sleeps_on(own_server: NatsSer
     async def work(event: Event, ctx: RunContext) -> Any:
         await ctx.sleep(3600)
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await waiting(runs, 1)
@@ -163,7 +143,7 @@ async def test_a_dead_run_goes_on_behind_what_it_has_finished(own_server: NatsSe
             raise ValueError("a bug")
         return [event.data["n"], event.attempt]
 
-    mended, worker = list[bool](), Worker(work)
+    mended, worker = list[bool](), CountingAgent(work)
     async with team(own_server, worker, max_attempts=2) as runtime:
         run = await runtime.inject_event("worker", {"type": "work", "n": 5})
         with pytest.raises(RunFailedError, match="a bug"):
@@ -183,7 +163,7 @@ async def test_a_cancelled_run_goes_on(own_server: NatsServer, bus: Bus, runs: R
     async def work(event: Event, ctx: RunContext) -> Any:
         return (await ctx.wait_for("go")).data
 
-    async with team(own_server, Worker(work)) as runtime:
+    async with team(own_server, CountingAgent(work)) as runtime:
         run = await runtime.inject_event("worker", {"type": "work"})
         await waiting(runs, 1)
         await runs.cancel("worker", run.id)
@@ -200,7 +180,7 @@ async def test_what_cannot_go_on_is_told(own_server: NatsServer, bus: Bus, runs:
             await asyncio.Event().wait()
         raise ValueError("no")
 
-    worker = Worker(work)
+    worker = CountingAgent(work)
     async with team(own_server, worker, max_attempts=1) as runtime:
         dead = await runtime.inject_event("worker", {"type": "work"})
         with pytest.raises(RunFailedError):

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,31 +12,10 @@ from natterjack.bus import Bus
 from natterjack.dead import dead_letters
 from natterjack.errors import BrokerError
 from natterjack.testing import NatsServer, ScriptedClock, until
+from natterjack.testing.agents import CountingAgent
+from natterjack.testing.parked import until_parked, waiting
 
-Handle = Callable[[Event, RunContext], Awaitable[Any]]
-
-
-@pytest.fixture(autouse=True)
-def leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave their process for the shortest sleep, so that a loaded machine does not decide."""
-    monkeypatch.setattr("natterjack.pauses.SHORT", 0.0)
-
-
-class Sleeper(Agent):
-    """Does what the test says, and counts what it did."""
-
-    def __init__(self, work: Handle) -> None:
-        super().__init__()
-        self.work = work
-        self.did = Counter[str]()
-
-    async def handle(self, event: Event, ctx: RunContext) -> Any:
-        self.did["handled"] += 1
-        return await self.work(event, ctx)
-
-    def do(self, what: str) -> str:
-        self.did[what] += 1
-        return what
+pytestmark = pytest.mark.usefixtures("leave_at_once")
 
 
 def team(server: NatsServer, sleeper: Agent, **settings: Any) -> AgentRuntime:
@@ -51,26 +29,13 @@ async def entries(runtime: AgentRuntime, **only: Any) -> list[Entry]:
     return [entry async for entry in runtime.journal.entries("sleeper", **only)]
 
 
-async def waiting(bus: Bus) -> int:
-    """How many tickets there are."""
-    return int((await bus.api("STREAM.INFO.WAKES"))["state"]["messages"])
-
-
-async def until_parked(bus: Bus, count: int = 1) -> None:
-    async def parked() -> bool:
-        info = await bus.api("CONSUMER.INFO.WAKES.sleeper=wake")
-        return await waiting(bus) == count and info["num_ack_pending"] == count
-
-    await until(parked)
-
-
-def napping(seconds: float) -> Sleeper:
+def napping(seconds: float) -> CountingAgent:
     async def work(event: Event, ctx: RunContext) -> Any:
         first = await ctx.step("first", sleeper.do, "first")
         await ctx.sleep(seconds)
         return [first, await ctx.step("second", sleeper.do, "second")]
 
-    sleeper = Sleeper(work)
+    sleeper = CountingAgent(work)
     return sleeper
 
 
@@ -92,7 +57,7 @@ async def test_a_longer_sleep_holds_no_process(own_server: NatsServer, bus: Bus)
     began = time.time()
     async with team(own_server, sleeper) as runtime:
         await runtime.inject_event("sleeper", {"type": "nap"})
-        await until_parked(bus)
+        await until_parked(bus, "sleeper")
         assert (await bus.api("CONSUMER.INFO.INBOX.sleeper=inbox"))["num_ack_pending"] == 0
     assert sleeper.did == {"handled": 1, "first": 1}
     async with team(own_server, sleeper) as runtime:  # another process
@@ -120,7 +85,7 @@ async def test_a_killed_broker_brings_sleepers_back(own_server: NatsServer, bus:
     sleeper = napping(3)
     async with team(own_server, sleeper) as runtime:
         await runtime.event_bus.emit("nap")
-        await until_parked(bus)
+        await until_parked(bus, "sleeper")
         await shorten_ack_wait(bus)
         own_server.kill()
         own_server.start()
@@ -140,7 +105,7 @@ async def test_many_sleep_in_one_slot(own_server: NatsServer, bus: Bus) -> None:
     async with team(own_server, sleeper, concurrency=1) as runtime:
         for _ in range(20):
             await runtime.event_bus.emit("nap")
-        await until_parked(bus, 20)
+        await until_parked(bus, "sleeper", 20)
 
         async def over() -> bool:
             return len(await entries(runtime, kind="done")) == 20
@@ -164,7 +129,7 @@ async def test_sleeps_beside_one_another_and_beside_steps(own_server: NatsServer
 
         return (await asyncio.gather(branch("a", 1.5), branch("b", 3), busy()))[:2]
 
-    sleeper = Sleeper(work)
+    sleeper = CountingAgent(work)
     async with team(own_server, sleeper) as runtime:
         run = await runtime.inject_event("sleeper", {"type": "nap"})
         assert await run.result(20) == ["a", "b"]
@@ -186,7 +151,7 @@ async def test_a_handler_that_will_not_be_cancelled_sleeps_all_the_same(own_serv
             sleeper.do("cleaned up")
         return "rested"
 
-    sleeper = Sleeper(work)
+    sleeper = CountingAgent(work)
     async with team(own_server, sleeper) as runtime:
         run = await runtime.inject_event("sleeper", {"type": "nap"})
         assert await run.result(20) == "rested"
@@ -198,9 +163,9 @@ async def test_context_is_written_before_a_run_leaves(own_server: NatsServer, bu
         ctx.shared.set("asleep", True)
         await ctx.sleep(60)
 
-    async with team(own_server, Sleeper(work)) as runtime:
+    async with team(own_server, CountingAgent(work)) as runtime:
         await runtime.event_bus.emit("nap")
-        await until_parked(bus)
+        await until_parked(bus, "sleeper")
         assert await bus.last("KV_context", "$KV.context.asleep") is not None
 
 
@@ -210,7 +175,7 @@ async def test_what_fails_after_a_sleep_is_tried_again_and_dies_as_its_event(own
         sleeper.do(f"attempt {event.attempt}")
         raise ValueError("bad dream")
 
-    sleeper = Sleeper(work)
+    sleeper = CountingAgent(work)
     async with team(own_server, sleeper, max_attempts=2) as runtime:
         sequence = await runtime.event_bus.emit("nap", {"n": 1})
 
@@ -232,7 +197,7 @@ async def test_a_time_that_cannot_be_slept_is_told(own_server: NatsServer, secon
     async def work(event: Event, ctx: RunContext) -> Any:
         await ctx.sleep(seconds)
 
-    async with team(own_server, Sleeper(work)) as runtime:
+    async with team(own_server, CountingAgent(work)) as runtime:
         run = await runtime.inject_event("sleeper", {"type": "nap"})
         with pytest.raises(RunFailedError, match=r"cannot sleep for|longer than 28 days after it began"):
             await run.result(20)
@@ -266,7 +231,7 @@ async def test_the_next_of_a_key_begins_while_one_sleeps(own_server: NatsServer)
             await ctx.sleep(1.5)
         order.append(f"{event.data['n']} ends")
 
-    async with team(own_server, Sleeper(work), ordered_by="key") as runtime:
+    async with team(own_server, CountingAgent(work), ordered_by="key") as runtime:
         for n in (1, 2):
             await runtime.event_bus.emit("nap", {"n": n, "key": "same"})
         await until(lambda: order[-1:] == ["1 ends"])
@@ -276,7 +241,7 @@ async def test_the_next_of_a_key_begins_while_one_sleeps(own_server: NatsServer)
 async def test_a_sleeper_whose_journal_is_gone_is_a_dead_letter(own_server: NatsServer, bus: Bus) -> None:
     async with team(own_server, napping(2)) as runtime:
         await runtime.event_bus.emit("nap")
-        await until_parked(bus)
+        await until_parked(bus, "sleeper")
         config = (await bus.api("STREAM.INFO.JOURNAL"))["config"]
         await bus.api("STREAM.UPDATE.JOURNAL", config | {"max_msgs": 1})  # as if it were full: the oldest entries go
         await runtime.event_bus.emit("nap", {"n": 2})

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,27 +21,14 @@ from natterjack import (
 )
 from natterjack.bus import Bus
 from natterjack.testing import NatsServer, ScriptedClock, until
+from natterjack.testing.agents import CountingAgent
+from natterjack.testing.parked import until_parked, waiting
 
-Handle = Callable[[Event, RunContext], Awaitable[Any]]
-
-
-@pytest.fixture(autouse=True)
-def leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs leave their process for the shortest wait, so that a loaded machine does not decide."""
-    monkeypatch.setattr("natterjack.pauses.SHORT", 0.0)
+pytestmark = pytest.mark.usefixtures("leave_at_once")
 
 
-class Waiter(Agent):
-    """Does what the test says, and counts what it did."""
-
-    def __init__(self, work: Handle) -> None:
-        super().__init__()
-        self.work = work
-        self.did = Counter[str]()
-
-    async def handle(self, event: Event, ctx: RunContext) -> Any:
-        self.did["handled"] += 1
-        return await self.work(event, ctx)
+class Waiter(CountingAgent):
+    """Waits in its answer, too."""
 
     async def answer(self, question: str, ctx: RunContext) -> Any:
         return (await ctx.wait_for("paid", timeout=float(question))).data
@@ -58,19 +43,6 @@ def team(server: NatsServer, waiter: Agent, **settings: Any) -> AgentRuntime:
 
 async def entries(runtime: AgentRuntime, **only: Any) -> list[Entry]:
     return [entry async for entry in runtime.journal.entries("waiter", **only)]
-
-
-async def waiting(bus: Bus) -> int:
-    """How many tickets there are."""
-    return int((await bus.api("STREAM.INFO.WAKES"))["state"]["messages"])
-
-
-async def until_parked(bus: Bus, count: int = 1) -> None:
-    async def parked() -> bool:
-        info = await bus.api("CONSUMER.INFO.WAKES.waiter=wake")
-        return await waiting(bus) == count and info["num_ack_pending"] == count
-
-    await until(parked)
 
 
 async def results(runtime: AgentRuntime, count: int) -> list[Any]:
@@ -97,7 +69,7 @@ async def test_a_run_waits_for_an_event_and_holds_no_process(own_server: NatsSer
     waiter = paying()
     async with team(own_server, waiter) as runtime:
         await runtime.event_bus.emit("order", {"order": 1})
-        await until_parked(bus)
+        await until_parked(bus, "waiter")
         assert (await bus.api("CONSUMER.INFO.EVENTS.waiter=event-order"))["num_ack_pending"] == 0
         await runtime.event_bus.emit("paid", {"order": 2})
     async with team(own_server, waiter) as runtime:
@@ -117,7 +89,7 @@ async def test_an_event_that_comes_while_nobody_runs_wakes_the_run_later(own_ser
     waiter = paying()
     async with team(own_server, waiter) as runtime:
         await runtime.event_bus.emit("order", {"order": 1})
-        await until_parked(bus)
+        await until_parked(bus, "waiter")
     await bus.store("events.paid", b'{"order": 1}')
     async with team(own_server, waiter) as runtime:
         assert (await results(runtime, 1))[0][0] == 1
@@ -182,7 +154,7 @@ async def test_each_of_many_runs_gets_its_own_event_once(own_server: NatsServer,
     async with team(own_server, waiter, concurrency=4) as runtime:
         for n in range(50):
             await runtime.event_bus.emit("order", {"order": n})
-        await until_parked(bus, 50)
+        await until_parked(bus, "waiter", 50)
         for n in [*range(50), *range(50)]:
             await runtime.event_bus.emit("paid", {"order": n})
         assert sorted(await results(runtime, 50)) == [[n, {"order": n}, "paid", "operator"] for n in range(50)]
@@ -196,7 +168,7 @@ async def test_one_event_wakes_all_that_wait_for_it(own_server: NatsServer, bus:
     async with team(own_server, waiter) as runtime:
         for n in range(20):
             await runtime.event_bus.emit("order", {"order": n})
-        await until_parked(bus, 20)
+        await until_parked(bus, "waiter", 20)
         await runtime.event_bus.emit("paid", "for all")
         assert sorted(await results(runtime, 20)) == [[n, "for all", "paid", "operator"] for n in range(20)]
 
@@ -219,7 +191,7 @@ async def test_events_that_race_with_the_wait(own_server: NatsServer, bus: Bus) 
         bells = list[asyncio.Event]()
         await asyncio.gather(*(pay(n) for n in range(200)))
         assert sorted(each[0] for each in await results(runtime, 200)) == list(range(200))
-        await until_parked(bus, 0)
+        await until_parked(bus, "waiter", 0)
     assert (waiter.did["ordered"], waiter.did["shipped"]) == (200, 200)
 
 
@@ -235,7 +207,7 @@ async def test_the_first_of_several_waits_goes_on(own_server: NatsServer, bus: B
     waiter = Waiter(work)
     async with team(own_server, waiter) as runtime:
         await runtime.event_bus.emit("order")
-        await until_parked(bus)
+        await until_parked(bus, "waiter")
         await runtime.event_bus.emit("other.thing", "that")
         await runtime.event_bus.emit("other.thing", "this")
         assert await results(runtime, 1) == [["other.thing"]]

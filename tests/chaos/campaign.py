@@ -12,7 +12,8 @@ from random import Random
 from statistics import median
 
 from .faults import Fault
-from .world import World, clock
+from .workload import clock
+from .world import World
 
 log = logging.getLogger("chaos")
 log.setLevel(logging.INFO)  # the sequence of faults is shown with every failure

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from natterjack import Clock
+from .workload import clock
 
 CHUNK = 65_536
-clock = Clock()
 
 
 class Proxy:

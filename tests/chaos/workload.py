@@ -31,6 +31,7 @@ PATIENCE = 8.0
 """Seconds that it then waits for its bell."""
 
 clock = Clock()
+"""Load and faults are paced by it; what is waited for is asked for."""
 
 
 def wisdom(number: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from natterjack import BrokerError, Clock, PeerError, Server, TeamClient, connect
+from natterjack import BrokerError, PeerError, Server, TeamClient, connect
 from natterjack.bus import Bus
 from natterjack.service import discover
 from natterjack.subjects import OPERATOR
@@ -23,12 +23,10 @@ from .audit import Audit, event_id, run_of
 from .broker import Broker
 from .proxy import Proxy
 from .supervised import REPLICAS, Supervised, left_behind
-from .workload import wisdom
+from .workload import clock, wisdom
 
 T = TypeVar("T")
 
-clock = Clock()
-"""Load and faults are paced by it; what is waited for is asked for."""
 PATIENCE = 5.0
 """Seconds that one who asks waits at most."""
 RATE = 25.0

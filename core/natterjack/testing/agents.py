@@ -1,9 +1,10 @@
-"""An agent whose part is written by the test."""
+"""Agents whose part is written by the test."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from natterjack.components import Agent
@@ -62,6 +63,32 @@ class ScriptedAgent(Agent):
         """
         await until(lambda: len(self.events) >= count, timeout, f"{len(self.events)} of {count} events came")
         return self.events
+
+
+class CountingAgent(Agent):
+    """Handles events by a function, which may use all of its run, and counts what that says it did.
+
+    Args:
+        work: The handler.
+
+    Attributes:
+        did: How often what was done; `handled` counts the calls of the handler.
+    """
+
+    def __init__(self, work: Callable[[Event, RunContext], Awaitable[Any]]) -> None:
+        super().__init__()
+        self._work = work
+        self.did = Counter[str]()
+
+    async def handle(self, event: Event, ctx: RunContext) -> Any:
+        """Count, and call the function."""
+        self.did["handled"] += 1
+        return await self._work(event, ctx)
+
+    def do(self, what: str) -> str:
+        """Count something, and return it: a step for tests."""
+        self.did[what] += 1
+        return what
 
 
 async def _play(script: Any, call: int, given: Event | str) -> Any:

@@ -1,5 +1,6 @@
 """Shared tool servers (MCP): one server for many agents, which decides who may call which tool."""
 
+from natterjack_mcp.audit import AuditMiddleware
 from natterjack_mcp.auth import ApiKeyAuth, Auth, JWTAuth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.context import ToolContext
@@ -32,6 +33,7 @@ __all__ = [
     "All",
     "Any",
     "ApiKeyAuth",
+    "AuditMiddleware",
     "Auth",
     "AuthMiddleware",
     "Call",

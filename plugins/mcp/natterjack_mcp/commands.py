@@ -1,4 +1,4 @@
-"""The command `natterjack tools`."""
+"""The commands `natterjack tools` and `natterjack audit`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from natterjack import ConfigError
+from natterjack_mcp.audit import verify
 from natterjack_mcp.server import MCPServer
 
 app = typer.Typer(name="tools", no_args_is_help=True, help="Serve tools to agents (MCP).")
@@ -55,3 +57,26 @@ def load(target: str) -> MCPServer:
     hint = f"; did you mean '{module_name}:{near[0]}'?" if near else f"; {module_name} has no server at all"
     msg = f"{target!r} is no MCPServer{hint}"
     raise ConfigError(msg)
+
+
+audit = typer.Typer(name="audit", no_args_is_help=True, help="Look after what tool servers write down.")
+
+
+@audit.callback()
+def look_after() -> None:
+    """Look after what tool servers write down."""
+
+
+@audit.command("verify")
+def verify_audit(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an AuditMiddleware.", exists=True)],
+) -> None:
+    """Find records that were changed, or are missing between others; exit code 1 if there are any."""
+    found = list(verify(folder))
+    for each in found:
+        state = each.problem or ("good, the last line is cut off" if each.torn else "good")
+        typer.echo(f"{each.path.name}  {each.records} records  {state}")
+    if not found:
+        typer.echo(f"no audit is in {folder}", err=True)
+    if any(each.problem for each in found):
+        raise typer.Exit(1)

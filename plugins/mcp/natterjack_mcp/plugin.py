@@ -5,10 +5,10 @@ from __future__ import annotations
 import typer
 
 from natterjack import hookimpl
-from natterjack_mcp.commands import app
+from natterjack_mcp.commands import app, audit
 
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
-    """Bring `natterjack tools`."""
-    return [app]
+    """Bring `natterjack tools` and `natterjack audit`."""
+    return [app, audit]

@@ -550,7 +550,7 @@ async def test_a_step_says_whom_it_asked(runtime: AgentRuntime) -> None:
         (step,) = await entries(runtime, kind="step")
     (asked,) = step.data["did"]
     assert (asked["verb"], asked["what"]) == ("ask", "peer")
-    assert len(asked["run"]) == 24
+    assert len(asked["run"]) == 30
     assert asked["seconds"] <= step.data["seconds"]
 
 

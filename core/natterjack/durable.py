@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from natterjack import subjects
 from natterjack.calls import Calls, Note
 from natterjack.dead import MAX_CAUSE
-from natterjack.errors import described
+from natterjack.errors import ConfigError, described
 from natterjack.facilities import Facilities
 from natterjack.journal import BEGUN, CANCELLED, SLEEP, WAITING, ending
 from natterjack.messages import Envelope
@@ -77,6 +77,23 @@ async def goes_on_here(ctx: RunContext, facilities: Facilities) -> bool:
     recall(ctx)
     paused = any(entry.kind in (SLEEP, WAITING) for entry in ctx.journal.entries())
     return not paused or await current(facilities.bus, ctx.agent, ctx.run_id) is None
+
+
+async def answered_before(ctx: RunContext) -> str | None:
+    """Return what an ask that is repeated was answered; if it was not, take over what its run has finished.
+
+    Raises:
+        ConfigError: The run was cancelled.
+    """
+    await ctx.journal.load()
+    ended = ending(ctx.journal.entries())
+    if ended is not None and ended.kind == CANCELLED:
+        msg = f"run {ctx.run_id} of {ctx.agent!r}, which was to answer this, was cancelled"
+        raise ConfigError(msg)
+    if ended is not None and "result" in ended.data:  # what was large may be lost
+        return str(ended.data["result"])
+    recall(ctx)
+    return None
 
 
 def ticket_of(ctx: RunContext) -> Ticket | None:

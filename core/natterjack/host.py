@@ -11,6 +11,7 @@ from contextlib import ExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from natterjack import subjects
 from natterjack.branches import tasks_numbered
@@ -21,7 +22,7 @@ from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
-from natterjack.durable import cancel_if_told, end_answer
+from natterjack.durable import answered_before, cancel_if_told, end_answer
 from natterjack.errors import NatterjackError, StartError, described
 from natterjack.events import EventBus, bounded
 from natterjack.expiry import Expiry
@@ -141,6 +142,7 @@ class AgentHost:
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
         self._service.load = self._load
+        self._repeated = WeakValueDictionary[str, asyncio.Lock]()  # by run
         self._started = self._stopped = False
 
     def _load(self) -> dict[str, int]:
@@ -289,6 +291,13 @@ class AgentHost:
         )
         if envelope.revision:
             await self._facilities.context.reach(envelope.revision, CAUSALITY_WAIT)
+        if not envelope.key:
+            return await self._work_out(question, ctx)
+        async with self._repeated.setdefault(ctx.run_id, asyncio.Lock()):  # one that its asker left may go on here
+            answer = await answered_before(ctx)
+            return await self._work_out(question, ctx) if answer is None else answer
+
+    async def _work_out(self, question: Question, ctx: RunContext) -> str:
         ctx.enter()
         try:
             text = answer_text(await self._answering(question.text, ctx))

@@ -105,6 +105,7 @@ class Envelope(NamedTuple):
         request: Id by which an ask can be cancelled, and in answer to it, by which the stream is spoken to; 128
             random bits.
         run: Run that answered or emitted.
+        key: Id of an ask of a durable run, the same each time that it is repeated.
     """
 
     source: str = ""
@@ -114,6 +115,7 @@ class Envelope(NamedTuple):
     revision: int = 0
     request: str = ""
     run: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,7 +299,7 @@ class RunContext:
             LoopError: Too many asks led to one another.
         """
         left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
-        answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=self._next(name))
+        answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=self._asks(name, question))
         self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
         return answer
 
@@ -313,7 +313,8 @@ class RunContext:
         """
         left = min(timeout, self.deadline - time.time())
         self._note({"verb": "ask", "what": name})
-        return self._facilities.peers.stream(name, question, timeout=left, envelope=self._next(name), on_query=on_query)
+        envelope = self._asks(name, question)
+        return self._facilities.peers.stream(name, question, timeout=left, envelope=envelope, on_query=on_query)
 
     async def query(self, prompt: str, *, timeout: float = ASK_TIMEOUT) -> str:
         """Ask back: put a question to whoever waits for this answer, and return the text that comes.
@@ -338,7 +339,7 @@ class RunContext:
             LoopError: Too many asks led to one another.
         """
         left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
-        envelope = self._next("broadcast")
+        envelope = self._asks("broadcast", question)
         answers = await self._facilities.peers.broadcast(names, question, timeout=left, envelope=envelope)
         for name, answer in answers.items():
             self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
@@ -359,6 +360,11 @@ class RunContext:
     def effect(self) -> Envelope:
         """The envelope of something that this run causes."""
         return Envelope(cause=self.cause, depth=self._envelope.depth + 1)
+
+    def _asks(self, what: str, question: str) -> Envelope:
+        """Return the envelope of an ask; that of a durable run has a key, by which a peer knows it when repeated."""
+        key = "" if self.lasting is None else self.lasting.calls.identity("ask", f"{what} {question}")
+        return self._next(what)._replace(key=key)
 
     def _next(self, what: str) -> Envelope:
         effect = self.effect

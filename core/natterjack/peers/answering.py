@@ -13,8 +13,16 @@ from natterjack import codec, subjects
 from natterjack.bus import Bus, Message, Subscription, envelope_of
 from natterjack.clock import Alarm
 from natterjack.coroutines import WorkQueue
-from natterjack.errors import ConfigError, LoopError, NatterjackError, PayloadError, QueryError, RefusedError
-from natterjack.messages import Attachment, Envelope
+from natterjack.errors import (
+    ConfigError,
+    FencedError,
+    LoopError,
+    NatterjackError,
+    PayloadError,
+    QueryError,
+    RefusedError,
+)
+from natterjack.messages import Attachment, Envelope, run_id
 from natterjack.peers.replies import CLEANING, Reply, ReplyStream
 from natterjack.peers.wire import (
     ASK_TIMEOUT,
@@ -223,6 +231,8 @@ class AskServer:
         patience = envelope.timeout or (ASK_TIMEOUT if endpoint is self._ask else PROMPT_TIMEOUT)
         due = now + min(patience, LONGEST)
         stream = reply if isinstance(reply, ReplyStream) else None
+        if envelope.key:
+            reply.run = run_id("asks", envelope.key, self._agent, envelope.source)
         question = Question(prompt.text, prompt.attachments, envelope, reply, stream, endpoint, now, due)
         if stream is not None:
             stream.paced = bool(envelope.request)
@@ -249,6 +259,9 @@ class AskServer:
             code, text = (DRAINING, "draining") if self._draining else (CANCELLED, "cancelled")
             await _fail(question.reply, question.endpoint, code, text)
             raise
+        except FencedError as error:  # an ask that was repeated: its answer is to be had soon
+            log.info("%s", error)
+            await _fail(question.reply, question.endpoint, DRAINING, "another replica answers it")
         except (Exception, SystemExit) as error:
             if question.expired and isinstance(error, TimeoutError):
                 code, text = EXPIRED, LATE

@@ -221,8 +221,8 @@ class Peers:
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
-        _, cause, depth, _, revision, _, run = envelope
-        return Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run)
+        _, cause, depth, _, revision, _, run, key = envelope
+        return Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run, key)
 
     async def _cancel(self, agent: str, request: str) -> None:
         try:

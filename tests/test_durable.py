@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
@@ -370,6 +371,90 @@ async def test_other_calls_than_those_journaled_are_an_error_that_is_not_tried_a
     assert "raise `version` of the agent's class" in letter.cause
     assert letter.attempts == 2
     assert worker.done == {"fetch": 1, "store": 1}
+
+
+@pytest.mark.parametrize("then", ["ends", "goes on", "fails"])
+async def test_a_handler_that_hides_that_it_makes_other_calls_changes_nothing(
+    runtime: AgentRuntime, bus: Bus, then: str
+) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        if event.attempt == 1:
+            await ctx.step("fetch", worker.do, "fetch")
+            raise ValueError("not now")
+        with suppress(Exception):
+            await ctx.step("get", worker.do, "get")
+        if then == "goes on":
+            await ctx.step("store", worker.do, "store")
+        if then == "fails":
+            raise ValueError("again")
+        return "as if nothing were"
+
+    worker = add(runtime, work)
+    async with runtime:
+        with pytest.raises(RunFailedError, match=r"journaled step 'fetch' as its call 1, .* step 'get' there now"):
+            await run(runtime)
+        assert len(await dead_letters(bus)) == 1
+    assert worker.done == {"fetch": 1}
+
+
+async def test_fewer_calls_than_those_journaled_are_an_error(runtime: AgentRuntime) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        await ctx.step("fetch", worker.do, "fetch")
+        if event.attempt == 1:
+            await ctx.step("store", worker.do, "store")
+            raise ValueError("not now")
+
+    worker = add(runtime, work)
+    async with runtime:
+        with pytest.raises(
+            RunFailedError, match=r"step 'store' as its call 2, and the handler calls nothing there now"
+        ):
+            await run(runtime)
+
+
+async def test_a_task_that_a_handler_stops_may_have_got_further_before(runtime: AgentRuntime) -> None:
+    async def work(event: Event, ctx: RunContext) -> Any:
+        async def poll() -> None:
+            for number in range(100):
+                await ctx.step("poll", worker.do, str(number))
+                polled.set()
+
+        polled = asyncio.Event()
+        polling = asyncio.create_task(poll())
+        if event.attempt == 1:
+            await polled.wait()
+        polling.cancel()
+        await asyncio.wait([polling])
+        await ctx.step("end", worker.do, "end")
+        if event.attempt == 1:
+            raise ValueError("not now")
+        return "ended"
+
+    worker = add(runtime, work)
+    async with runtime:
+        assert await run(runtime) == "ended"
+    assert worker.done["0"] == worker.done["end"] == 1
+
+
+async def test_an_answer_that_makes_other_calls_is_an_error(runtime: AgentRuntime) -> None:
+    class Changed(Agent):
+        seen = 0
+
+        async def answer(self, question: str, ctx: RunContext) -> str:
+            self.seen += 1
+            if self.seen == 1:
+                await ctx.step("fetch", lambda: None)
+                raise ValueError("not now")
+            return "as if nothing were"
+
+    async def work(event: Event, ctx: RunContext) -> Any:
+        return await ctx.step("ask", ctx.ask_peer, "changed", "how?")
+
+    add(runtime, work, max_attempts=2)
+    runtime.add_process(AgentProcess("changed", agent=Changed()))
+    async with runtime:
+        with pytest.raises(RunFailedError, match="NondeterminismError"):
+            await run(runtime)
 
 
 async def test_a_run_keeps_the_version_that_it_began_with(own_server: NatsServer) -> None:

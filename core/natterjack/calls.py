@@ -71,6 +71,7 @@ class Calls:
         made: How many calls its handler has made.
         waited: The events for which it has waited, by position; None: in vain.
         emitted: Sequence of the first event that it emitted; 0: none yet.
+        astray: The call that was another than the one journaled, if there was one.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Calls:
         self._journaled: dict[str, Entry] = {}
         self._sent: dict[str, int] = {}  # sequences by id
         self.waited: dict[str, dict[str, Any] | None] = {}
+        self.astray: NondeterminismError | None = None
         self._steps: set[_Step] = set()
         self._no_steps = asyncio.Event()
         self._ended = False
@@ -141,6 +143,8 @@ class Calls:
         """
         what = _told(kind, name)
         self.check(what)
+        if self.astray is not None:
+            raise self.astray
         branch = branch_here(self.branching)
         if branch is None:
             msg = f"{what} is called in a task that was not started by the handler of run {self.run}; start it there"
@@ -150,8 +154,32 @@ class Calls:
         self.made += 1
         entry = self._journaled.get(branch.position)
         if entry is not None and (entry.kind, entry.data.get("name", "")) != (kind, name):
-            raise NondeterminismError(self.run, branch.position, _told(entry.kind, entry.data.get("name", "")), what)
+            raise self._differs(entry, what)
         return branch.position, entry
+
+    def _differs(self, entry: Entry, what: str) -> NondeterminismError:
+        """Return an error that is final, whatever the handler makes of it."""
+        journaled = _told(entry.kind, entry.data.get("name", ""))
+        self.astray = NondeterminismError(self.run, entry.data["position"], journaled, what)
+        return self.astray
+
+    def check_same(self) -> None:
+        """Raise `NondeterminismError` if the handler has ended with other calls than those journaled, or fewer.
+
+        How far a task of its own had got may differ: the handler may have cancelled it.
+        """
+        if self.astray is not None:
+            raise self.astray
+        made = 0 if self.branching.trunk is None else self.branching.trunk.calls
+        for position, entry in self._journaled.items():
+            if position.isdecimal() and int(position) > made:
+                raise self._differs(entry, "nothing")
+
+    @property
+    def waits_no_more(self) -> bool:
+        """Whether the call that is made next here is a wait that is over."""
+        branch = branch_here(self.branching)
+        return branch is not None and f"{branch.prefix}{branch.calls + 1}" in self.waited
 
     def check(self, what: str) -> None:
         """Raise `ConfigError` where no call may be made: inside a step, or after the end."""

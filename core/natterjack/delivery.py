@@ -1,9 +1,8 @@
 """Delivery: from a stored message to a finished run, with attempts, backoff and dead letters.
 
 An attempt is a started handler that failed or died, never the server's delivery count: that one grows for messages
-nobody has run yet [R2]. A first delivery writes nothing before its handler; a later one reads the run's journal,
-so that a run which ended is not run again, and records its start, so that a handler which kills its process
-is counted.
+nobody has run yet [R2]. A first delivery writes nothing before its handler; a later one reads the run's journal, so
+that a run which ended is not run again, and records its start, so that a handler which kills its process counts.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from natterjack import durable
 from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.causes import cause_of, seen_once
 from natterjack.codec import id_in
 from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, is_cancelled
 from natterjack.dead import DeadLetter, bury
-from natterjack.durable import end, finish, goes_on_here, interrupt_if_left, is_left, ticket_of, unwritten
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
 from natterjack.facilities import Facilities
@@ -209,7 +208,7 @@ class Delivery:
             timeout=self._spec.timeout,
             handles=Origin(self._label, message, place),
         )
-        if place.delivered > 1 and not await goes_on_here(ctx, self._facilities):
+        if place.delivered > 1 and not await durable.goes_on_here(ctx, self._facilities):
             self._consumer.ack(message)
             return
         await self._go_on(message, place, ctx, event, envelope)
@@ -241,7 +240,7 @@ class Delivery:
                 if isinstance(error, asyncio.CancelledError) and self._ending:
                     await self._interrupted(place, ctx, attempt)
                     raise
-                await self._failed(message, place, ctx, error, attempt)
+                await self._failed(message, place, ctx, durable.gone_astray(ctx) or error, attempt)
                 return
         finally:
             self._slots.give(held)
@@ -262,11 +261,11 @@ class Delivery:
             try:
                 await self._finish(begun, ctx, asyncio.timeout_at(due))
             except Exception:
-                if not is_left(ctx):  # else it is how the handler ended when it was cancelled
+                if not durable.is_left(ctx):  # else it is how the handler ended when it was cancelled
                     raise
-            if is_left(ctx):
+            if durable.is_left(ctx):
                 await ctx.settle()
-                raise Left(ticket_of(ctx))
+                raise Left(durable.ticket_of(ctx))
         return begun.result if self._routing is None else await self._routing.emit(ctx, event, begun.result)
 
     async def _finish(self, begun: Begun[Any], ctx: RunContext, limit: asyncio.Timeout) -> None:
@@ -274,26 +273,28 @@ class Delivery:
         try:
             async with limit:
                 ctx.limit = limit
-                interrupt_if_left(ctx)
+                durable.interrupt_if_left(ctx)
                 try:
                     await begun
                 except Exception:
-                    await finish(ctx)  # so that they need not be done again
+                    await durable.finish(ctx)  # so that they need not be done again
                     raise
                 if is_cancelled(asyncio.current_task()):
                     await asyncio.sleep(0)  # where a handler that cancelled its own task hears of it
+                durable.check_same(ctx)
                 await ctx.settle()
         except TimeoutError as error:
             if not limit.expired():
                 raise
             msg = f"it did not end within {self._spec.timeout:g} s"
-            raise TimeoutError(msg) from error.__cause__  # where the handler was, and nothing of ours
+            raise TimeoutError(msg) from error.__cause__  # where the handler was
         finally:
-            await end(ctx)
+            await durable.end(ctx)
 
     async def _complete(self, message: Message, ctx: RunContext, result: Any, event: Event) -> None:
         """Journal that the run has ended; the message is acked when that is stored."""
-        ending = {"result": result, "type": event.type, "event": event.id, "attempt": event.attempt, **unwritten(ctx)}
+        about = {"type": event.type, "event": event.id, "attempt": event.attempt, **durable.unwritten(ctx)}
+        ending = {"result": result, **about}
         if not ctx.journaled and self._lanes is None and self._posted(message, ctx, ending):
             return  # with lanes it is awaited: the next of a key begins when the last has ended
         try:
@@ -371,7 +372,7 @@ class Delivery:
             return
         text = "%s: attempt %d/%d failed, next in %.3g s: %s"
         log.error(text, ctx.agent, number, limit, delay, cause, exc_info=seen_once(error, attempt))
-        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **unwritten(ctx)})
+        await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **durable.unwritten(ctx)})
         self._nak(message, delay)
 
     async def _give_up_unread(self, message: Message, place: Place, cause: str) -> None:

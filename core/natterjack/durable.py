@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from natterjack import subjects
 from natterjack.calls import Calls, Note
 from natterjack.dead import MAX_CAUSE
-from natterjack.errors import ConfigError, described
+from natterjack.errors import ConfigError, NondeterminismError, described
 from natterjack.facilities import Facilities
 from natterjack.journal import BEGUN, CANCELLED, SLEEP, WAITING, ending
 from natterjack.messages import Envelope
@@ -131,6 +131,17 @@ async def finish(ctx: RunContext) -> None:
         await ctx.lasting.calls.finish()
 
 
+def gone_astray(ctx: RunContext) -> NondeterminismError | None:
+    """Return the error of a handler that was repeated and made other calls, whatever it made of that."""
+    return None if ctx.lasting is None else ctx.lasting.calls.astray
+
+
+def check_same(ctx: RunContext) -> None:
+    """Raise `NondeterminismError` if a handler that has ended was repeated and made other calls, or fewer."""
+    if ctx.lasting is not None and not is_left(ctx):
+        ctx.lasting.calls.check_same()
+
+
 async def end(ctx: RunContext) -> None:
     """Cancel what is still under way."""
     if ctx.lasting is not None:
@@ -144,6 +155,7 @@ async def end_answer(ctx: RunContext, outcome: str | BaseException) -> None:
         return
     try:
         if isinstance(outcome, str):
+            check_same(ctx)
             await _conclude(ctx, ctx.lasting.calls, "done", {"result": outcome})
         elif isinstance(outcome, Exception):
             await _conclude(ctx, ctx.lasting.calls, "failed", {"cause": described(outcome)[:MAX_CAUSE]})

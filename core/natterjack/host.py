@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from natterjack import subjects
+from natterjack import codec, subjects
 from natterjack.branches import tasks_numbered
 from natterjack.builtin import own_triggers
 from natterjack.builtin.waking import WaitTrigger
@@ -35,7 +35,7 @@ from natterjack.peers import AskServer, Peers, Question, cancel_all
 from natterjack.plugins import Plugins
 from natterjack.relay import Relay
 from natterjack.routing import Routing
-from natterjack.runs import RunContext, answer_text, through
+from natterjack.runs import RunContext, through
 from natterjack.schedules import schedule
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
@@ -300,7 +300,7 @@ class AgentHost:
     async def _work_out(self, question: Question, ctx: RunContext) -> str:
         ctx.enter()
         try:
-            text = answer_text(await self._answering(question.text, ctx))
+            text = _text(await self._answering(question.text, ctx))
             await ctx.settle()
         except BaseException as error:
             await end_answer(ctx, error)
@@ -317,7 +317,7 @@ class AgentHost:
         # Closed here: what is cancelled while a chunk is sent would clean up at some garbage collection.
         async with aclosing(result) if isinstance(result, AsyncGenerator) else nullcontext():
             async for chunk in result:
-                chunks.append(answer_text(chunk))
+                chunks.append(_text(chunk))
                 if stream is not None:
                     await stream.send(chunks[-1])
         return "".join(chunks)
@@ -363,3 +363,10 @@ class _TriggerContext:
             ready.cancel()
             await task
         ready.cancel()
+
+
+def _text(result: Any) -> str:
+    """Return what a handler answered as text: text as it is, nothing as an empty text, all else as JSON."""
+    if result is None:
+        return ""
+    return result if isinstance(result, str) else codec.encode(result).decode()

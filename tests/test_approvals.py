@@ -10,6 +10,7 @@ from natterjack import (
     AgentProcess,
     AgentRuntime,
     ApprovalDeniedError,
+    ConfigError,
     Entry,
     Event,
     Query,
@@ -97,6 +98,20 @@ async def test_a_run_that_is_repeated_while_it_asks_asks_anew(own_server: NatsSe
         await client.approvals.answer(second.id, "yes")
         await until(lambda: payer.paid)
     assert payer.paid == ["yes"]
+
+
+async def test_a_run_that_is_repeated_behind_an_answer_asks_nobody(own_server: NatsServer) -> None:
+    payer = Payer(choices=["yes", "no"])
+    async with team(own_server, payer) as runtime, connect(own_server.url) as client:
+        run = await runtime.inject_event("payer", {"type": "invoice"})
+        (asked,) = await until(client.approvals.waiting)
+        with pytest.raises(ConfigError, match=r"an answer to 'Pay 100 EUR\?' needs some text"):
+            await client.approvals.answer(asked.id, "")
+        await client.approvals.answer(asked.id, "yes")
+        assert await run.result(10) == "yes"
+        await client.runs.rerun("payer", run.id, first="pay")
+        await until(lambda: payer.paid == ["yes", "yes"])
+        assert len(await requests(runtime)) == 1
 
 
 async def test_a_human_may_say_no(own_server: NatsServer) -> None:

@@ -44,7 +44,8 @@ async def ask_human(ctx: RunContext, question: str, choices: Sequence[str], time
     await ctx.durable.calls.begin()
     id = ctx.durable.calls.identity("emit", APPROVAL_REQUESTED)
     asked = {"id": id, "question": question, "choices": list(choices), "agent": ctx.agent, "run": ctx.run_id}
-    after = await ctx.emit(APPROVAL_REQUESTED, asked, id=id)
+    answered = ctx.durable.calls.waits_no_more  # perhaps in the run that this one repeats
+    after = None if answered else await ctx.emit(APPROVAL_REQUESTED, asked, id=id)
     left = None if ends is None else max(0.0, ends - time.monotonic())
     event = await ctx.wait_for(APPROVAL_ANSWERED, where=_answers(id, choices), timeout=left, after=after)
     data = event.data
@@ -154,6 +155,9 @@ class Approvals:
             ConflictError: Somebody else has just answered it.
         """
         approval = await self._find(id)
+        if not answer:
+            msg = f"an answer to {approval.question!r} needs some text"
+            raise ConfigError(msg)
         if approval.choices and answer not in approval.choices:
             msg = f"{answer!r} is no answer to {approval.question!r}; choose one of {', '.join(approval.choices)}"
             raise ConfigError(msg)

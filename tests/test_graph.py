@@ -36,6 +36,7 @@ publishes = ["reports.daily"]
 [agents.analyst]
 kind = "agents:Analyst"
 on = [{ event = "research.complete", where = "data.quality > 2" }, "nobody.emits"]
+waits = ["research.start", "approval.answered"]
 result_events = { "analysis.approved" = "result.quality >= 3", "research.start" = "result.quality < 3" }
 reads = ["findings"]
 cross_agents = { translator = "nats://other:4222/translator", critic = "checker" }
@@ -55,6 +56,8 @@ EDGES = {
     "cron 0 7 * * * -wakes-> researcher",
     "research.complete -wakes-> analyst: where data.quality > 2",
     "nobody.emits -wakes-> analyst",
+    "research.start -waits-> analyst",
+    "approval.answered -waits-> analyst",
     "researcher -emits-> research.start: within research.*",
     "researcher -emits-> research.complete: within research.*",
     "researcher -emits-> research.complete: its result",
@@ -130,6 +133,7 @@ def test_the_tree_fits_a_terminal_and_tells_the_same(newsroom: Cli) -> None:
         "on message hints.*",
         "on cron 0 7 * * *",
         "on nobody.emits nobody in the team emits it",
+        "waits for approval.answered",
         "on research.complete (where data.quality > 2) from researcher",
         "emits research.start (within research.*) to researcher",
         "emits research.complete (its result) to analyst",

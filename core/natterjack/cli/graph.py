@@ -102,9 +102,11 @@ def _print_tree(made: Wiring) -> None:
 
 def _lines(made: Wiring, agent: Node) -> Iterator[Text]:
     for edge in made.edges:
-        if edge.target == agent.id and edge.kind == "wakes":
+        if edge.target == agent.id and edge.kind in ("wakes", "waits"):
             source = made.nodes[edge.source]
-            yield _line("on", source, edge.label, _names(made, source, to=True), "from")
+            yield _line(
+                "on" if edge.kind == "wakes" else "waits for", source, edge.label, _names(made, source, to=True), "from"
+            )
         elif edge.source == agent.id and edge.kind in ("emits", "publishes"):
             target = made.nodes[edge.target]
             yield _line(edge.kind, target, edge.label, _names(made, target, to=False), "to")
@@ -117,7 +119,9 @@ def _lines(made: Wiring, agent: Node) -> Iterator[Text]:
 def _names(made: Wiring, node: Node, *, to: bool) -> str:
     """Return who sends what a node stands for, or who is woken by it."""
     ends = [edge.source for edge in made.edges if edge.target == node.id] if to else []
-    ends += [] if to else [edge.target for edge in made.edges if edge.source == node.id and edge.kind == "wakes"]
+    ends += (
+        [] if to else [edge.target for edge in made.edges if edge.source == node.id and edge.kind in ("wakes", "waits")]
+    )
     return ", ".join(dict.fromkeys(made.nodes[end].name for end in ends))
 
 

@@ -13,9 +13,10 @@ from natterjack.errors import ConfigError
 from natterjack.runtime import AgentRuntime
 from natterjack.subjects import is_wild, overlap
 from natterjack.team import AgentSpec, Team, TriggerSpec
+from natterjack.team.model import APPROVAL_ANSWERED
 
 NodeKind = Literal["agent", "event", "topic", "key", "tools", "trigger", "peer", "outside"]
-EdgeKind = Literal["emits", "wakes", "publishes", "asks", "writes", "reads", "tools"]
+EdgeKind = Literal["emits", "wakes", "waits", "publishes", "asks", "writes", "reads", "tools"]
 
 OUTSIDE = "outside"
 
@@ -127,12 +128,14 @@ def wiring(team: Team) -> Wiring:
 def _add_heard(made: Wiring, team: Team) -> None:
     """Add what agents wait for, and where it may come from outside."""
     emitted = [pattern for spec in team.agents.values() for pattern in spec.emitted]
-    known = [*team.external, *emitted]
+    known = [*team.external, *emitted, APPROVAL_ANSWERED]  # that comes from a human
     for name, spec in team.agents.items():
         for trigger in spec.on:
             source = _source(made, trigger, known)
             condition = trigger.settings.get("where")
             made.join(source, f"agent:{name}", "wakes", f"where {condition}" if condition else "")
+        for pattern in spec.waits:
+            made.join(_event(made, pattern, known), f"agent:{name}", "waits")
     for node in [node for node in made.nodes.values() if node.kind == "event"]:
         if any(overlap(pattern, node.name) for pattern in team.external):
             made.join(made.add("outside", OUTSIDE), node.id, "emits")
@@ -146,14 +149,18 @@ def followed(trigger: TriggerSpec) -> str:
 
 def _source(made: Wiring, trigger: TriggerSpec, known: list[str]) -> str:
     if trigger.event:
-        heard = any(overlap(pattern, trigger.event) for pattern in known)
-        return made.add("event", trigger.event, "" if heard else "nobody in the team emits it")
+        return _event(made, trigger.event, known)
     if trigger.kind == "message":
         return made.add("topic", followed(trigger))
     if trigger.kind == "context":
         return made.add("key", followed(trigger))
     text = " ".join(str(value) for key, value in trigger.settings.items() if key != "where")
     return made.add("trigger", f"{trigger.kind} {text}".rstrip())
+
+
+def _event(made: Wiring, pattern: str, known: list[str]) -> str:
+    heard = any(overlap(each, pattern) for each in known)
+    return made.add("event", pattern, "" if heard else "nobody in the team emits it")
 
 
 def _add_sent(

@@ -58,17 +58,23 @@ class Seller(Agent):
     """Prices orders."""
 
     async def handle(self, event, ctx):
-        price = await ctx.step("price", lambda: 3 * event.data["items"])
+        price = await ctx.step("price", self.price, event.data["items"], ctx)
         verdict = await ctx.step("review", ctx.ask_peer, "critic", f"Is {price} fair?")
         await ctx.emit("order.priced", {"price": price})
         await ctx.step("note", lambda: None)
+        ctx.spent(usd=0.0001)
         return f"{price}: {verdict}"
+
+    def price(self, items, ctx):
+        ctx.spent(tokens=1200, usd=0.0031)
+        return 3 * items
 
 
 class Critic(Agent):
     """Judges."""
 
     async def answer(self, question, ctx):
+        ctx.spent(tokens=7)
         return await ctx.step("judge", lambda: "yes")
 
 
@@ -152,18 +158,22 @@ def test_a_timeline_goes_on_in_other_agents(shop: Cli, sold: Any) -> None:
     assert [run["agent"] for run in asked["led_to"]] == ["critic"]
     assert (emitted["verb"], emitted["what"]) == ("emit", "order.priced")
     assert {run["agent"]: run["state"] for run in emitted["led_to"]} == {"shipper": "done", "clumsy": "dead"}
+    assert found["spent"] == {"tokens": 1200, "usd": pytest.approx(0.0032)}
+    assert [run["spent"] for run in asked["led_to"]] == [{"tokens": 7}]
 
 
 def test_a_timeline_can_be_read(shop: Cli, sold: Any) -> None:
     lines = shop.text("runs", "show", sold["run"][:10]).splitlines()
     assert lines[0] == f"run {sold['run']} of seller: done"
     assert lines[1].startswith("order.placed, ")
-    told = "\n".join(lines[2:])
+    assert lines[2] == "cost 1,200 tokens, 0.0032 usd"
+    told = "\n".join(lines[3:])
     pattern = (
-        r"begun by event-order\+placed, EVENTS \d+: {\"items\":4}\n.* step price, .*: 12\n"
-        r".* step review, .*: yes\n +asked critic answered in .*\n +→ run \w{12} of critic: done\n"
+        r"begun by event-order\+placed, EVENTS \d+: {\"items\":4}\n"
+        r".* step price, .*: 12\n +cost 1,200 tokens, 0.0031 usd\n"
+        r".* step review, .*: yes\n +asked critic answered in .*\n +→ run \w{12} of critic: done, cost 7 tokens\n"
         r" +emitted order.priced \d+\n +→ run \w{12} of \w+: \w+\n +→ run \w{12} of \w+: \w+\n"
-        r".* step note, .*\n.* done: 12: yes$"
+        r".* step note, .*\n +cost 0.0001 usd\n.* done: 12: yes$"
     )
     assert re.search(pattern, told), told
 

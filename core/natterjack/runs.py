@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from natterjack import codec
 from natterjack.approvals import ask_human
 from natterjack.branches import Branch, position_here
 from natterjack.calls import Note
@@ -224,6 +223,14 @@ class RunContext:
         """
         return await ask_human(self, question, choices, timeout)
 
+    def spent(self, **usage: float) -> None:
+        """Say what something cost, e.g. `ctx.spent(tokens=1204, usd=0.0031)`; the timeline of a run with steps has it.
+
+        Args:
+            usage: How much of what; called inside a step, it is that step's.
+        """
+        self._note({"verb": "spent", "what": ", ".join(usage), "usage": usage})
+
     @property
     def durable(self) -> Durable:
         """What makes this run durable; made when it is first used."""
@@ -390,10 +397,3 @@ def through(around: Sequence[Call[R]], call: Call[R], *context: RunContext) -> C
 
 def _take(step: Call[R], context: tuple[RunContext, ...], call: Call[R], *args: Any) -> Awaitable[R]:
     return step(*args, *context, call)
-
-
-def answer_text(result: Any) -> str:
-    """Return what a handler answered as text: text as it is, nothing as an empty text, all else as JSON."""
-    if result is None:
-        return ""
-    return result if isinstance(result, str) else codec.encode(result).decode()

@@ -217,7 +217,7 @@ async def cancel(bus: Bus, owner: str, name: str) -> None:
         InvalidNameError: It is no name.
         NotProvisionedError: There is none of this name.
     """
-    kind, full = "schedule", f"{owner}.{name}"
+    kind, full = "schedule", f"{owner}.{name}".rstrip(".")
     if not owner or not name or set(owner + name) & set("*> ."):
         raise InvalidNameError(kind, full, "write it as `natterjack schedule list` shows it")
     places = (

@@ -74,7 +74,9 @@ async def _emit(
     client: TeamClient, type: str, value: Any, id: str | None, delay: float | None, *, as_json: bool
 ) -> None:
     sequence = await client.event_bus.emit(type, value, id=id, delay=delay)
-    if delay and not as_json:
+    if delay and as_json:
+        write_json({"type": type, "delay": delay})
+    elif delay:
         write(f"held event {type} for {delay:g} s")
     else:
         _tell_stored("event", "type", type, sequence, as_json=as_json)

@@ -112,6 +112,8 @@ def _head(summary: RunSummary) -> Iterator[str]:
     begun = f"{moment(summary.began).astimezone():%Y-%m-%d %H:%M:%S}"
     steps = f"{summary.steps} step{'' if summary.steps == 1 else 's'}"
     yield f"{summary.event or 'event unknown'}, {begun}, {steps}, {_span(summary.last - summary.began)}"
+    if summary.spent:
+        yield f"cost {_amounts(summary.spent)}"
     if summary.parent:
         yield f"caused by run {summary.parent}"
 
@@ -294,16 +296,23 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
+def _amounts(usage: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:,.12g} {what}" for what, amount in usage.items())
+
+
 def _note(did: Mapping[str, Any], timeline: Timeline | None, indent: str) -> Iterator[str]:
     """Yield what a run sent or asked, and the runs that it led to."""
     what = one_line(did["what"])
-    if did["verb"] == "ask":
+    if did["verb"] == "spent":
+        yield f"{indent}cost {_amounts(did['usage'])}"
+    elif did["verb"] == "ask":
         answered = f" answered in {_span(did['seconds'])}" if "seconds" in did else ""
         yield f"{indent}asked {what}{answered}"
     else:
         yield f"{indent}{'emitted' if did['verb'] == 'emit' else 'published'} {what} {did['sequence']}"
     runs = timeline.runs(did) if timeline is not None else []
     for each in runs:
-        yield f"{indent}  → run {each.run[:SHORT]} of {each.agent}: {each.state}"
+        cost = f", cost {_amounts(each.spent)}" if each.spent else ""
+        yield f"{indent}  → run {each.run[:SHORT]} of {each.agent}: {each.state}{cost}"
     if did.get("run") and not runs:
         yield f"{indent}  → run {did['run'][:SHORT]}, which journaled no step"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,7 @@ class RunSummary:
         parent: The run that emitted the event, or asks.
         steps: How many it has finished.
         entries: How many entries it has.
+        spent: What it cost, as it said by `ctx.spent`.
     """
 
     agent: str
@@ -52,6 +54,7 @@ class RunSummary:
     parent: str = ""
     steps: int = 0
     entries: int = 0
+    spent: Counter[str] = field(default_factory=Counter)
     _asked: bool = field(default=False, repr=False)
     _pauses: bool = field(default=False, repr=False)
 
@@ -60,6 +63,8 @@ class RunSummary:
         data = entry.data if isinstance(entry.data, Mapping) else {}
         self.entries, self.last = self.entries + 1, entry.time
         self.steps += entry.kind == STEP
+        for note in notes_of(entry):
+            self.spent.update(note.get("usage", {}))
         if entry.kind == BEGUN:
             self._begin(data)
         elif entry.kind == "done" and not self._asked:
@@ -89,7 +94,7 @@ class RunSummary:
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON data."""
-        shown = ("agent", "run", "state", "event", "event_id", "parent", "steps", "entries")
+        shown = ("agent", "run", "state", "event", "event_id", "parent", "steps", "entries", "spent")
         times = {"began": moment(self.began), "last": moment(self.last)}
         return {**{name: getattr(self, name) for name in shown}, **times}
 

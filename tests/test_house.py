@@ -65,9 +65,16 @@ def suites() -> list[PurePosixPath]:
     return [path for path in python("tests", "plugins") if "tests" in path.parts]
 
 
+@cache
 def text(path: PurePosixPath) -> str:
     """The content of a file of the project."""
     return (ROOT / path).read_text(encoding="utf-8")
+
+
+@cache
+def parsed(path: PurePosixPath) -> ast.Module:
+    """A Python file of the project, parsed once for all checks."""
+    return ast.parse(text(path))
 
 
 def config(path: str = "pyproject.toml") -> dict[str, Any]:
@@ -118,21 +125,24 @@ def test_names_of_test_files_are_unique() -> None:
 # --- packaging ----------------------------------------------------------------------------------------------------
 
 
-def declared() -> set[str]:
+@cache
+def declared() -> frozenset[str]:
     """The distributions that some pyproject.toml of the tree depends on."""
     contents = [config(str(path)) for path in files() if path.name == "pyproject.toml"]
     groups = [group for content in contents for group in content.get("dependency-groups", {}).values()]
     for project in (content["project"] for content in contents):
         groups += [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
-    return {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-") for group in groups for line in group}
+    names = {re.split(r"[^A-Za-z0-9._-]", line)[0] for group in groups for line in group}
+    return frozenset(name.lower().replace("_", "-") for name in names)
 
 
-def imported() -> set[str]:
+@cache
+def imported() -> frozenset[str]:
     """The top-level packages that some file of the tree imports."""
-    nodes = [node for path in python() for node in ast.walk(ast.parse(text(path)))]
+    nodes = [node for path in python() for node in ast.walk(parsed(path))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return {name.partition(".")[0] for name in names}
+    return frozenset(name.partition(".")[0] for name in names)
 
 
 def is_there(part: Path) -> bool:
@@ -192,7 +202,7 @@ def length(path: PurePosixPath) -> int:
 
 def lines_of_code(path: PurePosixPath) -> int:
     """The number of lines of a file that hold code: no blank lines, comments or docstrings."""
-    tree = ast.parse(text(path))
+    tree = parsed(path)
     strings = [
         node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     ]
@@ -216,7 +226,7 @@ def test_modules_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    assert [f"{path}: {name}" for path in shipped() for name in long_functions(ast.parse(text(path)))] == []
+    assert [f"{path}: {name}" for path in shipped() for name in long_functions(parsed(path))] == []
 
 
 def test_kernel_is_small() -> None:
@@ -235,7 +245,7 @@ def code_in_init(tree: ast.Module) -> Iterator[int]:
 
 def test_init_files_are_tables_of_contents() -> None:
     inits = [path for path in shipped() if path.name == "__init__.py"]
-    assert [f"{path}:{line}" for path in inits for line in code_in_init(ast.parse(text(path)))] == []
+    assert [f"{path}:{line}" for path in inits for line in code_in_init(parsed(path))] == []
 
 
 # --- habits -------------------------------------------------------------------------------------------------------
@@ -287,11 +297,11 @@ def toothless(tree: ast.AST) -> Iterator[int]:
 
 @pytest.mark.parametrize("check", [sleeps, unexplained_skips, toothless], ids=lambda check: check.__name__)
 def test_tests_keep_the_habit(check: Callable[[ast.AST], Iterator[int]]) -> None:
-    assert [f"{path}:{line}" for path in suites() for line in check(ast.parse(text(path)))] == []
+    assert [f"{path}:{line}" for path in suites() for line in check(parsed(path))] == []
 
 
 def test_no_error_is_swallowed() -> None:
-    assert [f"{path}:{line}" for path in python() for line in swallowed(ast.parse(text(path)))] == []
+    assert [f"{path}:{line}" for path in python() for line in swallowed(parsed(path))] == []
 
 
 @pytest.mark.parametrize(

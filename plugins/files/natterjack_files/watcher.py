@@ -6,8 +6,6 @@ import asyncio
 import logging
 from typing import Final
 
-from watchfiles import awatch
-
 from natterjack_files.folder import Folder
 
 _BEGUN: Final = 200
@@ -38,6 +36,8 @@ class Watcher:
                 self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
+        from watchfiles import awatch  # lazy: all processes of a team load this plugin, and few of them watch
+
         folder, begun = self._folder, False
         watching = awatch(
             folder.root,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
 import time
-from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Annotated, ClassVar, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, cast
 
-import httpx
 import orjson
 from pydantic import AfterValidator, ConfigDict, Field
 
-from natterjack import Agent, ConfigError, Event, NatterjackError, RunContext, Settings, hookimpl
+from natterjack import Agent, ConfigError, Event, RunContext, Settings, hookimpl
+from natterjack_webhook.errors import PostError, PostRefusedError
 from natterjack_webhook.references import References, is_reference, read_reference, read_references
 from natterjack_webhook.signatures import HeaderName, sign_standard, standard_key
 
-MAX_ANSWER: Final = 64 * 1024
-"""Bytes of an answer that are read, so that its connection can be used again."""
+if TYPE_CHECKING:
+    from natterjack_webhook.receiver import Receiver
+
 _AGAIN: Final = (408, 429)
 """What is answered to a request that is right, but comes at the wrong time; as 5xx."""
 
@@ -28,20 +26,14 @@ _CONFIDENTIAL: Final = re.compile("auth|cookie|key|token|secret|password", re.IG
 """Names of headers whose values are secrets."""
 
 
-class PostError(NatterjackError):
-    """An event could not be posted; it is tried again."""
-
-
-class PostRefusedError(PostError):
-    """The receiver does not want this event, now or later."""
-
-    retry = False
-
-
 def _check_url(url: str) -> str:
     if is_reference(url):
         return url
-    if _read_url(url).userinfo:
+    from natterjack_webhook.receiver import (
+        read_url,  # lazy: all processes of a team load this plugin, few an HTTP client
+    )
+
+    if read_url(url).userinfo:
         msg = "it has a password in it; write where the URL is, as 'env:NAME' or 'file:PATH'"
         raise ValueError(msg)
     return url
@@ -53,17 +45,6 @@ def _check_headers(headers: dict[str, str]) -> dict[str, str]:
             msg = f"{name!r} looks like a secret; write where it is, as 'env:NAME' or 'file:PATH'"
             raise ValueError(msg)
     return headers
-
-
-def _read_url(text: str) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        url = httpx.URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        msg = "it is no URL; write e.g. 'https://example.com/hook', or where it is: 'env:NAME' or 'file:PATH'"
-        raise ValueError(msg)
-    return url
 
 
 class WebhookAgent(Agent):
@@ -109,8 +90,7 @@ class WebhookAgent(Agent):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self._client: httpx.AsyncClient | None = None
-        self._url = httpx.URL()
+        self._receiver: Receiver | None = None
         self._secrets: list[str] = []
         self._headers: dict[str, str] = {}
 
@@ -120,32 +100,26 @@ class WebhookAgent(Agent):
         Raises:
             ConfigError: It is not there, or is none.
         """
+        from natterjack_webhook.receiver import Receiver  # lazy, see above
+
         config = self.config
-        try:
-            self._url = _read_url(read_reference(config.url) if is_reference(config.url) else config.url)
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            msg = f"what stands at {config.url!r}: {error}"
-            raise ConfigError(msg) from None
+        url = read_reference(config.url) if is_reference(config.url) else config.url
         self._secrets = read_references(config.secret)
         for secret in self._secrets:
             standard_key(secret)
         self._headers = {
             name: read_reference(value) if is_reference(value) else value for name, value in config.headers.items()
         }
-        self._client = httpx.AsyncClient(timeout=config.request_timeout, follow_redirects=False)
-        logging.getLogger("httpx").addFilter(self._hides_url)
+        try:
+            self._receiver = Receiver(url, config.request_timeout)
+        except ValueError as error:
+            msg = f"what stands at {config.url!r}: {error}"
+            raise ConfigError(msg) from None
 
     async def stop(self) -> None:
         """Close connections."""
-        logging.getLogger("httpx").removeFilter(self._hides_url)
-        if self._client is not None:
-            await self._client.aclose()
-
-    def _hides_url(self, record: logging.LogRecord) -> bool:
-        """Keep from the log what httpx says about each request: a URL may be a secret, Slack's are."""
-        return not isinstance(record.args, tuple) or self._url not in record.args
+        if self._receiver is not None:
+            await self._receiver.close()
 
     async def handle(self, event: Event, ctx: RunContext) -> dict[str, int]:
         """Post one event.
@@ -158,12 +132,14 @@ class WebhookAgent(Agent):
         headers = {"user-agent": "natterjack-webhook", **self._headers, "content-type": "application/json"}
         signed = sign_standard(self._secrets, ctx.run_id, int(time.time()), content)
         headers |= signed if self._secrets else {"webhook-id": ctx.run_id}
-        status, answer = await self._post(content, headers)
+        receiver = cast("Receiver", self._receiver)
+        status, answer = await receiver.post(content, headers)
         if 200 <= status < 300:
             return {"status": status}
+        told = f"{receiver} answered {status}{'; write the URL to which it leads' if 300 <= status < 400 else ''}"
         if status < 500 and status not in _AGAIN:
-            raise PostRefusedError(self._told(status))
-        error = PostError(self._told(status))
+            raise PostRefusedError(told)
+        error = PostError(told)
         error.retry_after = retry_after(answer.get("retry-after", ""), time.time())
         raise error
 
@@ -172,32 +148,6 @@ class WebhookAgent(Agent):
             return orjson.dumps(event.data)
         shown = {"id": event.id, "type": event.type, "time": event.time, "source": event.source, "data": event.data}
         return orjson.dumps(shown)
-
-    async def _post(self, content: bytes, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str]]:
-        client = cast("httpx.AsyncClient", self._client)
-        try:
-            async with (
-                asyncio.timeout(self.config.request_timeout),
-                client.stream("POST", self._url, content=content, headers=headers) as response,
-            ):
-                size = 0
-                async for chunk in response.aiter_raw():
-                    size += len(chunk)
-                    if size > MAX_ANSWER:
-                        break
-                return response.status_code, response.headers
-        except (httpx.HTTPError, TimeoutError) as error:
-            msg = f"{self._receiver} did not answer: {type(error).__name__}"
-            raise PostError(msg) from None  # whatever stands in it, the URL does not
-
-    @property
-    def _receiver(self) -> str:
-        """The receiver as errors may name it: without path, query or password."""
-        return f"{self._url.scheme}://{self._url.netloc.decode()}"
-
-    def _told(self, status: int) -> str:
-        advice = "; write the URL to which it leads" if 300 <= status < 400 else ""
-        return f"{self._receiver} answered {status}{advice}"
 
 
 def retry_after(value: str, now: float) -> float:

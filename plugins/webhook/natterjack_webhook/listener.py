@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
-import re
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
@@ -19,12 +17,11 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from natterjack import ConfigError, StartError
+from natterjack_webhook.address import HEALTH, Address
 from natterjack_webhook.hook import Hook, Refused, unavailable
 
 log = logging.getLogger("natterjack.webhook")
 
-HEALTH: Final = "/health"
-"""Where it tells whether it takes requests."""
 MAX_UNDER_WAY: Final = 256
 """Requests at once, which bounds the memory that their bodies take."""
 BACKLOG: Final = 1024
@@ -32,43 +29,6 @@ KEEP_ALIVE: Final = 75
 """Seconds a connection may idle: longer than reverse proxies keep theirs, so that none sends into one that closes."""
 CLOSE_LIMIT: Final = 3
 """Seconds in which the last answers must be sent before connections are closed."""
-_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|localhost|[0-9.]+):([0-9]{1,5})")
-
-
-class Address(NamedTuple):
-    """Where a process listens.
-
-    Attributes:
-        host: IP address.
-        port: TCP port; 0: any that is free.
-        shared: Whether other processes may listen there, too.
-    """
-
-    host: str
-    port: int
-    shared: bool = False
-
-    @classmethod
-    def read(cls, text: str, *, shared: bool = False) -> Address:
-        """Read `HOST:PORT`.
-
-        Raises:
-            ValueError: It is none.
-        """
-        found = _ADDRESS.fullmatch(text)
-        if found is None or int(found[2]) > 65535:
-            msg = f"{text!r} is no address; write an IP address and a port, e.g. '127.0.0.1:8080' or '[::1]:8080'"
-            raise ValueError(msg)
-        host = "127.0.0.1" if found[1] == "localhost" else str(ipaddress.ip_address(found[1].strip("[]")))
-        return cls(host, int(found[2]), shared)
-
-    @property
-    def local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return ipaddress.ip_address(self.host).is_loopback
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 _listeners: dict[tuple[asyncio.AbstractEventLoop, Address], Listener] = {}

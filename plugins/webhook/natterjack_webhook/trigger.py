@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar, Final, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from natterjack import ConfigError, Settings, Trigger, TriggerContext, hookimpl
-from natterjack_webhook.hook import Hook, HookSettings
-from natterjack_webhook.listener import HEALTH, Address, served
+from natterjack_webhook.address import HEALTH, Address
 from natterjack_webhook.references import References, read_references
 from natterjack_webhook.senders import is_type
 from natterjack_webhook.signatures import HeaderName, Hmac, Name, Verifier
@@ -112,6 +111,9 @@ class WebhookTrigger(Trigger):
 
     async def run(self, ctx: TriggerContext) -> None:
         """Take requests until cancelled; then answer those under way."""
+        from natterjack_webhook.hook import Hook, HookSettings  # lazy: all processes of a team load this plugin, and
+        from natterjack_webhook.listener import served  # few of them need a web server
+
         config, address = self.config, self._address()
         settings = HookSettings(config.path, config.signature, config.type, config.id, config.headers, config.max_body)
         verifier = None

@@ -21,7 +21,8 @@ from natterjack import AgentProcess, AgentRuntime, ConfigError, StartError, Team
 from natterjack.testing import NatsServer, ScriptedAgent, ScriptedClock, until
 from natterjack.testing.contracts import TriggerContract
 from natterjack_webhook import WebhookTrigger, hook, listener
-from natterjack_webhook.listener import MAX_UNDER_WAY, Address
+from natterjack_webhook.address import Address
+from natterjack_webhook.listener import MAX_UNDER_WAY
 
 SECRET = "correct horse battery staple"
 LOOPBACK = "127.0.0.1:0"

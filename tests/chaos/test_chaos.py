@@ -53,12 +53,14 @@ async def test_each_fault_once(tmp_path: Path) -> None:
         assert await suffered(world, Random(SEED).sample(EVERYWHERE, len(EVERYWHERE))) == len(EVERYWHERE)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 async def test_leaders_of_a_cluster_die(tmp_path: Path) -> None:
     async with World(tmp_path, Broker(tmp_path, size=3)) as world:
         assert await suffered(world, [KillLeader, StepDown, FreezeLeader]) == 3
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 async def test_a_disk_is_full(small_disk: Path) -> None:
     async with World(small_disk, Broker(small_disk, limits="jetstream { max_file_store: 64GB }")) as world:

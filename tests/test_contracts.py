@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
@@ -19,16 +19,22 @@ from natterjack import (
     AgentRuntime,
     Component,
     Entry,
+    Envelope,
     Event,
     Guard,
     Journal,
+    Message,
     Middleware,
     PluginError,
     Right,
     RunContext,
     StartError,
     TeamClient,
+    ToolClient,
+    ToolInfo,
     ToolServer,
+    ToolServerContext,
+    ToolSubjects,
     Trigger,
     TriggerContext,
     Verb,
@@ -226,12 +232,60 @@ class Idle(ToolServer):
 
     name = "contract-idle"
 
-    async def serve(self) -> None:
+    async def serve(self, ctx: ToolServerContext) -> None:
+        ctx.ready()
         await asyncio.Event().wait()
 
 
 class TestIdle(ToolServerContract):
     component = Idle
+
+
+class Shout(ToolServer):
+    """Says again in capitals what it is sent."""
+
+    name = "contract-shout"
+
+    async def serve(self, ctx: ToolServerContext) -> None:
+        async def answer(message: Message) -> None:
+            await ctx.bus.publish(message.reply, message.data.upper())
+
+        serving = await ctx.bus.subscribe(ToolSubjects(ctx.name).call("shout"), answer, queue=ctx.name)
+        ctx.ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await serving.drain()
+
+    @classmethod
+    def client(cls, server: str, bus: Bus) -> ToolClient:
+        return Shouting(server, bus)
+
+
+class Shouting:
+    def __init__(self, server: str, bus: Bus) -> None:
+        self.subjects, self.bus = ToolSubjects(server), bus
+
+    async def start(self) -> None:
+        pass
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], *, timeout: float, envelope: Envelope) -> Any:
+        del envelope
+        reply = await self.bus.request(self.subjects.call(tool), arguments["text"].encode(), timeout=timeout)
+        return reply.data.decode()
+
+    async def list(self, *, timeout: float) -> Sequence[ToolInfo]:
+        del timeout
+        return [ToolInfo("", "shout", "")]
+
+    async def close(self) -> None:
+        pass
+
+
+class TestShout(ToolServerContract):
+    component = Shout
+    call = ("shout", {"text": "toads"})
+    result = "TOADS"
 
 
 class Parrot(Imported):

@@ -20,7 +20,7 @@ from natterjack.errors import PluginError
 from natterjack.plugins import DISABLED, HOOKS, BrokenPlugin, LoadedPlugin, Plugins
 from natterjack.testing.command import Cli
 
-HEAD = "from natterjack.components import *\nfrom natterjack.hookspecs import hookimpl\n"
+HEAD = "from natterjack.components import *\nfrom natterjack import ToolServer, hookimpl\n"
 TRIGGER = """
 class Tick(Trigger):
     "Fires at once."
@@ -116,7 +116,7 @@ def test_hook_tool_servers(install: Install) -> None:
 class Tools(ToolServer):
     "Serves nothing."
     name = "nothing"
-    async def serve(self): pass
+    async def serve(self, ctx): pass
 
 @hookimpl
 def natterjack_tool_servers(): return [Tools]

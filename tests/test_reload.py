@@ -269,7 +269,7 @@ def check_team(cli: Cli, up: Process) -> None:
     up.wait_line(r"^reload +team.toml changed: provisioned, other removed, third removed in ")
     before = instances(cli)
     assert before.keys() == {"greeter"}
-    cli.write(team_toml=TEAM.partition("\n[agents.other]")[0] + "\n[tools.search]\n")
+    cli.write(team_toml=TEAM.partition("\n[agents.other]")[0] + "\n[tools.search]\nkind = 'nothing'\n")
     up.wait_line(r"^reload +.*tool.*; what runs goes on as it was$")
     assert instances(cli) == before
     cli.write(team_toml=TEAM.partition("\n[agents.other]")[0].replace("garden", "yard"))

@@ -64,6 +64,17 @@ def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> No
         ),
         (Right("journal", "writer"), ["journal.writer.run.1"], ["feed.journal.writer.run.1"]),
         (Right("bury", "writer"), ["dead.writer.event"], []),
+        (
+            Right("call", "desk/say.it"),
+            ["tools.desk.call.say~2eit", "tools.desk.tools~2flist", "tools.desk.cancel.r1"],
+            [],
+        ),
+        (Right("call", "desk/*"), ["tools.desk.call.say", "tools.desk.tools~2flist"], []),
+        (
+            Right("provide", "desk"),
+            ["_INBOX.writer.reply", "tools.desk.feed.changes"],
+            ["tools.desk.call.say", "tools.desk.tools~2flist", "tools.desk.cancel.r1", "$SRV.INFO.desk"],
+        ),
     ],
 )
 def test_a_right_grants_what_it_says(right: Right, publish: list[str], subscribe: list[str]) -> None:

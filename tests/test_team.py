@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import MAX_BYTES, key_lines, read_team, team_schema
-from natterjack.components import Agent, Entry, Journal, PeerScheme, ToolServer, Trigger, TriggerContext
+from natterjack.components import Agent, Entry, Journal, PeerScheme, Trigger, TriggerContext
 from natterjack.errors import ConfigError, NatterjackError, PluginError
 from natterjack.messages import Answer
 from natterjack.plugins import Plugins
@@ -28,6 +28,7 @@ from natterjack.specs import ConsumerSpec
 from natterjack.team.check import check_team, make_trigger, trigger_settings
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 from natterjack.team.values import plain
+from natterjack.toolserver import ToolServer, ToolServerContext
 
 NEWSROOM = """\
 [team]
@@ -162,7 +163,7 @@ class Llm(Agent):
     class Config(BaseModel):
         model: str
         instructions: str = ""
-        tools: list[str] = []
+        skills: list[str] = []
         top_k: int = Field(1, alias="k")
 
 
@@ -178,7 +179,10 @@ class Echo(ToolServer):
 
     name: ClassVar[str] = "echo"
 
-    async def serve(self) -> None:
+    class Config(BaseModel):
+        port: int = 1
+
+    async def serve(self, ctx: ToolServerContext) -> None:
         raise NotImplementedError
 
 
@@ -398,7 +402,7 @@ def agent(**table: Any) -> Team:
         ({"kind": "llm", "model": 3}, "'model' is 3: it must be text"),
         ({"kind": "llm", "modle": "m", "model": "m"}, "unknown key 'modle'. Did you mean 'model'?"),
         ({"kind": "llm", "emit": "x", "model": "m"}, "unknown key 'emit'. Did you mean 'emits'?"),
-        ({"kind": "llm", "model": "m", "tools": [1]}, "'tools[0]' is 1: it must be text"),
+        ({"kind": "llm", "model": "m", "skills": [1]}, "'skills[0]' is 1: it must be text"),
         ({"asks": ["writter"]}, "'writter' is no agent of the team. Did you mean 'writer'?"),
         (
             {"cross_agents": {"x": "agents://echo/alice"}},
@@ -487,17 +491,49 @@ def test_all_problems_are_told_with_their_lines(write: Write) -> None:
         "team.toml:1: [agents.a] 'model' is missing",
         "team.toml:6: [agents.a] no installed plugin brings the trigger 'tik'. Did you mean 'tick'?",
         "team.toml:5: [agents.a] 'b' is no agent of the team.",
-        "team.toml:7: [tools.t] this version starts no tool server, whatever plugin brings it, and agents would miss"
-        " it; remove the table",
+        "team.toml:7: [tools.t] no installed plugin brings the tool server 'mcp'. Perhaps a plugin does: `natterjack"
+        " install natterjack-mcp`.",
     ]
 
 
-def test_a_tool_server_that_a_plugin_brings_is_refused_while_nobody_starts_it(write: Write) -> None:
-    plugins = Plugins()
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "[tools.a]\nkind = 'echo'",
+            "team.toml:4: [tools.a] the team has an agent 'a', too; give one of them another name",
+        ),
+        ("[tools.t]\nkind = 'ecko'", "no installed plugin brings the tool server 'ecko'. Did you mean 'echo'?"),
+        ("[tools.t]\nkind = 'echo'\nprot = 1", "team.toml:6: [tools.t] unknown key 'prot'. Did you mean 'port'?"),
+        ("[tools.t]\nkind = 'echo'\nport = 'x'", "team.toml:6: [tools.t] 'port' is 'x'"),
+        (
+            "[tools.t]\nkind = 'echo'\nroles = { say = ['wrter'] }",
+            "'wrter' is no agent, or role of an agent, of the team.",
+        ),
+        ("[tools.t]\nkind = 'echo'\nreplicas = 0", "team.toml:6: [tools.t] 'replicas' is 0"),
+        ("[tools.tt]\nkind = 'echo'", "team.toml:3: [agents.a] 't' is no tool server of the team. Did you mean 'tt'?"),
+    ],
+)
+def test_what_is_wrong_with_tool_servers(write: Write, text: str, problem: str) -> None:
+    plugins = Plugins.load()
     plugins.tool_servers["echo"] = Echo
-    team = read_team(write('[agents.a]\nkind = "m:A"\n[tools.echo]\nport = 7000\n'))
-    with pytest.raises(ConfigError, match=r"^team\.toml:3: \[tools\.echo\] this version starts no tool server"):
-        check_team(team, plugins)
+    with pytest.raises(NatterjackError) as caught:
+        check_team(read_team(write(f"[agents.a]\nkind = 'm:A'\ntools = 't'\n{text}\n")), plugins)
+    assert problem in str(caught.value)
+
+
+def test_who_may_call_which_tool() -> None:
+    agents = {name: {"kind": "m:A", "tools": ["t", "u"]} for name in ("ann", "ben")}
+    agents["eve"] = {"kind": "m:A", "tools": "t", "roles": ["writer", "editor"]}
+    tools = {"t": {"kind": "echo", "roles": {"say": ["ann", "editor"], "shout": ["ann"]}}, "u": {"kind": "echo"}}
+    team = Team.model_validate({"agents": agents, "tools": tools})
+    called = {name: [right.what for right in team.calls(name)] for name in agents}
+    assert called == {"ann": ["t/say", "t/shout", "u/*"], "ben": ["u/*"], "eve": ["t/say"]}
+    assert team.roles_of("ann") == {"ann"}
+    assert team.roles_of("eve") == {"writer", "editor"}
+    assert team.roles_of("nobody") == frozenset()
+    assert team.tools["u"].admits("anything", "nobody", ())
+    assert not team.tools["t"].admits("whisper", "ann", ())
 
 
 def test_pattern_whose_durable_consumer_would_have_too_long_a_name(write: Write) -> None:

@@ -1,7 +1,8 @@
 """Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
 from natterjack.builtin import ContextTrigger, EventTrigger, FileJournal, MessageTrigger, SubjectTrigger
-from natterjack.client import Run, TeamClient, connect
+from natterjack.bus import Bus, Message
+from natterjack.client import Run, TeamClient, connect, find_server
 from natterjack.clock import Clock
 from natterjack.components import (
     Agent,
@@ -12,7 +13,6 @@ from natterjack.components import (
     Middleware,
     PeerScheme,
     StreamTrigger,
-    ToolServer,
     Trigger,
     TriggerContext,
 )
@@ -56,17 +56,20 @@ from natterjack.errors import (
 )
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
-from natterjack.messages import Answer, Answers, Attachment, Event, Firing, PlainMessage, Query, Schedule
+from natterjack.messages import Answer, Answers, Attachment, Envelope, Event, Firing, PlainMessage, Query, Schedule
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Rule, Verb
 from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
+from natterjack.service import Endpoint, MicroService
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.subjects import matches
 from natterjack.tokens import Claims, Tokens
+from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerContext, ToolSource
+from natterjack.toolsubjects import ToolSubjects
 
 __all__ = [
     "Agent",
@@ -81,6 +84,7 @@ __all__ = [
     "BrokerError",
     "BrokerNotFoundError",
     "BrokerStartError",
+    "Bus",
     "Claims",
     "Clock",
     "Component",
@@ -91,7 +95,9 @@ __all__ = [
     "ContextTrigger",
     "CredentialsError",
     "DisconnectedError",
+    "Endpoint",
     "Entry",
+    "Envelope",
     "Event",
     "EventTrigger",
     "FencedError",
@@ -101,7 +107,9 @@ __all__ = [
     "InvalidNameError",
     "Journal",
     "LoopError",
+    "Message",
     "MessageTrigger",
+    "MicroService",
     "Middleware",
     "NatterjackError",
     "NoRespondersError",
@@ -139,7 +147,12 @@ __all__ = [
     "TeamClient",
     "TokenError",
     "Tokens",
+    "ToolClient",
+    "ToolInfo",
     "ToolServer",
+    "ToolServerContext",
+    "ToolSource",
+    "ToolSubjects",
     "Transaction",
     "Trigger",
     "TriggerContext",
@@ -148,6 +161,7 @@ __all__ = [
     "Verb",
     "WaitTimeoutError",
     "connect",
+    "find_server",
     "hookimpl",
     "matches",
 ]

@@ -271,6 +271,24 @@ class TeamClient:
         return Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, self.bus)
 
 
+def find_server(server: str | Server | None = None) -> Server:
+    """Return the named server; by default that of `NATS_URL`, or else the embedded broker that runs in this folder.
+
+    Raises:
+        ConfigError: No server is named, and none runs in this folder.
+    """
+    found = server if isinstance(server, Server) else named_server(server)
+    if found is None and (running := running_url()):
+        found = Server(running)
+    if found is None:
+        msg = (
+            "no server is named, and no broker runs in this folder; set NATS_URL, or name one, e.g."
+            " natterjack.connect('nats://127.0.0.1:4222')"
+        )
+        raise ConfigError(msg)
+    return found
+
+
 @asynccontextmanager
 async def connect(server: str | Server | None = None, *, context: bool = True) -> AsyncIterator[TeamClient]:
     """Join a running team from a program that is no agent.
@@ -289,16 +307,7 @@ async def connect(server: str | Server | None = None, *, context: bool = True) -
         ConnectError: It cannot be reached, or refuses.
         NotProvisionedError: No team has been provisioned there.
     """
-    found = server if isinstance(server, Server) else named_server(server)
-    if found is None and (running := running_url()):
-        found = Server(running)
-    if found is None:
-        msg = (
-            "no server is named, and no broker runs in this folder; set NATS_URL, or name one, e.g."
-            " natterjack.connect('nats://127.0.0.1:4222')"
-        )
-        raise ConfigError(msg)
-    bus = await Bus.connect(found, principal=subjects.OPERATOR)
+    bus = await Bus.connect(find_server(server), principal=subjects.OPERATOR)
     shared = AgentContext()
     try:
         if context:

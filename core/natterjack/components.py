@@ -322,7 +322,7 @@ class Journal(Component):
         """Let go of files and connections."""
 
 
-# Peers, tool servers, middleware
+# Peers, middleware
 
 
 class PeerScheme(Component):
@@ -348,14 +348,6 @@ class PeerScheme(Component):
 
     async def close(self) -> None:
         """Let go of connections."""
-
-
-class ToolServer(Component):
-    """Serves tools to the team's agents. Teams start none yet: one with a table `[tools.<name>]` is refused."""
-
-    @abstractmethod
-    async def serve(self) -> None:
-        """Serve until cancelled."""
 
 
 class Middleware(Component):

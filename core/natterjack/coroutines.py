@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+Call = Callable[..., Awaitable[R]]
 
 TURN: Final = 0.01
 """Seconds for which what waits for nothing may follow on one another before others have a turn."""
@@ -130,3 +133,14 @@ async def first_of(*work: Awaitable[Any]) -> Any:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return next(task for task in tasks if task in done).result()
+
+
+def through(around: Sequence[Call[R]], call: Call[R], *context: object) -> Call[R]:
+    """Return a call with steps around it, the first outermost; each gets arguments, context, and the call inside."""
+    for step in reversed(around):
+        call = partial(_take, step, context, call)
+    return call
+
+
+def _take(step: Call[R], context: tuple[object, ...], call: Call[R], *args: Any) -> Awaitable[R]:
+    return step(*args, *context, call)

@@ -14,6 +14,7 @@ from natterjack.events import EventBus
 from natterjack.journal import StreamJournal
 from natterjack.peers import Peers
 from natterjack.team import AgentSpec
+from natterjack.tools import Tools
 from natterjack.waits import Waits
 
 
@@ -34,6 +35,7 @@ class Facilities:
     version: int
     clock: Clock
     waits: Waits
+    tools: Tools
 
     def shared(self) -> SharedContext:
         """Return the main context as this agent has it."""

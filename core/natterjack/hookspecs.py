@@ -13,7 +13,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from natterjack.components import Agent, Guard, Journal, Middleware, PeerScheme, ToolServer, Trigger
+    from natterjack.components import Agent, Guard, Journal, Middleware, PeerScheme, Trigger
+    from natterjack.toolserver import ToolServer
 
 hookspec = pluggy.HookspecMarker("natterjack")
 hookimpl = pluggy.HookimplMarker("natterjack")
@@ -33,7 +34,7 @@ def natterjack_triggers() -> list[type[Trigger]]:
 
 @hookspec
 def natterjack_tool_servers() -> list[type[ToolServer]]:
-    """Kinds of tool server."""
+    """Kinds of tool server: `kind = "<name>"` in a table `[tools.<name>]` of the team file."""
     return []
 
 

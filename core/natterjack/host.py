@@ -21,6 +21,7 @@ from natterjack.bus import Bus
 from natterjack.clock import Clock
 from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
 from natterjack.context import AgentContext
+from natterjack.coroutines import through
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.durable import answered_before, cancel_if_told, end_answer
 from natterjack.errors import NatterjackError, StartError, described
@@ -35,13 +36,15 @@ from natterjack.peers import AskServer, Peers, Question, cancel_all
 from natterjack.plugins import Plugins
 from natterjack.relay import Relay
 from natterjack.routing import Routing
-from natterjack.runs import RunContext, through
+from natterjack.runs import RunContext
 from natterjack.schedules import schedule
 from natterjack.service import Endpoint, Service
 from natterjack.slots import Slots
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.team import Team
 from natterjack.team.model import APPROVAL_REQUESTED
+from natterjack.tools import Tools
+from natterjack.toolserver import ToolSource
 from natterjack.waits import Waits
 from natterjack.wakes import Wakes
 from natterjack.watch import Watch
@@ -86,6 +89,7 @@ class AgentHost:
         place: Where it runs; its team has the agent's limits and routing.
         bus: Its own connection.
         closing: Buckets that end with it.
+        servers: Tool servers beside the team's, by the names it calls them.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class AgentHost:
         bus: Bus,
         *,
         closing: Sequence[AgentContext] = (),
+        servers: Mapping[str, ToolSource] | None = None,
     ) -> None:
         team, plugins, context, guards = place.team, place.plugins, place.context, place.guards
         spec = team.agents[name]
@@ -123,6 +128,7 @@ class AgentHost:
             agent.version,
             self.clock,
             Waits(bus, spec.waits),
+            Tools.of(name, team, plugins, bus, guards, servers or {}),
         )
         self._slots, self._numbering = Slots(spec.concurrency), ExitStack()
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None
@@ -160,6 +166,7 @@ class AgentHost:
             self._numbering.enter_context(tasks_numbered())
             for sink in self._facilities.sinks:
                 await sink.open()
+            await self._facilities.tools.start()
             await self._agent.start()
             self._started = True
             await self._asks.start()
@@ -224,6 +231,7 @@ class AgentHost:
             closing: list[Journal | PeerScheme] = [*self._facilities.sinks, *self._schemes.values()]
             for component in closing:
                 await self._close(component)
+            await self._facilities.tools.close()
             for bucket in self._closing:
                 await bucket.close()
             await self.bus.close()

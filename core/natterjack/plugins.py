@@ -21,9 +21,10 @@ from pluggy import HookCaller, PluginManager
 from pydantic import BaseModel
 
 from natterjack import hookspecs
-from natterjack.components import Agent, Component, Guard, Journal, Kind, Middleware, PeerScheme, ToolServer, Trigger
+from natterjack.components import Agent, Component, Guard, Journal, Kind, Middleware, PeerScheme, Trigger
 from natterjack.errors import PluginError, nearest
 from natterjack.subjects import check_name
+from natterjack.toolserver import ToolServer
 
 if TYPE_CHECKING:
     import typer
@@ -136,6 +137,10 @@ class Plugins:
     def trigger(self, name: str) -> type[Trigger]:
         """Return a kind of trigger; raise `PluginError` with what to do where there is none."""
         return self.triggers.get(name) or self._missing("trigger", name)
+
+    def tool_server(self, name: str) -> type[ToolServer]:
+        """Return a kind of tool server; raise `PluginError` with what to do where there is none."""
+        return self.tool_servers.get(name) or self._missing("tool server", name)
 
     def journal(self, name: str) -> type[Journal]:
         """Return a kind of journal; raise `PluginError` with what to do where there is none."""

@@ -14,6 +14,7 @@ from natterjack.errors import ConfigError, PluginError
 from natterjack.plugins import Plugins
 from natterjack.settings import explain
 from natterjack.team import AgentSpec, TriggerSpec, make_trigger
+from natterjack.toolserver import ToolSource
 
 MODEL_KIND = "llm"
 """The kind that an `agent_config` without `kind` means."""
@@ -46,6 +47,7 @@ class AgentProcess:
         ordered_by: Dotted path of a field of the data, e.g. `order_id`: of one trigger, the events with one value of
             it are handled one after another, in the order of their stream; those that lack it wait for no other.
         cross_agents: Addresses of peers by the names it calls them.
+        servers: Where tool servers are that it may call, by the names it calls them; also as a key of `agent_config`.
         concurrency: Events and questions it works on at once.
         max_attempts: Failed handlings after which an event is dead.
         retry_delay: Seconds before the second attempt; doubles up to 60.
@@ -74,6 +76,7 @@ class AgentProcess:
         result_events: Mapping[str, str] | None = None,
         ordered_by: str | None = None,
         cross_agents: Mapping[str, str] | None = None,
+        servers: Mapping[str, ToolSource] | None = None,
         concurrency: int = 16,
         max_attempts: int = 5,
         retry_delay: float = 1.0,
@@ -90,8 +93,9 @@ class AgentProcess:
                 msg = f"agent {name!r}: {trigger!r} is no trigger; write e.g. EventTrigger('research.complete')"
                 raise ConfigError(msg)
         self.journals = [journal] if isinstance(journal, Journal) else list(journal or ())
+        self.servers = dict(servers or {})
         self.spec = self._spec(
-            agent_config,
+            self._without_servers(agent_config),
             emits=emits,
             delays=delays,
             replays=replays,
@@ -107,6 +111,18 @@ class AgentProcess:
             retry_delay=retry_delay,
             timeout=timeout,
         )
+
+    def _without_servers(self, agent_config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Take the tool servers out of a configuration: they hold secrets, and what cannot be stored."""
+        given = (agent_config or {}).get("servers")
+        if (
+            agent_config is None
+            or not isinstance(given, Mapping)
+            or not all(hasattr(e, "client") for e in given.values())
+        ):
+            return agent_config
+        self.servers |= given
+        return {key: value for key, value in agent_config.items() if key != "servers"}
 
     def _spec(self, agent_config: Mapping[str, Any] | None, **own: Any) -> AgentSpec:
         described = {"kind": "python", "options": {"target": target_of(self.agent)}}
@@ -153,6 +169,6 @@ class TeamProcess(AgentProcess):
     """
 
     def __init__(self, name: str, spec: AgentSpec, plugins: Plugins) -> None:
-        self.name, self.spec, self.agent = name, spec, None
+        self.name, self.spec, self.agent, self.servers = name, spec, None, {}
         self.triggers = [make_trigger(plugins.trigger(each.kind), each) for each in spec.on]
         self.journals = [plugins.journal(each).create({}) for each in spec.journal if each != "stream"]

@@ -192,13 +192,13 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
 
 
 def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
-    """Return the narrow NATS permissions of each agent of a team, for one account."""
-    declared = any(spec.writes is not None for spec in team.agents.values())  # then who declares none may write none
-    none = {"writes": ()} if declared else {}
-    specs = {
-        name: spec if spec.writes is not None else spec.model_copy(update=none) for name, spec in team.agents.items()
-    }
-    return {name: permissions(name, agent_needs(name, spec, plugins)) for name, spec in specs.items()}
+    """Return the narrow NATS permissions of each agent and tool server of a team, for one account."""
+    none = {"writes": ()} if any(spec.writes is not None for spec in team.agents.values()) else {}
+    granted = {name: [Right("provide", name)] for name in team.tools}
+    for name, spec in team.agents.items():  # where somebody declares writes, who declares none may write none
+        own = spec if spec.writes is not None else spec.model_copy(update=none)
+        granted[name] = [*agent_needs(name, own, plugins), *team.calls(name)]
+    return {name: permissions(name, rights) for name, rights in granted.items()}
 
 
 async def provision(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from natterjack import addresses, subjects
+from natterjack.toolsubjects import ToolSubjects
 
 Verb = Literal[
     "emit",
@@ -29,6 +30,8 @@ Verb = Literal[
     "delay",
     "watch",
     "park",
+    "call",
+    "provide",
 ]
 
 
@@ -40,7 +43,8 @@ class Right(NamedTuple):
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
             events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
             `bury`, `delay` and `park` (an agent's own asks, journal, dead letters, delayed events and waiting runs),
-            `watch` (a schedule, `<agent>.<trigger>`).
+            `watch` (a schedule, `<agent>.<trigger>`), `call` (`<server>/<tool>`, or all
+            of a server), `provide` (a tool server).
         what: A pattern of it.
     """
 
@@ -145,6 +149,18 @@ def _park(agent: str) -> tuple[list[str], list[str]]:
     return [own, *told], [subjects.wake(agent, root="feed.wake")]
 
 
+def _call(what: str) -> tuple[list[str], list[str]]:
+    """What calls no tool, such as the list of tools, may be asked by all who may call one."""
+    server, _, tool = what.partition("/")
+    spoken = ToolSubjects(server)
+    return [spoken.calls if tool in ("", "*") else spoken.call(tool), spoken.methods, spoken.cancels], []
+
+
+def _provide(server: str) -> tuple[list[str], list[str]]:
+    own = ToolSubjects(server)
+    return ["_INBOX.>", own.changes], [own.calls, own.methods, own.cancels, own.changes, subjects.service(">")]
+
+
 def objects(bucket: str, owner: str) -> list[str]:
     """Return where a principal publishes that keeps large values in a bucket, and reads back its own."""
     chunks = subjects.object_chunk(bucket, owner, "*")
@@ -169,6 +185,8 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "delay": _delay,
     "watch": _watch,
     "park": _park,
+    "call": _call,
+    "provide": _provide,
 }
 
 

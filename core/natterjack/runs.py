@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from asyncio import Task, Timeout, current_task
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from natterjack.approvals import ask_human
 from natterjack.branches import Branch, position_here
 from natterjack.calls import Note
 from natterjack.context import CAUSE, SharedContext
+from natterjack.coroutines import through
 from natterjack.durable import Durable
 from natterjack.errors import LoopError, QueryError
 from natterjack.events import Since
@@ -24,9 +25,7 @@ from natterjack.origins import Origin
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question, ReplyStream
 from natterjack.rights import Verb
 from natterjack.runjournal import RunJournal
-
-R = TypeVar("R")
-Call = Callable[..., Awaitable[R]]
+from natterjack.tools import RunTools
 
 MAX_FANOUT: Final = 1000
 """Events and messages one run may send: more is a loop, or a stream that should be one message."""
@@ -80,6 +79,11 @@ class RunContext:
     def attachments(self) -> Sequence[Attachment]:
         """Files that came with the question."""
         return self.handles.attachments if isinstance(self.handles, Question) else ()
+
+    @property
+    def tools(self) -> RunTools:
+        """The tools of the servers that this agent has."""
+        return RunTools(self, self._facilities.tools)
 
     # Made when first used, because most runs use neither.
 
@@ -386,14 +390,3 @@ class RunContext:
 
 def _since(began: float) -> float:
     return round(time.perf_counter() - began, 6)
-
-
-def through(around: Sequence[Call[R]], call: Call[R], *context: RunContext) -> Call[R]:
-    """Return a call with steps around it, the first outermost; each gets arguments, context, and the call inside."""
-    for step in reversed(around):
-        call = partial(_take, step, context, call)
-    return call
-
-
-def _take(step: Call[R], context: tuple[RunContext, ...], call: Call[R], *args: Any) -> Awaitable[R]:
-    return step(*args, *context, call)

@@ -27,6 +27,7 @@ from natterjack.process import AgentProcess, TeamProcess
 from natterjack.provision import provision, stored_team
 from natterjack.server import Server, named_server
 from natterjack.team import Team
+from natterjack.toolhost import ToolHost
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +86,7 @@ class AgentRuntime:
         self._server, self._store, self._clock = server, store, clock
         self._processes: dict[str, AgentProcess] = {}
         self._hosts: list[AgentHost] = []
+        self._tools: list[ToolHost] = []
         self._broker: Broker | None = None
         self._bus: Bus | None = None
         self._client: TeamClient | None = None
@@ -166,9 +168,13 @@ class AgentRuntime:
             bucket.guards = guards
         agents = {name: process.make_agent(plugins) for name, process in self._processes.items()}
         place = Place(team, plugins, guards, self.context, self.buckets, self._clock)
+        for name in team.tools:
+            self._tools.append(ToolHost(name, team, plugins, await Bus.connect(server, principal=name)))
+        await _start_together(self._tools)
         for name, process in self._processes.items():
             bus = await Bus.connect(server, principal=name)  # last: nothing that can fail may come after it
-            self._hosts.append(AgentHost(name, agents[name], process.triggers, process.journals, place, bus))
+            made = (agents[name], process.triggers, process.journals)
+            self._hosts.append(AgentHost(name, *made, place, bus, servers=process.servers))
         await _start_together(self._hosts)
         self._client = TeamClient(self._bus, self.context, buckets=self.buckets)
 
@@ -188,6 +194,7 @@ class AgentRuntime:
         """
         bus = self._running.bus
         tasks = [asyncio.create_task(host.failed()) for host in self._hosts]
+        tasks += [asyncio.create_task(host.failed()) for host in self._tools]
         if self._broker is not None:
             tasks.append(asyncio.create_task(_broker_lost(self._broker)))
         tasks.append(asyncio.create_task(_connection_lost(bus)))
@@ -211,13 +218,12 @@ class AgentRuntime:
 
     async def _stop(self, timeout: float) -> None:
         hosts, self._hosts, self._client = self._hosts, [], None
+        tools, self._tools = self._tools, []
         bus, self._bus = self._bus, None
         broker, self._broker = self._broker, None
         try:
-            results = await asyncio.gather(*(host.stop(timeout) for host in hosts), return_exceptions=True)
-            for host, result in zip(hosts, results, strict=True):
-                if isinstance(result, BaseException):
-                    log.error("agent %r did not stop cleanly", host.name, exc_info=result)
+            await _stop_together(hosts, timeout)
+            await _stop_together(tools, timeout)  # agents need them to the end
             if bus is not None:
                 async with AsyncExitStack() as closing:
                     for context in (self.context, *self.buckets.values()):
@@ -271,7 +277,14 @@ class AgentRuntime:
     inject_event = _as_operator(TeamClient.inject_event)
 
 
-async def _start_together(hosts: Sequence[AgentHost]) -> None:
+async def _stop_together(hosts: Sequence[AgentHost | ToolHost], timeout: float) -> None:
+    results = await asyncio.gather(*(host.stop(timeout) for host in hosts), return_exceptions=True)
+    for host, result in zip(hosts, results, strict=True):
+        if isinstance(result, BaseException):
+            log.error("%r did not stop cleanly", host.name, exc_info=result)
+
+
+async def _start_together(hosts: Sequence[AgentHost | ToolHost]) -> None:
     """Start all or none: when one cannot, those that are still starting are stopped."""
     try:
         async with asyncio.TaskGroup() as group:

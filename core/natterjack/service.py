@@ -1,4 +1,4 @@
-"""The NATS micro service `agents`: discovery, statistics and heartbeats of one agent.
+"""NATS micro services: discovery and statistics; and `agents`, the one of an agent, with its heartbeats.
 
 As ADR-32 and the Synadia Agent Protocol 0.3 (section 8 for heartbeats) want it.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -37,7 +37,18 @@ LOAD: Final = ("slots", "busy", "answering", "waiting")
 
 @dataclass(slots=True)
 class Endpoint:
-    """An endpoint and what it has done so far; durations in nanoseconds, as ADR-32 wants."""
+    """An endpoint of a micro service, and what it has done so far.
+
+    Attributes:
+        name: Its name.
+        subject: Where it takes requests.
+        metadata: What it tells about itself.
+        num_requests: How many it had.
+        num_errors: How many of these it refused, or failed with.
+        last_error: Code and text of the last one.
+        processing_time: Nanoseconds it worked, as ADR-32 wants; all the seconds of its requests together.
+        queue: Queue group that shares its work.
+    """
 
     name: str
     subject: str
@@ -46,59 +57,67 @@ class Endpoint:
     num_errors: int = 0
     last_error: str = ""
     processing_time: int = 0
+    queue: str = QUEUE
 
     def info(self) -> dict[str, Any]:
         """What it is."""
-        return {"name": self.name, "subject": self.subject, "queue_group": QUEUE, "metadata": self.metadata}
+        return {"name": self.name, "subject": self.subject, "queue_group": self.queue, "metadata": self.metadata}
 
     def stats(self) -> dict[str, Any]:
         """What it did."""
         average = self.processing_time // self.num_requests if self.num_requests else 0
-        counted = {name: value for name, value in asdict(self).items() if name != "metadata"}
-        return {**counted, "queue_group": QUEUE, "average_processing_time": average}
+        counted = {name: value for name, value in asdict(self).items() if name not in ("metadata", "queue")}
+        return {**counted, "queue_group": self.queue, "average_processing_time": average}
 
 
-@dataclass(slots=True)
-class Service:
-    """Answers `$SRV.PING`, `INFO` and `STATS` for one agent in one process.
+class MicroService:
+    """Answers `$SRV.PING`, `INFO` and `STATS` (ADR-32) for a service in one process; the work is done elsewhere.
 
-    And tells on `agents.hb.…` now and then that it lives, and when asked on `agents.status.…`.
+    Args:
+        bus: Its connection.
+        name: Of the service; letters, digits, `-` and `_`.
+        endpoints: What it has.
+        description: For humans.
+        version: Semantic version.
+        metadata: What else it tells about itself.
+
+    Attributes:
+        id: Of this instance.
+        load: Returns how busy it is, the `data` of its statistics.
     """
 
-    bus: Bus
-    team: str
-    agent: str
-    description: str = ""
-    id: str = field(default_factory=lambda: secrets.token_hex(11))
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    endpoints: list[Endpoint] = field(default_factory=list)
-    load: Callable[[], Mapping[str, int]] = dict
-    """How busy the agent is; the `data` of its statistics."""
-    _subscriptions: list[Subscription] = field(default_factory=list)
-    _beating: asyncio.Task[None] | None = None
+    __slots__ = (
+        *("_subscriptions", "bus", "description", "endpoints", "id", "load", "metadata", "name", "started", "version"),
+    )  # there is one for each agent
 
-    @property
-    def names(self) -> dict[str, str]:
-        """Who it is, as the protocol has it in metadata and heartbeats."""
-        return {"agent": subjects.HARNESS, "owner": self.team, "session": self.agent, "protocol_version": PROTOCOL}
+    def __init__(
+        self,
+        bus: Bus,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        description: str = "",
+        version: str = VERSION,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.bus, self.name, self.endpoints = bus, name, endpoints
+        self.description, self.version, self.metadata = description, version, dict(metadata or {})
+        self.id, self.started = secrets.token_hex(11), datetime.now(UTC)
+        self.load: Callable[[], Mapping[str, int]] = dict
+        self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        """Begin to answer, with a first heartbeat at once."""
-        status = subjects.status(self.team, self.agent)
+        """Begin to answer."""
         self._subscriptions.append(await self.bus.subscribe(subjects.service(">"), self._receive))
-        self._subscriptions.append(await self.bus.subscribe(status, self._receive_status, queue=QUEUE))
-        self._beating = asyncio.create_task(self._beat())
 
     async def stop(self) -> None:
         """Answer no more."""
-        if self._beating is not None:
-            self._beating.cancel()
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
     async def _receive(self, message: Message) -> None:
         _, verb, *scope = message.subject.split(".")
-        if scope not in ([], [SERVICE], [SERVICE, self.id]) or not _is_inbox(message.reply):
+        if scope not in ([], [self.name], [self.name, self.id]) or not _is_inbox(message.reply):
             return
         answer = self._answer(verb)
         if answer is not None:
@@ -106,10 +125,10 @@ class Service:
 
     def _answer(self, verb: str) -> dict[str, Any] | None:
         identity = {
-            "name": SERVICE,
+            "name": self.name,
             "id": self.id,
-            "version": VERSION,
-            "metadata": {**self.names, "description": self.description},
+            "version": self.version,
+            "metadata": self.metadata,
             "type": f"io.nats.micro.v1.{verb.lower()}_response",
         }
         if verb == "PING":
@@ -121,6 +140,39 @@ class Service:
             statistics = [{**endpoint.stats(), "data": self.load()} for endpoint in self.endpoints]
             return identity | {"started": self.started.isoformat(), "endpoints": statistics}
         return None
+
+
+class Service(MicroService):
+    """The service `agents` of one agent in one process.
+
+    It tells on `agents.hb.…` now and then that it lives, and when asked on `agents.status.…`.
+    """
+
+    __slots__ = ("_beating", "agent", "team")
+
+    def __init__(self, bus: Bus, team: str, agent: str, description: str, *, endpoints: Sequence[Endpoint]) -> None:
+        self.team, self.agent = team, agent
+        told = {**self.names, "description": description}
+        super().__init__(bus, SERVICE, endpoints, description=description, metadata=told)
+        self._beating: asyncio.Task[None] | None = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Who it is, as the protocol has it in metadata and heartbeats."""
+        return {"agent": subjects.HARNESS, "owner": self.team, "session": self.agent, "protocol_version": PROTOCOL}
+
+    async def start(self) -> None:
+        """Begin to answer, with a first heartbeat at once."""
+        await super().start()
+        status = subjects.status(self.team, self.agent)
+        self._subscriptions.append(await self.bus.subscribe(status, self._receive_status, queue=QUEUE))
+        self._beating = asyncio.create_task(self._beat())
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        if self._beating is not None:
+            self._beating.cancel()
+        await super().stop()
 
     async def _beat(self) -> None:
         subject = subjects.heartbeat(self.team, self.agent)

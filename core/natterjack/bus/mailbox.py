@@ -227,6 +227,16 @@ class Requests:
 
     _mailbox: Mailbox
 
+    @staticmethod
+    def stamped(envelope: Envelope) -> dict[str, str]:
+        """Return the one header that carries an envelope."""
+        return {codec.HEADER: codec.pack(envelope)}
+
+    @staticmethod
+    def envelope_of(message: Message) -> Envelope:
+        """Return what came with a message in that header; raise `PayloadError` if it is malformed."""
+        return envelope_of(message)
+
     async def request(
         self,
         subject: str,
@@ -257,7 +267,7 @@ class Requests:
         return answered(subject, reply)
 
     def ask(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> asyncio.Future[Message]:
-        """Send a request and return what will be its reply, headers given as a block; `answered` reads it."""
+        """Send a request and return what will be its reply, within `timeout` seconds; `answered` reads it."""
         return self._mailbox.post(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=False)
 
     async def request_many(
@@ -268,7 +278,7 @@ class Requests:
         timeout: float,
         until: Callable[[Message], bool],
     ) -> list[Message]:
-        """Send a request and collect replies, until `until` says that one was the last.
+        """Send a request and collect replies, until `until` says that one was the last, within `timeout` seconds.
 
         Raises:
             RequestTimeoutError: The last did not come in time.

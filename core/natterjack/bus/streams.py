@@ -101,7 +101,7 @@ class Streams(Requests, ABC):
         """Return once the connection is up, or raise `DisconnectedError` after `timeout` seconds."""
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, *, timeout: float = 10.0) -> dict[str, Any]:
-        """Call the JetStream API, e.g. `STREAM.INFO.EVENTS`, and return its answer.
+        """Call the JetStream API, e.g. `STREAM.INFO.EVENTS`, and return its answer, within `timeout` seconds.
 
         Raises:
             NotProvisionedError: The stream, consumer or message it names does not exist.
@@ -191,7 +191,11 @@ class Streams(Requests, ABC):
         return stored(subject, reply)
 
     async def check_stream(self, subject: str) -> None:
-        """Tell a missing stream, which no retry mends, from one whose leader is being elected."""
+        """Tell a missing stream, which no retry mends, from one whose leader is being elected.
+
+        Raises:
+            NotProvisionedError: No stream captures the subject.
+        """
         try:
             found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
         except (RefusedError, RequestTimeoutError, DisconnectedError, StreamError) as error:
@@ -227,7 +231,7 @@ class Streams(Requests, ABC):
     ) -> AsyncIterator[Message]:
         """Yield the stored messages that match a pattern, in order, from a sequence on, or stored since a moment.
 
-        It ends with those that are there at the first.
+        It ends with those that are there at the first; the moment may have fractions of seconds.
 
         Raises:
             NotProvisionedError: The stream does not exist.
@@ -254,7 +258,7 @@ class Streams(Requests, ABC):
     async def batch(
         self, stream: str, wanted: Mapping[str, Any], *, timeout: float
     ) -> tuple[list[Message], dict[str, str]]:
-        """Return the messages of one batched direct get (ADR-31), and the headers of the one that ends it."""
+        """Return the messages of one batched direct get (ADR-31), and its end's headers, within `timeout` seconds."""
         name = f"{self.server.prefix}.DIRECT.GET.{stream}"
         *messages, end = await self.request_many(
             name, orjson.dumps(wanted), timeout=timeout, until=lambda reply: bool(status_of(reply))
@@ -266,7 +270,7 @@ class Streams(Requests, ABC):
         return [str(name) async for name in self._pages("STREAM.NAMES", "streams", subject=pattern)]
 
     async def subjects_in(self, stream: str, pattern: str, *, timeout: float = 10.0) -> list[str]:
-        """Return the subjects of a stream's messages that match a pattern, in the server's order.
+        """Return the subjects of a stream's messages that match a pattern, by page, each within `timeout` seconds.
 
         Raises:
             NotProvisionedError: The stream does not exist.

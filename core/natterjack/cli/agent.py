@@ -15,9 +15,13 @@ from natterjack.cli.lifeline import PARENT, Lifeline
 from natterjack.cli.options import NatsContextOption, ServerOption, find_server
 from natterjack.cli.output import write
 from natterjack.cli.run import run, show_logs, stopping
+from natterjack.context import AgentContext
 from natterjack.coroutines import first_of
+from natterjack.errors import UnknownAgentError
+from natterjack.host import AgentHost
 from natterjack.runtime import start_agent
 from natterjack.server import Server
+from natterjack.toolhost import ToolHost, start_tool_server
 
 app = typer.Typer(no_args_is_help=True, help="Run one agent of a team.")
 
@@ -29,12 +33,12 @@ def agent() -> None:
 
 @app.command("run")
 def run_agent(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The agent, as its team calls it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The agent, or tool server, as its team calls it.")],
     *,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
 ) -> None:
-    """Run one agent of the team that is provisioned on a server, until SIGINT or SIGTERM.
+    """Run one agent, or tool server, of the team that is provisioned on a server, until SIGINT or SIGTERM.
 
     It needs no team file: a URL, a credential and the packages of its plugins will do.
     """
@@ -44,7 +48,7 @@ def run_agent(
 
 async def _serve(name: str, server: Server) -> None:
     with stopping() as stop, _lifeline(stop) as lifeline:
-        started = await first_of(start_agent(name, server), stop.wait())
+        started = await first_of(_start(name, server), stop.wait())
         if not isinstance(started, tuple):
             return
         host, context = started
@@ -59,6 +63,13 @@ async def _serve(name: str, server: Server) -> None:
             await context.close()
         if isinstance(error, Exception):
             raise error
+
+
+async def _start(name: str, server: Server) -> tuple[AgentHost | ToolHost, AgentContext]:
+    try:
+        return await start_agent(name, server)
+    except UnknownAgentError:
+        return await start_tool_server(name, server), AgentContext()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 from natterjack.cli.lifeline import MARGIN, PARENT
 from natterjack.errors import StartError
-from natterjack.team import AgentSpec
+from natterjack.team.processes import ProcessSpec
 
 READY: Final = "ready"
 """Last word of the line that an agent's process prints once it listens."""
@@ -36,9 +36,9 @@ class Child:
     """One agent's process, and the one that comes after it.
 
     Attributes:
-        agent: Its agent.
+        agent: Its agent, or tool server.
         label: Unique, for humans: `researcher`, or `researcher/2` for a second replica.
-        spec: The agent's limits.
+        spec: Its limits.
         show: Shows what it prints.
         ready: Set while it listens.
         started: Whether it ever listened.
@@ -53,7 +53,7 @@ class Child:
 
     agent: str
     label: str
-    spec: AgentSpec
+    spec: ProcessSpec
     show: Show
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     started: bool = False

@@ -18,7 +18,6 @@ from natterjack.components import (
     Middleware,
     PeerScheme,
     StreamTrigger,
-    ToolServer,
     Trigger,
     TriggerContext,
 )
@@ -27,6 +26,8 @@ from natterjack.rights import Right, Rule
 from natterjack.runs import RunContext
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
+from natterjack.tools import RunTools
+from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerContext
 
 BEGIN: Final = "<!-- reference: begin -->"
 END: Final = "<!-- reference: end -->"
@@ -44,7 +45,11 @@ COMPONENTS: Final[tuple[type, ...]] = (
 )
 GIVEN: Final[tuple[type, ...]] = (
     RunContext,
+    RunTools,
     TriggerContext,
+    ToolServerContext,
+    ToolClient,
+    ToolInfo,
     Clock,
     Settings,
     Event,

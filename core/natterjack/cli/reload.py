@@ -85,7 +85,7 @@ class Reloader:
                 self._tell(f"{str(error).removesuffix('.')}; what runs goes on as it was")
                 return
             if everything or _common(team) != _common(self._team):  # each agent's guard knows the rules of all
-                renewed |= team.agents.keys()
+                renewed |= team.processes.keys()
             provisioned = ["provisioned"] if team != self._team else []
             if done := provisioned + await self._update(team, renewed):
                 what = "done" if everything else f"{', '.join(sorted(path.name for path in changed))} changed"
@@ -112,10 +112,14 @@ class Reloader:
         """Bring what runs to what is wanted, and return what was done."""
         before, self._team = self._team, team
         self._supervisor.team = team
-        todo = {name: ("removed", self._supervisor.scale(name, 0)) for name in before.agents if name not in team.agents}
-        for name, spec in team.agents.items():
+        todo = {
+            name: ("removed", self._supervisor.scale(name, 0))
+            for name in before.processes
+            if name not in team.processes
+        }
+        for name, spec in team.processes.items():
             running = sum(child.agent == name for child in self._supervisor.children)
-            old = before.agents.get(name)
+            old = before.processes.get(name)
             if not running:
                 todo[name] = ("started", self._supervisor.scale(name, spec.replicas))
             elif name in concerned or old is None or old != spec.model_copy(update={"replicas": old.replicas}):

@@ -46,7 +46,7 @@ SORTS: Final[Mapping[str, Sort]] = {
         "ToolServer",
         "natterjack_tool_servers",
         "A tool server that returns what it is sent in capitals",
-        "A table `[tools.{name}]` of a team file will be its settings, once teams start tool servers.",
+        '    [tools.{name}]\n    kind = "{name}"',
     ),
     "peer": Sort("peer", "Peers", "natterjack_peers", "An address scheme for agents behind TCP ports"),
     "middleware": Sort(

@@ -1,4 +1,4 @@
-"""The supervisor: one operating-system process per agent, restarted with backoff, their logs prefixed.
+"""The supervisor: one operating-system process per agent and tool server, restarted with backoff, their logs prefixed.
 
 A process is a plain `natterjack agent run NAME`, which may as well be started by hand on another machine; no process
 of ours is special. Each child ends when the supervisor does, even by kill -9, and is replaced when it hangs or uses
@@ -56,13 +56,13 @@ class Supervisor:
         self._command = list(command) or [sys.executable, "-m", "natterjack", "agent", "run"]
         self.children = [
             self._child(name, name if spec.replicas == 1 else f"{name}/{number}")
-            for name, spec in team.agents.items()
+            for name, spec in team.processes.items()
             for number in range(1, spec.replicas + 1)
         ]
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _child(self, agent: str, label: str) -> Child:
-        return Child(agent, label, self.team.agents[agent], self._show)
+        return Child(agent, label, self.team.processes[agent], self._show)
 
     async def start(self) -> None:
         """Start all, and return once all listen.
@@ -70,8 +70,6 @@ class Supervisor:
         Raises:
             StartError: One does not come up; all are stopped then.
         """
-        for child in self.children:
-            self._launch(child)
         ready = asyncio.create_task(self._all_ready())
         try:
             await asyncio.wait([ready, self._failure], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
@@ -94,8 +92,12 @@ class Supervisor:
             self._failure.exception()  # whoever waits gets it; nobody may wait any more
 
     async def _all_ready(self) -> None:
-        for child in self.children:
-            await child.ready.wait()
+        tools = [child for child in self.children if child.agent in self.team.tools]
+        for some in (tools, [child for child in self.children if child not in tools]):  # agents need the tools
+            for child in some:
+                self._launch(child)
+            for child in some:
+                await child.ready.wait()
 
     def _raise_failure(self) -> None:
         if self._failure.done():
@@ -110,7 +112,9 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Have every process drain; what does not end within its `drain_timeout` is killed."""
-        await asyncio.gather(*(child.retire() for child in list(self.children)))
+        tools = [child for child in self.children if child.agent in self.team.tools]
+        await asyncio.gather(*(child.retire() for child in self.children if child not in tools))
+        await asyncio.gather(*(child.retire() for child in tools))
 
     # Changing what runs
 

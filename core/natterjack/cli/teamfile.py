@@ -17,7 +17,8 @@ from natterjack.errors import ConfigError
 from natterjack.settings import Settings
 from natterjack.team.check import path_text, report, sentence
 from natterjack.team.model import AgentSpec, Origins, Team, TeamTable, TriggerSpec
-from natterjack.team.values import BucketName, Name, Plain, State, ToolName
+from natterjack.team.processes import ToolSpec
+from natterjack.team.values import BucketName, Name, State, ToolName
 
 MAX_BYTES: Final = 1_000_000
 """Size of a team file: provisioning stores the team as one message."""
@@ -49,7 +50,7 @@ class TeamFile(Settings):
     context: State = Field(default_factory=dict)
     buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(min_length=1)
-    tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
+    tools: dict[ToolName, ToolSpec] = Field(default_factory=dict)
 
     def as_team(self) -> Team:
         """Return the team that it describes."""
@@ -149,9 +150,13 @@ def _too_deep(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _path(problem: ErrorDetails) -> tuple[int | str, ...]:
-    """Return where in the file a problem is; options are written in their agent's own table."""
+    """Return where in the file a problem is; options are written in the table of what has them."""
     path = tuple(part for part in problem["loc"] if part != "[key]")
-    return path[:2] + path[3:] if path[:1] == ("agents",) and path[2:3] == ("options",) and path[3:] else path
+    return (
+        path[:2] + path[3:]
+        if path[:1] in (("agents",), ("tools",)) and path[2:3] == ("options",) and path[3:]
+        else path
+    )
 
 
 def _problem(problem: ErrorDetails, origins: Origins) -> str:
@@ -170,6 +175,8 @@ def _known(path: tuple[int | str, ...]) -> Iterator[str]:
         yield from TeamFile.model_fields
     elif path[0] == "team":
         yield from TeamTable.model_fields
+    elif path[0] == "tools":
+        yield from ToolSpec.model_fields
     else:
         yield from AgentSpec.model_fields if len(path) == 3 else TriggerSpec.model_fields
 

@@ -182,6 +182,8 @@ def _announce(team: Team, server: Server, broker: Broker | None, nats_context: s
     for warning in warnings(team):
         _say("warning", warning)
     _say("team", f"{team.name}: {', '.join(team.agents)}")
+    if team.tools:
+        _say("tools", ", ".join(team.tools))
     if example := example_command(team, server, nats_context):
         if "$NATS_URL" in example and broker is not None:
             _say("try", 'eval "$(natterjack broker env)"   # once in that shell: the address holds a token')
@@ -226,8 +228,8 @@ class _Prefixed:
     """Shows what the agents' processes print, each line with its agent's name."""
 
     def __init__(self, team: Team) -> None:
-        self._width = max(map(len, team.agents), default=0)
-        self._colors = dict(zip(team.agents, _COLORS * (len(team.agents) // len(_COLORS) + 1), strict=False))
+        self._width = max(map(len, team.processes), default=0)
+        self._colors = dict(zip(team.processes, _COLORS * (len(team.processes) // len(_COLORS) + 1), strict=False))
 
     def __call__(self, label: str, line: str) -> None:
         prefix = f"{label:{self._width}} |"

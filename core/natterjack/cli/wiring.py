@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -121,7 +121,7 @@ def wiring(team: Team) -> Wiring:
             _add_sent(made, agent, "event", [event], "emits", "no agent waits for it", label)
         _add_sent(made, agent, "topic", spec.publishes or (), "publishes", "no agent reads it")
         _add_rest(made, agent, spec)
-        _add_tools(made, name, spec, team.tools)
+        _add_tools(made, team, name)
     return made
 
 
@@ -200,10 +200,10 @@ def _add_rest(made: Wiring, agent: str, spec: AgentSpec) -> None:
         made.join(made.add("key", key), agent, "reads")
 
 
-def _add_tools(made: Wiring, name: str, spec: AgentSpec, tools: Mapping[str, Mapping[str, object]]) -> None:
-    wanted = spec.options.get("tools", [])
-    for server in wanted if isinstance(wanted, list) else []:
-        roles = tools.get(str(server), {}).get("roles", {})
-        allowed = [tool for tool, who in roles.items() if name in who] if isinstance(roles, dict) else []
-        note = "" if server in tools else "the team has no such tool server"
-        made.join(f"agent:{name}", made.add("tools", str(server), note), "tools", ", ".join(allowed))
+def _add_tools(made: Wiring, team: Team, name: str) -> None:
+    for server in team.agents[name].tools:
+        spec = team.tools.get(server)
+        roles = spec.roles or () if spec else ()
+        allowed = [tool for tool in roles if spec and spec.admits(tool, name, team.roles_of(name))]
+        note = "" if spec else "the team has no such tool server"
+        made.join(f"agent:{name}", made.add("tools", server, note), "tools", ", ".join(allowed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from natterjack.subjects import (
     widest,
 )
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
+from natterjack.team.processes import ProcessSpec, ToolSpec
 
 MAX_PROBLEMS: Final = 20
 """How many problems one error lists."""
@@ -108,16 +110,32 @@ def check_team(team: Team, plugins: Plugins) -> None:
         for event in spec.result_types:
             with problems.at(team.place(name, spec.result_key(event), event)):
                 _check_result_event(spec, event)
-    for name in team.tools:
-        msg = (
-            "this version starts no tool server, whatever plugin brings it, and agents would miss it; remove the table"
-        )
-        problems.add(team.place(name, table="tools"), ConfigError(msg))
+        for server in spec.tools:
+            with problems.at(team.place(name, "tools")):
+                _check_known(server, team.tools, "tool server")
+    for name, tools in team.tools.items():
+        _check_tools(problems, team, name, tools, plugins)
     problems.raise_all()
 
 
-def _option_problems(spec: AgentSpec, config: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    known = [*config.model_fields, *AgentSpec.model_fields]
+def _check_tools(problems: _Problems, team: Team, name: str, spec: ToolSpec, plugins: Plugins) -> None:
+    place = partial(team.place, name, table="tools")
+    with problems.at(place()):
+        if name in team.agents:
+            msg = f"the team has an agent {name!r}, too; give one of them another name"
+            raise ConfigError(msg)
+    with problems.at(place("kind")):
+        for key, text in _option_problems(spec, plugins.tool_server(spec.kind).Config):
+            problems.add(place(key), ConfigError(text))
+    known = {*team.agents, *(role for agent in team.agents.values() for role in agent.roles)}
+    for tool, who in (spec.roles or {}).items():
+        for each in who:
+            with problems.at(place("roles", tool)):
+                _check_known(each, known, "agent, or role of an agent,")
+
+
+def _option_problems(spec: ProcessSpec, config: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    known = [*config.model_fields, *type(spec).model_fields]
     for key in _unknown(spec.options, config):
         yield key, f"unknown key {key!r}.{nearest(key, known)}"
     try:
@@ -213,21 +231,21 @@ def _check_peers(problems: _Problems, team: Team, agent: str, spec: AgentSpec, p
     for peer in spec.asks or ():
         with problems.at(team.place(agent, "asks")):
             if peer not in spec.cross_agents:
-                _check_peer(peer, team.agents)
+                _check_known(peer, team.agents)
     for peer, address in spec.cross_agents.items():
         scheme, has_scheme, _ = address.partition("://")
         with problems.at(team.place(agent, "cross_agents", peer)):
             if not has_scheme:
-                _check_peer(address, team.agents)
+                _check_known(address, team.agents)
             elif is_foreign(address):
                 split_foreign(address)
             elif scheme not in _NATS_SCHEMES:
                 plugins.peer(scheme)
 
 
-def _check_peer(peer: str, known: Iterable[str]) -> None:
-    if peer not in known:
-        msg = f"{peer!r} is no agent of the team.{nearest(peer, known)}"
+def _check_known(name: str, known: Iterable[str], what: str = "agent") -> None:
+    if name not in known:
+        msg = f"{name!r} is no {what} of the team.{nearest(name, known)}"
         raise ConfigError(msg)
 
 

@@ -14,9 +14,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_vali
 
 from natterjack.addresses import is_foreign
 from natterjack.errors import UnknownAgentError
-from natterjack.rights import Rule, Verb
+from natterjack.rights import Right, Rule, Verb
 from natterjack.settings import Settings
 from natterjack.subjects import OPERATOR, check_pattern, matches, split_keys
+from natterjack.team.processes import ProcessSpec, ToolSpec, open_schema
 from natterjack.team.values import (
     BucketName,
     EventType,
@@ -24,7 +25,6 @@ from natterjack.team.values import (
     JournalName,
     Keys,
     Kind,
-    MemorySize,
     Name,
     Names,
     OneOrMore,
@@ -115,12 +115,7 @@ def _expand(kind: str, value: object, more: Mapping[str, object] | None = None) 
     return {"kind": kind, "settings": {**settings, **(more or {})}}
 
 
-def _agent_schema(schema: dict[str, Any]) -> None:
-    schema["properties"].pop("options")
-    schema["additionalProperties"] = True
-
-
-class AgentSpec(Settings):
+class AgentSpec(ProcessSpec):
     """One agent, as it is written, provisioned and stored.
 
     Attributes:
@@ -141,6 +136,8 @@ class AgentSpec(Settings):
         ordered_by: Dotted path of a field of the data: events with one value of it are handled one after another.
         cross_agents: Addresses of peers by the names it calls them.
         journal: Journals beside the stream.
+        tools: Tool servers of the team that it may call.
+        roles: What it is to tool servers, for their guards; by default its own name.
         replicas: Processes that share its work.
         concurrency: Events and questions that one process works on at once.
         max_attempts: Failed handlings after which an event is dead.
@@ -154,7 +151,7 @@ class AgentSpec(Settings):
         options: All other keys of its table: the settings of its kind.
     """
 
-    model_config = ConfigDict(json_schema_extra=_agent_schema)
+    model_config = ConfigDict(json_schema_extra=open_schema)
 
     kind: Kind
     on: Annotated[
@@ -173,41 +170,20 @@ class AgentSpec(Settings):
     ordered_by: FieldPath | None = None
     cross_agents: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     journal: Annotated[tuple[JournalName, ...], OneOrMore] = ()
-    replicas: int = Field(1, strict=True, ge=1, le=1000)
+    tools: Annotated[tuple[ToolName, ...], OneOrMore] = ()
+    roles: Names = ()
     concurrency: int = Field(16, strict=True, ge=1, le=10_000)
     max_attempts: int = Field(5, strict=True, ge=1, le=100)
     retry_delay: float = Field(1.0, strict=True, gt=0, le=60, allow_inf_nan=False)
     timeout: float = Field(600.0, strict=True, gt=0, le=7 * 86_400, allow_inf_nan=False)
-    drain_timeout: float = Field(10.0, strict=True, ge=0, le=86_400, allow_inf_nan=False)
-    hang_timeout: float = Field(60.0, strict=True, ge=0, le=86_400, allow_inf_nan=False)
-    memory: MemorySize | None = None
-    memory_max: MemorySize | None = None
-    options: dict[str, Plain] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
     @classmethod
-    def _gather_options(cls, value: object) -> object:
-        """Move unknown keys to the options; of an imported kind, what looks like a key of ours stays: refused."""
-        if not isinstance(value, Mapping):
-            return value
+    def _own_keys(cls, table: Mapping[Any, Any]) -> set[str]:
+        """Of an imported kind, what looks like a key of ours is one: refused."""
         own = set(cls.model_fields)
-        if ":" in str(value.get("kind", "")):
-            own |= {key for key in value if get_close_matches(str(key), cls.model_fields, 1, cutoff=0.8)}
-        given, more = value.get("options", {}), {key: item for key, item in value.items() if key not in own}
-        known = {key: item for key, item in value.items() if key in own}
-        return {**known, "options": {**given, **more} if isinstance(given, Mapping) else given}
-
-    @model_validator(mode="after")
-    def _check_memory(self) -> AgentSpec:
-        if self.memory is not None and self.memory_max is not None and self.memory_max < self.memory:
-            msg = f"`memory_max` ({self.memory_max:d} bytes) is less than `memory` ({self.memory:d}); make it more"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def most_memory(self) -> int | None:
-        """Bytes beyond which a process is killed; None: it is not."""
-        return self.memory_max or (None if self.memory is None else self.memory * 3 // 2)
+        if ":" in str(table.get("kind", "")):
+            own |= {key for key in table if get_close_matches(str(key), cls.model_fields, 1, cutoff=0.8)}
+        return own
 
     @property
     def imported(self) -> bool:
@@ -322,7 +298,7 @@ class Team(TeamTable):
     context: State = Field(default_factory=dict)
     buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(default_factory=dict)
-    tools: dict[ToolName, dict[str, Plain]] = Field(default_factory=dict)
+    tools: dict[ToolName, ToolSpec] = Field(default_factory=dict)
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def agent(self, name: str) -> AgentSpec:
@@ -334,6 +310,34 @@ class Team(TeamTable):
         if name not in self.agents:
             raise UnknownAgentError(self.name, name, self.agents)
         return self.agents[name]
+
+    def tool(self, name: str) -> ToolSpec:
+        """Return one of its tool servers.
+
+        Raises:
+            UnknownAgentError: It has none of that name, and no agent.
+        """
+        if name not in self.tools:
+            raise UnknownAgentError(self.name, name, self.processes)
+        return self.tools[name]
+
+    @property
+    def processes(self) -> dict[str, ProcessSpec]:
+        """Its tool servers and its agents, by name."""
+        return {**self.tools, **self.agents}
+
+    def roles_of(self, agent: str) -> frozenset[str]:
+        """Return what an agent is to tool servers; nothing for one that the team has not."""
+        return frozenset(self.agents[agent].roles or (agent,)) if agent in self.agents else frozenset()
+
+    def calls(self, agent: str) -> list[Right]:
+        """Return the rights of an agent to call tools."""
+        found = []
+        for server in self.agents[agent].tools:
+            spec = self.tools[server]
+            tools = [tool for tool in spec.roles or () if spec.admits(tool, agent, self.roles_of(agent))]
+            found += [Right("call", f"{server}/{tool}") for tool in (["*"] if spec.roles is None else tools)]
+        return found
 
     def written_in(self, origins: Origins) -> Team:
         """Return the same team, whose messages say where it is written."""

@@ -79,6 +79,7 @@ def _check_memory(size: ByteSize) -> ByteSize:
 Plain = Annotated[Any, BeforeValidator(plain)]
 Name = Annotated[str, AfterValidator(check_name)]
 ToolName = Annotated[str, AfterValidator(lambda name: check_name(name, "tool server name"))]
+ToolKind = Annotated[str, AfterValidator(lambda name: check_name(name, "kind of tool server"))]
 TeamName = Annotated[str, AfterValidator(lambda name: check_name(name, "team name"))]
 JournalName = Annotated[str, AfterValidator(lambda name: check_name(name, "journal"))]
 TriggerName = Annotated[str, AfterValidator(lambda name: check_name(name, "trigger"))]

@@ -61,7 +61,7 @@ class Supervised:
 
         deadline = time.monotonic() + timeout
         while b"\nready " not in self._since():
-            assert time.monotonic() < deadline, f"not ready within {timeout:g} s: {self._log}"
+            assert time.monotonic() < deadline, f"not ready within {timeout:g} s:\n{self._since()[-4000:].decode()}"
             if not self.runs:
                 self.start()
             await clock.sleep(0.1)

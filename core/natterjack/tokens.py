@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Self
 
 from natterjack.errors import ConfigError, TokenError
 from natterjack.keys import MIN_SECRET, FetchedKeySet, Key, Keys, KeySet, key_pair, public_key, secret_key
@@ -86,6 +89,19 @@ class Tokens:
         self._signing, self._keys = _read_keys(secret, private_key, public_key, jwks)
         if self._weakness:
             logger.warning("%s", self._weakness)
+
+    @classmethod
+    def of(cls, where: str, **settings: Any) -> Self:
+        """Return the tokens of a key that is kept outside of the program.
+
+        Args:
+            where: `env:NAME` or `file:PATH`; a secret, a PEM or a JWK set stands there.
+            settings: All else, as for the class.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        return cls(**_key_at(where), **settings)
 
     @property
     def mints(self) -> bool:
@@ -185,6 +201,37 @@ def inspect(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 # Keys
+
+
+def _key_at(where: str) -> dict[str, Any]:
+    """Return the argument of `Tokens` that the key there is for."""
+    text = _look_up(where)
+    if "-----BEGIN" in text:
+        return {"private_key" if "PRIVATE KEY" in text else "public_key": text}
+    if text.startswith("{"):
+        try:
+            return {"jwks": json.loads(text)}
+        except ValueError as error:
+            msg = f"what stands at {where!r} begins like a JWK set, but is no JSON: {error}"
+            raise ConfigError(msg) from error
+    return {"secret": text}
+
+
+def _look_up(where: str) -> str:
+    kind, _, name = where.partition(":")
+    if kind == "env" and name:
+        if found := os.environ.get(name, "").strip():
+            return found
+        msg = f'{name} is not set; e.g. export {name}="$(openssl rand -base64 32)", or name another key'
+        raise ConfigError(msg)
+    if kind == "file" and name:
+        try:
+            return Path(name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"the key in {name!r} cannot be read: {type(error).__name__}"
+            raise ConfigError(msg) from error
+    msg = "write where the key of tokens is, as env:NAME or file:PATH, and never the key itself"
+    raise ConfigError(msg)
 
 
 def _read_keys(

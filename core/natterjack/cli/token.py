@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import orjson
@@ -16,7 +14,6 @@ from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import JsonOption
 from natterjack.cli.output import local, text_of, write, write_json
 from natterjack.cli.run import run
-from natterjack.errors import ConfigError
 from natterjack.tokens import Tokens
 from natterjack.tokens import inspect as inspect_token
 
@@ -53,7 +50,7 @@ def mint(
     as_json: JsonOption = False,
 ) -> None:
     """Make a token, and print it."""
-    tokens = Tokens(**_read_key(key), key_id=key_id, audience=audience, issuer=issuer)
+    tokens = Tokens.of(_named(key), key_id=key_id, audience=audience, issuer=issuer)
     claims = dict(map(_read_claim, claim or ()))
     token = tokens.mint(subject, roles=role or (), scopes=scope or (), expires=expires, claims=claims)
     write_json({"token": token, "claims": inspect_token(token)[1]}) if as_json else write(token)
@@ -82,8 +79,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a token, and show what it says; exit code 1 if it is not valid."""
-    given: dict[str, Any] = {"jwks": jwks} if jwks else _read_key(key)
-    tokens = Tokens(**given, audience=audience, issuer=issuer, leeway=leeway)
+    if jwks:
+        tokens = Tokens(jwks=jwks, audience=audience, issuer=issuer, leeway=leeway)
+    else:
+        tokens = Tokens.of(_named(key), audience=audience, issuer=issuer, leeway=leeway)
     claims = run(tokens.verify(_read_token(token)))
     if as_json:
         write_json({"claims": claims.values})
@@ -92,35 +91,12 @@ def verify(
     _show(claims.values)
 
 
-def _read_key(where: str) -> dict[str, Any]:
-    """Return the argument of `Tokens` that the key is for."""
-    text = _look_up(where)
-    if "-----BEGIN" in text:
-        return {"private_key" if "PRIVATE KEY" in text else "public_key": text}
-    if text.startswith("{"):
-        try:
-            return {"jwks": orjson.loads(text)}
-        except orjson.JSONDecodeError as error:
-            msg = f"what stands at {where!r} begins like a JWK set, but is no JSON: {error}"
-            raise ConfigError(msg) from error
-    return {"secret": text}
-
-
-def _look_up(where: str) -> str:
-    kind, _, name = where.partition(":")
-    if kind == "env" and name:
-        if found := os.environ.get(name, "").strip():
-            return found
-        msg = f'{name} is not set; e.g. export {name}="$(openssl rand -base64 32)", or name a key with --key'
-        raise ConfigError(msg)
-    if kind == "file" and name:
-        try:
-            return Path(name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"the key in {name!r} cannot be read: {type(error).__name__}"
-            raise ConfigError(msg) from error
-    msg = "--key says where the key is, env:NAME or file:PATH, and is not the key itself, which others would see"
-    raise CommandError(msg, ExitCode.USAGE)
+def _named(where: str) -> str:
+    """Return where a key is; what is no such place may be the key itself, which stays untold."""
+    if not where.startswith(("env:", "file:")):
+        msg = "--key says where the key is, env:NAME or file:PATH, and is not the key itself, which others would see"
+        raise CommandError(msg, ExitCode.USAGE)
+    return where
 
 
 def _read_claim(text: str) -> tuple[str, Any]:

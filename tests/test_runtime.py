@@ -40,9 +40,9 @@ from natterjack import (
 )
 from natterjack.bus import Bus
 from natterjack.plugins import Plugins
-from natterjack.runtime import TeamRuntime, start_agent
+from natterjack.runtime import TeamRuntime, opened, start_agent
 from natterjack.server import Server
-from natterjack.team import Team
+from natterjack.team import Team, TriggerSpec
 from natterjack.testing import NatsServer, until
 
 
@@ -484,6 +484,17 @@ async def test_trigger_of_ones_own(own_server: NatsServer) -> None:
     assert {event.type for event in recorder.events} == {"tick"}
     assert recorder.events[0].data == {"every": 0.02}
     assert recorder.events[0].source == "ticking"
+
+
+def test_doors_are_added_or_take_the_place_of_what_the_team_says() -> None:
+    on = (TriggerSpec(kind="event", settings={"event_type": "x"}), TriggerSpec(kind="tick", settings={"a": 1, "b": 2}))
+    assert opened(on, {}) == on
+    changed = opened(on, {"tick": {"b": 3}, "door": {"c": 4}})
+    assert [(each.kind, each.settings) for each in changed] == [
+        ("event", {"event_type": "x"}),
+        ("tick", {"a": 1, "b": 3}),
+        ("door", {"c": 4}),
+    ]
 
 
 async def test_trigger_fires_once_per_id(own_server: NatsServer) -> None:

@@ -17,6 +17,7 @@ from natterjack import (
     ContextTrigger,
     Event,
     PatternError,
+    PeerRefusedError,
     RunContext,
     SubjectTrigger,
 )
@@ -320,6 +321,78 @@ async def test_what_a_callback_fails_for_is_a_dead_letter(
     (letter,) = await letters(bus)
     assert (letter.data, letter.type) == (b"1", "odd.one")
     assert "KeyError" in letter.cause
+
+
+class Door(Trigger):
+    """Asks for others, and passes on what is still answered when it ends."""
+
+    name, tells_ready, drains = "door", True, True
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.asking: list[asyncio.Task[str]] = []
+        self.told = asyncio.Event()
+
+    async def run(self, ctx: TriggerContext) -> None:
+        self.ctx = ctx
+        ctx.ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.told.set()
+            await asyncio.wait(self.asking)
+
+    def ask(self, caller: str, **more: Any) -> asyncio.Task[str]:
+        """Have it ask."""
+        self.asking.append(asyncio.create_task(self.ctx.ask("well?", caller=caller, **more)))
+        return self.asking[-1]
+
+
+async def test_a_trigger_asks_for_others_whom_the_rules_bind(own_server: NatsServer, stack: AsyncExitStack) -> None:
+    door, agent = Door(), ScriptedAgent(answers="yes")
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess("ann", agent=ScriptedAgent(), asks=["door"]))
+    runtime.add_process(AgentProcess("bob", agent=ScriptedAgent(), asks=["ann"]))
+    runtime.add_process(AgentProcess("door", agent=agent, triggers=[door]))
+    await stack.enter_async_context(runtime)
+    assert await door.ask("ann") == "yes"
+    assert await door.ask("a stranger; s=operator") == "yes"
+    with pytest.raises(PeerRefusedError, match="'bob' may not ask 'door'"):
+        await door.ask("bob")
+    with pytest.raises(PeerRefusedError, match="'bob' may not ask 'door'"):
+        door.ctx.ask_stream("well?", caller="bob")
+    async with door.ctx.ask_stream("well?", caller="ann", timeout=5) as chunks:
+        assert [chunk async for chunk in chunks] == ["yes"]
+    assert [ctx.caller for ctx in agent.contexts] == ["ann", "a stranger; s=operator", "ann"]
+
+
+async def test_a_trigger_that_drains_passes_on_what_is_still_answered(
+    own_server: NatsServer, stack: AsyncExitStack
+) -> None:
+    released, door = asyncio.Event(), Door()
+    agent = ScriptedAgent(answers=lambda _: released.wait())
+    runtime = await started(stack, own_server, door=(agent, door))
+    asking = door.ask("ann")
+    await until(lambda: agent.questions)
+    stopping = asyncio.create_task(runtime.stop_all(20))
+    await door.told.wait()
+    assert not stopping.done()
+    released.set()
+    assert await asking == "true"
+    await stopping
+
+
+async def test_a_trigger_that_drains_for_too_long_is_cancelled_again(
+    own_server: NatsServer, stack: AsyncExitStack
+) -> None:
+    door = Door()
+    agent = ScriptedAgent(answers=lambda _: asyncio.Event().wait())
+    runtime = await started(stack, own_server, door=(agent, door))
+    endless = asyncio.create_task(asyncio.Event().wait())
+    door.asking.append(endless)  # type: ignore[arg-type]
+    await runtime.stop_all(0.1)
+    assert not endless.done()  # it was not waited for
+    endless.cancel()
 
 
 @pytest.mark.parametrize(

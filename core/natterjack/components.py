@@ -21,6 +21,7 @@ from natterjack.settings import Settings, read_settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 
 if TYPE_CHECKING:
+    from natterjack.peers import AnswerStream
     from natterjack.runs import RunContext
 
 
@@ -144,6 +145,15 @@ class TriggerContext(Protocol):
             StreamError: The inbox is full; nothing was dropped.
         """
 
+    async def ask(self, question: str, *, caller: str, timeout: float = 60.0) -> Answer:
+        """Ask the agent, or a replica, within `timeout` seconds, for somebody who has no connection to the broker.
+
+        Guards decide whether the caller may ask, and the agent sees it as `ctx.caller`. Raises as `ask_peer` does.
+        """
+
+    def ask_stream(self, question: str, *, caller: str, timeout: float = 60.0) -> AnswerStream:
+        """Return the answer as chunks that come within `timeout` seconds; see `ask` and `TeamClient.ask_stream`."""
+
     def ready(self) -> None:
         """Tell that the trigger can be reached from now on; for one whose class says `tells_ready`."""
 
@@ -186,6 +196,8 @@ class Trigger(Component):
     Attributes:
         tells_ready: Whether `run` calls `ctx.ready()` once it can be reached, e.g. at a port. The start of its agent
             then waits for that (5 s), and what `run` fails with before is an error of the start.
+        drains: Whether `run`, once cancelled, passes on what it has asked and is still answered. It has as long for
+            that as its agent has for what runs; then it is cancelled once more.
 
     Example::
 
@@ -202,6 +214,7 @@ class Trigger(Component):
     """
 
     tells_ready: ClassVar[bool] = False
+    drains: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

@@ -31,8 +31,8 @@ from natterjack.facilities import Facilities
 from natterjack.guards import Guards
 from natterjack.journal import StreamJournal
 from natterjack.listener import Listener, keep, type_of
-from natterjack.messages import Envelope, Firing, PlainMessage, Schedule, run_id
-from natterjack.peers import AskServer, Peers, Question, cancel_all
+from natterjack.messages import Answer, Envelope, Firing, PlainMessage, Schedule, run_id
+from natterjack.peers import ASK_TIMEOUT, AnswerStream, AskServer, Peers, Question, cancel_all, end_all
 from natterjack.plugins import Plugins
 from natterjack.relay import Relay
 from natterjack.routing import Routing
@@ -106,7 +106,7 @@ class AgentHost:
     ) -> None:
         team, plugins, context, guards = place.team, place.plugins, place.context, place.guards
         spec = team.agents[name]
-        self.name, self.spec, self.bus, self.clock = name, spec, bus, place.clock or Clock()
+        self.name, self.spec, self.bus, self.clock, self.guards = name, spec, bus, place.clock or Clock(), guards
         self._agent, self._triggers, self._closing = agent, [*own_triggers(spec.waits), *triggers], closing
         self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
         middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
@@ -217,12 +217,17 @@ class AgentHost:
             return
         self._stopped = True
         due = time.monotonic() + timeout
-        tasks = {*self._tasks, *([self._expiry] if self._expiry else [])}
-        await cancel_all(tasks, f"triggers of {self.name!r}")
-        await asyncio.gather(*(task for task in tasks if task.done()), return_exceptions=True)
+        started = dict(zip(self._tasks, self._triggers, strict=False))  # fewer, where the start failed
+        draining = {task for task, trigger in started.items() if trigger.drains}
+        for task in draining:
+            task.cancel()
+        tasks = {*started, *([self._expiry] if self._expiry else [])}
+        await cancel_all(tasks - draining, f"triggers of {self.name!r}")
         await self._service.stop()
         left = max(0.0, due - time.monotonic())
-        await asyncio.gather(self._asks.drain(left), *(delivery.drain(left) for delivery in self._deliveries))
+        ending = [self._asks.drain(left), *(delivery.drain(left) for delivery in self._deliveries)]
+        await asyncio.gather(*ending, end_all(draining, left, f"triggers of {self.name!r}"))
+        await asyncio.gather(*(task for task in tasks if task.done()), return_exceptions=True)
         try:
             if self._started:
                 self._started = False
@@ -347,6 +352,16 @@ class _TriggerContext:
         self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
     ) -> int:
         return await self._host.fire(self._trigger, type, data, id, lasting=lasting)
+
+    @cached_property
+    def _peers(self) -> Peers:
+        return Peers(self._host.bus, self._host.guards)
+
+    async def ask(self, question: str, *, caller: str, timeout: float = ASK_TIMEOUT) -> Answer:
+        return await self._peers.ask(self.agent, question, timeout=timeout, envelope=Envelope(caller))
+
+    def ask_stream(self, question: str, *, caller: str, timeout: float = ASK_TIMEOUT) -> AnswerStream:
+        return self._peers.stream(self.agent, question, timeout=timeout, envelope=Envelope(caller))
 
     def consume(self, spec: ConsumerSpec) -> Coroutine[Any, Any, None]:
         return self._host.consume(self._trigger, spec)

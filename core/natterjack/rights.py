@@ -115,7 +115,8 @@ def _read(what: str) -> tuple[list[str], list[str]]:
 def _serve(agent: str) -> tuple[list[str], list[str]]:
     told = [subjects.cancel(agent, "*"), subjects.answer(agent, "*"), subjects.service(">")]
     asked = [subjects.ask(agent), subjects.prompt("*", agent), subjects.status("*", agent)]
-    return ["_INBOX.>", subjects.heartbeat("*", agent)], [*asked, *told]
+    own, _ = _ask(agent)  # for those who come by a door of its own, such as HTTP
+    return ["_INBOX.>", subjects.heartbeat("*", agent), *own], [*asked, *told]
 
 
 def _ask(what: str) -> tuple[list[str], list[str]]:

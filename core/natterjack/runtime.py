@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from natterjack import subjects
 from natterjack.broker import Broker, embed
@@ -26,7 +26,7 @@ from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, TeamProcess
 from natterjack.provision import provision, stored_team
 from natterjack.server import Server, named_server
-from natterjack.team import Team
+from natterjack.team import Team, TriggerSpec
 from natterjack.toolhost import ToolHost
 
 P = ParamSpec("P")
@@ -326,7 +326,12 @@ class TeamRuntime(AgentRuntime):
 
 
 async def start_agent(
-    name: str, server: Server, *, plugins: Plugins | None = None, clock: Clock | None = None
+    name: str,
+    server: Server,
+    *,
+    plugins: Plugins | None = None,
+    clock: Clock | None = None,
+    doors: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[AgentHost, AgentContext]:
     """Start one agent of the team that is provisioned on a server, with narrow rights only.
 
@@ -335,6 +340,8 @@ async def start_agent(
         server: Where its team is provisioned.
         plugins: Where its components come from; the installed plugins by default.
         clock: The time for its triggers; the real one by default.
+        doors: Settings of triggers by their kind, over those that its table has; others are added. They must be of
+            kinds that need no rights.
 
     Raises:
         NotProvisionedError: No team has been provisioned there.
@@ -356,7 +363,7 @@ async def start_agent(
             if reads or spec.keys_in(each, "write"):
                 closing.append(bucket)
                 await bucket.attach(bus, each, reads=reads)
-        process = TeamProcess(name, spec, plugins)
+        process = TeamProcess(name, spec.model_copy(update={"on": opened(spec.on, doors or {})}), plugins)
         place = Place(team, plugins, context.guards, context, buckets, clock)
         agent = process.make_agent(plugins)
         host = AgentHost(name, agent, process.triggers, process.journals, place, bus, closing=closing)
@@ -367,3 +374,10 @@ async def start_agent(
         await bus.close()
         raise
     return host, context
+
+
+def opened(on: Sequence[TriggerSpec], doors: Mapping[str, Mapping[str, Any]]) -> tuple[TriggerSpec, ...]:
+    """Return an agent's triggers with other settings, and those that are added."""
+    changed = [each.model_copy(update={"settings": {**each.settings, **doors.get(each.kind, {})}}) for each in on]
+    added = doors.keys() - {each.kind for each in on}
+    return (*changed, *(TriggerSpec(kind=kind, settings=dict(doors[kind])) for kind in sorted(added)))

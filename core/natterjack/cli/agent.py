@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Annotated
 
@@ -23,6 +23,8 @@ from natterjack.runtime import start_agent
 from natterjack.server import Server
 from natterjack.toolhost import ToolHost, start_tool_server
 
+Doors = Mapping[str, Mapping[str, str]]
+
 app = typer.Typer(no_args_is_help=True, help="Run one agent of a team.")
 
 
@@ -35,6 +37,10 @@ def agent() -> None:
 def run_agent(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The agent, or tool server, as its team calls it.")],
     *,
+    http: Annotated[
+        str | None,
+        typer.Option("--http", metavar="HOST:PORT", help="Have it asked over HTTP, too; needs natterjack-http."),
+    ] = None,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
 ) -> None:
@@ -43,12 +49,13 @@ def run_agent(
     It needs no team file: a URL, a credential and the packages of its plugins will do.
     """
     show_logs()
-    run(_serve(name, find_server(server, nats_context)))
+    doors = {"http": {"listen": http}} if http else {}
+    run(_serve(name, find_server(server, nats_context), doors))
 
 
-async def _serve(name: str, server: Server) -> None:
+async def _serve(name: str, server: Server, doors: Doors) -> None:
     with stopping() as stop, _lifeline(stop) as lifeline:
-        started = await first_of(_start(name, server), stop.wait())
+        started = await first_of(_start(name, server, doors), stop.wait())
         if not isinstance(started, tuple):
             return
         host, context = started
@@ -65,10 +72,12 @@ async def _serve(name: str, server: Server) -> None:
             raise error
 
 
-async def _start(name: str, server: Server) -> tuple[AgentHost | ToolHost, AgentContext]:
+async def _start(name: str, server: Server, doors: Doors) -> tuple[AgentHost | ToolHost, AgentContext]:
     try:
-        return await start_agent(name, server)
+        return await start_agent(name, server, doors=doors)
     except UnknownAgentError:
+        if doors:  # of agents only
+            raise
         return await start_tool_server(name, server), AgentContext()
 
 

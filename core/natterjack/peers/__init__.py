@@ -1,6 +1,6 @@
 """Peers: asking agents, and being asked."""
 
-from natterjack.peers.answering import AskServer, Question, cancel_all
+from natterjack.peers.answering import AskServer, Question, cancel_all, end_all
 from natterjack.peers.asking import Peers
 from natterjack.peers.conversation import AnswerStream, OnQuery
 from natterjack.peers.replies import ReplyStream
@@ -16,5 +16,6 @@ __all__ = [
     "Question",
     "ReplyStream",
     "cancel_all",
+    "end_all",
     "loop_message",
 ]

@@ -299,6 +299,13 @@ async def cancel_all(tasks: Set[asyncio.Task[None]], what: str) -> None:
             log.error("%d %s do not react to being cancelled", len(deaf), what)
 
 
+async def end_all(tasks: Set[asyncio.Task[None]], timeout: float, what: str) -> None:
+    """Return once tasks that were cancelled have ended; after `timeout` seconds they are cancelled once more."""
+    if tasks:
+        _, tasks = await asyncio.wait(tasks, timeout=timeout)
+    await cancel_all(tasks, what)
+
+
 def _read_text(data: bytes) -> Prompt:
     return Prompt(codec.decode_text(data))
 

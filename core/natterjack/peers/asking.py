@@ -68,7 +68,7 @@ class Peers:
             name: The agent.
             question: Text.
             timeout: Seconds; the peer knows it, and stops working when it is over.
-            envelope: Causation to carry along.
+            envelope: Causation to carry along; and for whom it is asked, if not for the principal itself.
 
         Raises:
             PeerUnavailableError: Nobody serves that name.
@@ -82,14 +82,16 @@ class Peers:
         if addresses.is_foreign(address):
             chunks = self.stream(name, question, timeout=timeout, envelope=envelope)
             return Answer("".join([chunk async for chunk in chunks]), agent=name)
-        self._check(name, address)
+        envelope = envelope or Envelope()
+        self._check(name, address, envelope)
         if scheme:
             return await scheme.ask(address, question, timeout)
-        return await self._ask(name, address, payload, timeout, envelope or Envelope())
+        return await self._ask(name, address, payload, timeout, envelope)
 
-    def _check(self, name: str, address: str) -> None:
+    def _check(self, name: str, address: str, envelope: Envelope) -> None:
         try:
-            self._guards.check(self._bus.principal, "ask", name if "://" in address else address)
+            asker = envelope.source or self._bus.principal
+            self._guards.check(asker, "ask", name if "://" in address else address)
         except RefusedError as error:
             raise PeerRefusedError(name, 403, str(error)) from error
 
@@ -136,12 +138,13 @@ class Peers:
         """
         address, scheme = self._resolve(name)
         _encode(question)
-        self._check(name, address)
+        envelope = envelope or Envelope()
+        self._check(name, address, envelope)
         if scheme:
             return AnswerStream(scheme.stream(address, question, timeout, on_query))
         agent = "" if addresses.is_foreign(address) else address
         talk = Conversation(self._bus, name, agent, time.monotonic() + timeout, on_query)
-        return AnswerStream(self._stream(talk, name, address, question, envelope or Envelope()), talk)
+        return AnswerStream(self._stream(talk, name, address, question, envelope), talk)
 
     async def _stream(
         self, talk: Conversation, name: str, address: str, question: str, envelope: Envelope
@@ -221,8 +224,8 @@ class Peers:
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
-        _, cause, depth, _, revision, _, run, key = envelope
-        return Envelope(self._bus.principal, cause, depth, max(left, 0.001), revision, request, run, key)
+        source, cause, depth, _, revision, _, run, key = envelope
+        return Envelope(source or self._bus.principal, cause, depth, max(left, 0.001), revision, request, run, key)
 
     async def _cancel(self, agent: str, request: str) -> None:
         try:

@@ -35,6 +35,10 @@ class TriggerContract(ComponentContract):
         msg = f"{type(self).__name__}: override `provoke`: do what makes the trigger fire"
         raise NotImplementedError(msg)
 
+    async def woken(self, agent: ScriptedAgent) -> None:
+        """Return once the trigger has woken the agent; override it for one that asks, by `agent.questions`."""
+        await agent.handled()
+
     @property
     def _spec(self) -> TriggerSpec:
         return TriggerSpec(kind=self.component.name, settings=dict(self.settings))
@@ -68,7 +72,7 @@ class TriggerContract(ComponentContract):
         async with self.team(agent, clock, [self._spec]) as team:
             host = await team.start(TESTED)
             await self.provoke(team.client, clock)
-            await agent.handled()
+            await self.woken(agent)
             failed = asyncio.create_task(host.failed())
             done, _ = await asyncio.wait([failed], timeout=_WHILE)
             assert not done, failed.result()
@@ -83,7 +87,7 @@ class TriggerContract(ComponentContract):
             before = asyncio.all_tasks()
             host = await team.start(TESTED)
             await self.provoke(team.client, clock)
-            await agent.handled()
+            await self.woken(agent)
             stopping = asyncio.create_task(host.stop(0))
             done, _ = await asyncio.wait([stopping], timeout=PROMPTLY)
             assert done, "it goes on after it was cancelled"

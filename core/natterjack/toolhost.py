@@ -9,7 +9,7 @@ from typing import Final
 from natterjack import subjects
 from natterjack.bus import Bus
 from natterjack.coroutines import first_of
-from natterjack.errors import NatterjackError, PluginError, StartError, described
+from natterjack.errors import ConfigError, NatterjackError, PluginError, StartError, described
 from natterjack.plugins import Plugins
 from natterjack.provision import stored_team
 from natterjack.server import Server
@@ -53,6 +53,7 @@ class ToolHost:
 
         Raises:
             StartError: It cannot start; nothing is left running.
+            ConfigError: The same, because something of it is written wrongly.
         """
         self._task = asyncio.create_task(self._run())
         try:
@@ -69,8 +70,9 @@ class ToolHost:
         try:
             await self._server.serve(self)
         except Exception as error:
+            kind = ConfigError if isinstance(error, ConfigError) else StartError  # that no new start would mend
             msg = f"tool server {self.name!r} failed: {described(error)}"
-            raise StartError(msg) from error
+            raise kind(msg) from error
         msg = f"tool server {self.name!r} ended by itself; `serve` must go on until cancelled"
         raise StartError(msg)
 

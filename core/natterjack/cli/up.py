@@ -148,7 +148,7 @@ async def _serve_processes(team: Team, server: Server, plugins: Plugins, asked: 
     with renewing(stop) as renew:
         try:
             await supervisor.start()
-            ready = partial(_say_ready, len(supervisor.children), began)
+            ready = partial(_say_ready, sum(child.agent in team.agents for child in supervisor.children), began)
             again = partial(provisioned, server=server, plugins=plugins)
             reloader = Reloader(asked.path, team, plugins, supervisor, again, partial(_say, "reload"))
             if not asked.reload:

@@ -3,6 +3,7 @@
 from natterjack_mcp.audit import AuditMiddleware
 from natterjack_mcp.auth import ApiKeyAuth, Auth, JWTAuth
 from natterjack_mcp.caller import Caller
+from natterjack_mcp.client import nats_client
 from natterjack_mcp.context import ToolContext
 from natterjack_mcp.errors import (
     CallError,
@@ -10,6 +11,7 @@ from natterjack_mcp.errors import (
     ToolError,
     ToolRefusedError,
     ToolTimeoutError,
+    ToolUnavailableError,
     UnauthenticatedError,
 )
 from natterjack_mcp.guards import (
@@ -26,8 +28,9 @@ from natterjack_mcp.guards import (
 )
 from natterjack_mcp.limits import ConcurrencyMiddleware, RateLimitMiddleware, TimeoutMiddleware
 from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
-from natterjack_mcp.plugin import natterjack_commands
+from natterjack_mcp.plugin import natterjack_commands, natterjack_tool_servers
 from natterjack_mcp.server import MCPServer
+from natterjack_mcp.specs import NatsServerSpec
 
 __all__ = [
     "All",
@@ -49,6 +52,7 @@ __all__ = [
     "JWTAuth",
     "MCPServer",
     "Middleware",
+    "NatsServerSpec",
     "Not",
     "Proceed",
     "RateLimitMiddleware",
@@ -60,6 +64,9 @@ __all__ = [
     "ToolError",
     "ToolRefusedError",
     "ToolTimeoutError",
+    "ToolUnavailableError",
     "UnauthenticatedError",
+    "nats_client",
     "natterjack_commands",
+    "natterjack_tool_servers",
 ]

@@ -30,10 +30,14 @@ def serve(
     *,
     http: Annotated[str | None, typer.Option("--http", metavar="HOST:PORT", help="Serve over HTTP; path /mcp.")] = None,
     stdio: Annotated[bool, typer.Option("--stdio", help="Serve the program that starts this one.")] = False,
+    nats: Annotated[bool, typer.Option("--nats", help="Serve the team on the server of NATS_URL.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What it is called there; its own name by default.")
+    ] = None,
 ) -> None:
-    """Serve a tool server, until it is stopped."""
+    """Serve a tool server in one way or several, until it is stopped. Started twice over NATS, both share the work."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    load(target).run(stdio=stdio, http=http)
+    load(target).run(stdio=stdio, http=http, nats=nats, name=name)
 
 
 def load(target: str) -> MCPServer:

@@ -7,7 +7,8 @@
     ├── UnauthenticatedError (PermissionError) nobody knows who calls
     ├── ToolRefusedError (PermissionError)     a guard said no
     ├── ToolBusyError                          too many calls; later
-    └── ToolTimeoutError (TimeoutError)        it took too long
+    ├── ToolTimeoutError (TimeoutError)        it took too long
+    └── ToolUnavailableError                   the server is not there, or went away meanwhile
 
 On the wire they are JSON-RPC errors with the codes that HTTP has for them; a `ToolError` is a result that is an error,
 as the protocol wants it, so that a model reads it.
@@ -65,7 +66,16 @@ class ToolTimeoutError(CallError, TimeoutError):
     code: ClassVar[int] = 408
 
 
-_KINDS = {kind.code: kind for kind in (UnauthenticatedError, ToolRefusedError, ToolBusyError, ToolTimeoutError)}
+class ToolUnavailableError(CallError):
+    """The tool server is not there, or went away; `data["begun"]` tells whether the call may have begun."""
+
+    code: ClassVar[int] = 503
+
+
+_KINDS = {
+    kind.code: kind
+    for kind in (UnauthenticatedError, ToolRefusedError, ToolBusyError, ToolTimeoutError, ToolUnavailableError)
+}
 
 
 def call_error(code: int, message: str, data: object = None) -> CallError:

@@ -29,9 +29,8 @@ from mcp_types.version import LATEST_MODERN_VERSION
 from pydantic import ValidationError
 
 from natterjack_mcp.caller import Caller, calling
+from natterjack_mcp.wire import Message
 
-Message = dict[str, Any]
-"""A JSON-RPC message."""
 Notify = Callable[[Message], Awaitable[None]]
 
 _ENVELOPE: Final = {PROTOCOL_VERSION_META_KEY: LATEST_MODERN_VERSION, CLIENT_CAPABILITIES_META_KEY: {}}

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from natterjack import hookimpl
+from natterjack import ToolServer, hookimpl
 from natterjack_mcp.commands import app, audit
+from natterjack_mcp.component import MCPTools
 
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
     """Bring `natterjack tools` and `natterjack audit`."""
     return [app, audit]
+
+
+@hookimpl
+def natterjack_tool_servers() -> list[type[ToolServer]]:
+    """Bring tool servers of the kind `mcp`."""
+    return [MCPTools]

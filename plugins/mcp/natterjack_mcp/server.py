@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from natterjack import ConfigError
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
-from natterjack_mcp.errors import ToolError, call_error
 from natterjack_mcp.guards import Check
 from natterjack_mcp.middleware import Middleware
+from natterjack_mcp.wire import Message, result_of, value_of
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer as SDKServer
     from mcp.server.lowlevel.server import Server as LowLevelServer
-    from mcp.server.subscriptions import SubscriptionBus
 
-    from natterjack_mcp.exchange import Message, Notify
+    from natterjack_mcp.exchange import Notify
     from natterjack_mcp.gate import Kind
 
 # The SDK takes 30 MB and half a second. Every process of a team loads its plugins, and few of them serve tools: so
@@ -46,10 +45,11 @@ class MCPServer:
         name: Of the server.
         version: Of the server.
         instructions: Tell models what it is good for.
-        subscriptions: Where changes are told; replicas share one.
 
     Attributes:
         name: Of the server.
+        version: Of the server.
+        changes: Where changes are told.
         middleware: What stands around each call of a tool, outermost first.
     """
 
@@ -59,22 +59,21 @@ class MCPServer:
         *,
         version: str = "",
         instructions: str | None = None,
-        subscriptions: SubscriptionBus | None = None,
     ) -> None:
         from mcp.server import MCPServer as SDKServer
-        from mcp.server.subscriptions import InMemorySubscriptionBus
 
+        from natterjack_mcp.changes import Changes
         from natterjack_mcp.gate import Gate
 
-        self.name = name
-        self._bus = subscriptions or InMemorySubscriptionBus()
+        self.name, self.version = name, version
+        self.changes = Changes()
         self._gate = Gate(name)
         self._sdk = _quiet(
             lambda: SDKServer(
                 name,
                 version=version,
                 instructions=instructions,
-                subscriptions=self._bus,
+                subscriptions=self.changes,
                 middleware=[self._gate],
                 log_level="WARNING",
             )
@@ -110,6 +109,7 @@ class MCPServer:
         title: str | None = None,
         description: str | None = None,
         structured_output: bool | None = None,
+        idempotent: bool = False,
     ) -> Callable[[F], F]:
         """Make a function a tool, named and described as it is itself unless said otherwise.
 
@@ -123,20 +123,25 @@ class MCPServer:
             title: For humans.
             description: For models.
             structured_output: Whether results have a schema; by default if the function says what it returns.
+            idempotent: Whether calling it twice does no more than once: then a call is repeated whose server died.
 
         Raises:
             ConfigError: There is a tool of that name, or the function cannot be one.
         """
 
         def register(function: F) -> F:
-            tool = _adapted(function)
+            from mcp_types import ToolAnnotations
+
+            tool, annotations = _adapted(function), ToolAnnotations(idempotent_hint=True) if idempotent else None
             called = name or tool.__name__
             self._add(
                 "tool",
                 called,
                 guards,
                 public,
-                lambda: self._sdk.add_tool(tool, called, title, description, structured_output=structured_output),
+                lambda: self._sdk.add_tool(
+                    tool, called, title, description, annotations, structured_output=structured_output
+                ),
             )
             return function
 
@@ -217,19 +222,19 @@ class MCPServer:
         """Tell clients that listen that the list of tools is another."""
         from mcp.shared.subscriptions import ToolsListChanged
 
-        await self._bus.publish(ToolsListChanged())
+        await self.changes.publish(ToolsListChanged())
 
     async def resources_changed(self) -> None:
         """Tell clients that listen that the list of resources is another."""
         from mcp.shared.subscriptions import ResourcesListChanged
 
-        await self._bus.publish(ResourcesListChanged())
+        await self.changes.publish(ResourcesListChanged())
 
     async def resource_updated(self, uri: str) -> None:
         """Tell clients that listen to it that a resource is another."""
         from mcp.shared.subscriptions import ResourceUpdated
 
-        await self._bus.publish(ResourceUpdated(uri=uri))
+        await self.changes.publish(ResourceUpdated(uri=uri))
 
     # Serving
 
@@ -248,19 +253,21 @@ class MCPServer:
 
         return await answer(self.lowlevel, message, caller, notify)
 
-    def run(self, *, stdio: bool = False, http: str | None = None) -> None:
-        """Serve until stopped, as the main part of a program.
+    def run(self, *, stdio: bool = False, http: str | None = None, nats: bool = False, name: str | None = None) -> None:
+        """Serve until stopped, in one way or several, as the main part of a program.
 
         Args:
             http: Serve at this IP address and port, e.g. `127.0.0.1:8080`, path `/mcp`.
             stdio: Serve the process that started this one; it shows a token in NATTERJACK_TOKEN, if it must.
+            nats: Serve the team on the NATS server of NATS_URL, or on the broker that runs in this folder.
+            name: What it is called there; by default as it is itself.
 
         Raises:
             ConfigError: It cannot be served like that.
         """
         from natterjack_mcp.serving import run
 
-        run(self, stdio=stdio, http=http)
+        run(self, stdio=stdio, http=http, nats=nats, name=name)
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any] | None = None, *, as_caller: Caller | None = None
@@ -274,26 +281,13 @@ class MCPServer:
         params = {"name": tool, "arguments": dict(arguments or {})}
         request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         found = await self.handle(request, as_caller or Caller()) or {}
-        if error := found.get("error"):
-            raise call_error(error["code"], error["message"], error.get("data"))
-        return _value(found["result"])
+        return value_of(result_of(found))
 
 
 def _adapted(function: Callable[..., Any], before: Callable[[], Awaitable[None]] | None = None) -> Any:
     from natterjack_mcp.functions import adapted
 
     return adapted(function, before)
-
-
-def _value(result: Message) -> Any:
-    """Return what a tool returned, from its result on the wire."""
-    texts = [each["text"] for each in result.get("content", ()) if each.get("type") == "text"]
-    if result.get("isError"):
-        raise ToolError("\n".join(texts))
-    structured = result.get("structuredContent")
-    if structured is None:
-        return "\n".join(texts) if len(texts) == len(result.get("content", ())) else result["content"]
-    return structured["result"] if structured.keys() == {"result"} else structured
 
 
 def _quiet(make: Callable[[], SDKServer[Any]]) -> SDKServer[Any]:

@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from mcp.server.stdio import stdio_server
 
-from natterjack import ConfigError
+from natterjack import Bus, ConfigError, DisconnectedError, ToolSubjects, find_server
 from natterjack_mcp.caller import Caller, calling
 from natterjack_mcp.server import MCPServer
 
@@ -22,6 +23,8 @@ log = logging.getLogger("natterjack.tools")
 TOKEN: Final = "NATTERJACK_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable: who calls over stdio shows it, like `Authorization` over HTTP."""
 
+DRAIN: Final = 10.0
+"""Seconds that calls under way have when a server over NATS stops."""
 _INTERRUPTED: Final = 130
 """What a process exits with that is told twice to stop."""
 
@@ -52,30 +55,77 @@ async def _caller_of_process(server: MCPServer) -> Caller:
     return await server.auth.caller(shown)
 
 
-def run(server: MCPServer, *, stdio: bool, http: str | None) -> None:
+async def serve_nats(server: MCPServer, name: str | None = None) -> None:
+    """Serve a team's agents over NATS until cancelled; calls under way then have ten seconds.
+
+    It connects to the server of NATS_URL, or to the broker that runs in this folder.
+
+    Args:
+        server: The server.
+        name: What it is called there; its own name by default.
+
+    Raises:
+        ConfigError: No NATS server is named, and none runs in this folder.
+        InvalidNameError: The name is malformed.
+        ConnectError: It cannot be reached.
+    """
+    from natterjack_mcp.service import NatsService
+
+    called = ToolSubjects(name or server.name).server
+    bus = await Bus.connect(find_server(), principal=called)
+    service = NatsService(server, bus, called)
+    try:
+        await service.start()
+        try:
+            await bus.closed.wait()
+        finally:
+            await service.drain(DRAIN)
+        raise DisconnectedError(bus.reason)
+    finally:
+        await bus.close()
+
+
+def run(server: MCPServer, *, stdio: bool, http: str | None, nats: bool = False, name: str | None = None) -> None:
     """Serve until stopped; see `MCPServer.run`."""
-    if stdio == bool(http):
-        msg = "say how to serve it: either over stdio, or over HTTP at an address such as 127.0.0.1:8080"
+    if not (stdio or http or nats):
+        msg = "say how to serve it: over stdio, over HTTP at an address such as 127.0.0.1:8080, or over NATS"
         raise ConfigError(msg)
-    serving = partial(_until_stopped, server, http) if http else partial(serve_stdio, server)
+    ways: list[Callable[[], Coroutine[Any, Any, None]]] = [partial(serve_stdio, server)] if stdio else []
+    if http:
+        ways.append(partial(_serve_http, server, http))
+    if nats:
+        ways.append(partial(serve_nats, server, name))
+    # A server that only serves its parent ends with it, and has no signals of its own.
+    serving = ways[0] if stdio and len(ways) == 1 else partial(_until_stopped, server, ways)
     anyio.run(serving, backend_options={"use_uvloop": sys.platform != "win32"})
 
 
-async def _until_stopped(server: MCPServer, http: str) -> None:
-    """Serve over HTTP until the first SIGINT or SIGTERM; the second ends the process at once."""
+async def _serve_http(server: MCPServer, http: str) -> None:
     from natterjack_mcp.http import Address, serve_http  # lazy: a server over stdio needs no uvicorn
 
+    await serve_http(server, Address.read(http))
+
+
+async def _until_stopped(server: MCPServer, ways: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+    """Serve until the first SIGINT or SIGTERM, or until one way ends; the second signal ends the process at once."""
     loop = asyncio.get_running_loop()
-    serving = asyncio.ensure_future(serve_http(server, Address.read(http)))
+    tasks = [asyncio.create_task(way()) for way in ways]
+    stopped = asyncio.Event()
 
     def stop() -> None:
-        if serving.cancelling():
+        if stopped.is_set():
             os._exit(_INTERRUPTED)
-        serving.cancel()
+        stopped.set()
+        for task in tasks:
+            task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))  # on Windows, too
-    try:
-        await serving
-    except asyncio.CancelledError:
-        log.info("%s is served no more", server.name)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
+    log.info("%s is served no more", server.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,9 +18,9 @@ import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from natterjack import ConfigError
-from natterjack.testing import until
-from natterjack_mcp import JWTAuth
+from natterjack import Bus, ConfigError, Server
+from natterjack.testing import NatsServer, until
+from natterjack_mcp import JWTAuth, nats_client
 from natterjack_mcp.commands import load
 
 SECRET = "a secret of thirty-two bytes, or more"
@@ -128,14 +129,14 @@ async def over_stdio(desk: Path, shown: str | None, mode: Any) -> AsyncIterator[
 
 
 @contextmanager
-def served(desk: Path, *args: str) -> Iterator[str]:
-    """Within the context, the desk is served over HTTP, in a process that then ends as it should."""
-    command = [sys.executable, "-m", "natterjack", "tools", "serve", "desk:server", "--http", *args]
-    process = subprocess.Popen(command, cwd=desk, env=environment(), stderr=subprocess.PIPE, text=True)
+def served(desk: Path, *args: str, **more: str) -> Iterator[str]:
+    """Within the context, the desk is served over HTTP or NATS, in a process that then ends as it should."""
+    command = [sys.executable, "-m", "natterjack", "tools", "serve", "desk:server", *args]
+    process = subprocess.Popen(command, cwd=desk, env=environment(**more), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         lines = iter(process.stderr.readline, "")
-        found = next(filter(None, (re.search(r"is served at (\S+)", line) for line in lines)))
+        found = next(filter(None, (re.search(r"is served (?:over NATS )?at (\S+)", line) for line in lines)))
         yield found[1]
         process.terminate()
         assert process.wait(30) == 0
@@ -155,14 +156,42 @@ async def over_http(url: str, shown: str, mode: Any = "auto") -> AsyncIterator[C
         yield client
 
 
-@pytest.fixture(params=["stdio", "http"])
-def connect(desk: Path, request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Connects a client that shows a token; `mode="legacy"`: with the handshake of older protocols."""
-    if request.param == "stdio":
-        yield lambda shown, mode="auto": over_stdio(desk, shown, mode)
-        return
-    with served(desk, "127.0.0.1:0") as url:
-        yield lambda shown, mode="auto": over_http(url, shown, mode)
+@asynccontextmanager
+async def over_nats(url: str, name: str, shown: str) -> AsyncIterator[Client]:
+    bus = await Bus.connect(Server(url), principal="client")
+    try:
+        async with Client(nats_client(name, bus, token=shown)) as client:
+            yield client
+    finally:
+        await bus.close()
+
+
+@contextmanager
+def dialled(desk: Path, transport: str, nats: NatsServer, mode: str = "auto") -> Iterator[Connect]:
+    if transport == "stdio":
+        yield lambda shown: over_stdio(desk, shown, mode)
+    elif transport == "http":
+        with served(desk, "--http", "127.0.0.1:0") as url:
+            yield lambda shown: over_http(url, shown, mode)
+    else:
+        name = f"desk-{secrets.token_hex(4)}"
+        with served(desk, "--nats", "--name", name, NATS_URL=nats.url):
+            yield lambda shown: over_nats(nats.url, name, shown)
+
+
+@pytest.fixture(params=["stdio", "http", "nats"])
+def connect(desk: Path, request: pytest.FixtureRequest, nats_server: NatsServer) -> Iterator[Connect]:
+    """Connects a client that shows a token."""
+    with dialled(desk, request.param, nats_server) as connect:
+        yield connect
+
+
+@pytest.fixture(params=["stdio", "stdio-legacy", "http", "http-legacy", "nats"])
+def any_era(desk: Path, request: pytest.FixtureRequest, nats_server: NatsServer) -> Iterator[Connect]:
+    """The same, also with the handshake of older protocols, where a transport has sessions."""
+    transport, _, mode = request.param.partition("-")
+    with dialled(desk, transport, nats_server, mode or "auto") as connect:
+        yield connect
 
 
 async def names(client: Client) -> set[str]:
@@ -172,16 +201,15 @@ async def names(client: Client) -> set[str]:
 PUBLIC = {"count", "wait", "ends", "fail", "grow"}
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_each_caller_uses_what_is_its_own_and_sees_nothing_else(connect: Connect, mode: str) -> None:
-    async with connect(token("ann", "researcher"), mode) as client:
+async def test_each_caller_uses_what_is_its_own_and_sees_nothing_else(any_era: Connect) -> None:
+    async with any_era(token("ann", "researcher")) as client:
         assert await names(client) == {"web_search", *PUBLIC}
         found = await client.call_tool("web_search", {"query": "toads"})
         assert found.structured_content == {"result": ["toads for ann"]}
         with pytest.raises(MCPError, match=r"HasRole\('writer'\) refuses") as caught:
             await client.call_tool("publish", {"title": "t", "content": "c"})
         assert (caught.value.error.code, caught.value.error.data) == (403, {"guard": "HasRole('writer')"})
-    async with connect(token("ben", "writer"), mode) as client:
+    async with any_era(token("ben", "writer")) as client:
         assert await names(client) == {"publish", *PUBLIC}
         found = await client.call_tool("publish", {"title": "t", "content": "c"})
         assert found.structured_content == {"result": "t: 1 by ben"}
@@ -189,9 +217,8 @@ async def test_each_caller_uses_what_is_its_own_and_sees_nothing_else(connect: C
             await client.call_tool("web_search", {"query": "toads"})
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_what_goes_wrong_is_told_without_internals(connect: Connect, mode: str) -> None:
-    async with connect(token("ann"), mode) as client:
+async def test_what_goes_wrong_is_told_without_internals(any_era: Connect) -> None:
+    async with any_era(token("ann")) as client:
         said = await client.call_tool("fail", {"deliberately": True})
         crashed = await client.call_tool("fail", {"deliberately": False})
         wrong = await client.call_tool("count", {"to": "many"})
@@ -203,23 +230,21 @@ async def test_what_goes_wrong_is_told_without_internals(connect: Connect, mode:
         assert (await client.call_tool("count", {"to": 1})).structured_content == {"result": 1}
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_progress_is_told(connect: Connect, mode: str) -> None:
+async def test_progress_is_told(any_era: Connect) -> None:
     told: list[tuple[float, float | None]] = []
 
     async def report(progress: float, total: float | None, message: str | None) -> None:
         del message
         told.append((progress, total))
 
-    async with connect(token("ann"), mode) as client:
+    async with any_era(token("ann")) as client:
         await client.call_tool("count", {"to": 3}, progress_callback=report)
         await client.call_tool("ends")  # notifications of the call before are read by now
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_a_call_that_is_cancelled_ends_at_the_server(connect: Connect, mode: str) -> None:
-    async with connect(token("ann"), mode) as client:
+async def test_a_call_that_is_cancelled_ends_at_the_server(any_era: Connect) -> None:
+    async with any_era(token("ann")) as client:
         waiting = asyncio.create_task(client.call_tool("wait"))
         await client.call_tool("ends")  # the one before has been sent
         waiting.cancel()
@@ -291,7 +316,7 @@ def test_what_is_no_server_is_told(desk: Path, target: str, text: str, monkeypat
 def test_how_to_serve_must_be_said(desk: Path) -> None:
     done = serve(desk, "desk:server")
     assert done.returncode == 2
-    assert "error: say how to serve it: either over stdio" in done.stderr
+    assert "error: say how to serve it: over stdio" in done.stderr
 
 
 def test_a_token_that_is_not_valid_ends_a_server_over_stdio(desk: Path) -> None:

@@ -136,8 +136,9 @@ async def test_a_command_that_does_not_exist_is_an_error() -> None:
 
 async def test_cancelling_the_start_leaves_no_process(tmp_path: Path) -> None:
     code = f"import os, sys\nopen(os.path.join({str(tmp_path)!r}, str(os.getpid())), 'w')\nsys.stdin.read()\n"
+    shown = Shown()
     for pause in range(0, 40, 4):
-        supervisor = Supervisor(team("one", "two"), NOWHERE, Shown(), command=command(code))
+        supervisor = Supervisor(team("one", "two"), NOWHERE, shown, command=command(code))
         starting = asyncio.create_task(supervisor.start())
         for _ in range(pause):
             await asyncio.sleep(0)
@@ -145,6 +146,7 @@ async def test_cancelling_the_start_leaves_no_process(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await starting
     await until(lambda: not any(alive(int(path.name)) for path in tmp_path.iterdir()))
+    assert not shown.has("is killed")  # one that was just being started is told to drain, too
 
 
 # --- restarting ---------------------------------------------------------------------------------------------------

@@ -202,6 +202,7 @@ class Child:
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
+            self.drain()  # one that was being started meanwhile
         following = asyncio.create_task(self.follow())
         limit = self.spec.drain_timeout + MARGIN
         await asyncio.wait([following], timeout=limit)

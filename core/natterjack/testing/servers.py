@@ -8,10 +8,21 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from natterjack.broker import find_server
+
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - each server has a folder of its own there
+_ROOM: Final = 8 * 2**30
+
+
+def _where() -> Path | None:
+    """Return a folder in memory, where there is one with room, for stores that nobody keeps; None: no such folder."""
+    with suppress(OSError):
+        return _MEMORY if shutil.disk_usage(_MEMORY).free > _ROOM else None
+    return None
 
 
 class NatsServer:
@@ -19,13 +30,13 @@ class NatsServer:
 
     Args:
         config: Text of a configuration file, beside listen address and store.
-        store: Folder for its data; a temporary one, removed at the end, by default.
+        store: Folder for its data; by default a temporary one, in memory if it can be, and removed at the end.
         port: A fixed port; by default a free one, kept over restarts.
     """
 
     def __init__(self, config: str = "", *, store: Path | None = None, port: int = -1) -> None:
         self._temporary = store is None
-        self.store = store or Path(tempfile.mkdtemp(prefix="natterjack-test-"))
+        self.store = store or Path(tempfile.mkdtemp(prefix="natterjack-test-", dir=_where()))
         self.store.mkdir(parents=True, exist_ok=True)
         self.config = config
         self.port = port

@@ -100,27 +100,27 @@ def test_agent_ends_with_its_parent(served: Cli) -> None:
 # Broker
 
 
-def test_broker_runs_until_told(cli: Cli) -> None:
-    with cli.start("broker", "run", "--listen", "127.0.0.1:-1") as broker:
+def test_broker_runs_until_told(quick: Cli) -> None:
+    with quick.start("broker", "run", "--listen", "127.0.0.1:-1") as broker:
         url = broker.wait_line(r"^broker (nats://127\.0\.0\.1:\d+) \(store .natterjack\)")[1]
-        assert cli.text("broker", "env") == f"export NATS_URL={url}"
-        assert cli.json("broker", "env") == {"NATS_URL": url}
-        assert cli.json("agents") == []  # found, though nobody named it
-        assert "runs on '.natterjack' already" in cli.error("broker", "run", code=1)
+        assert quick.text("broker", "env") == f"export NATS_URL={url}"
+        assert quick.json("broker", "env") == {"NATS_URL": url}
+        assert quick.json("agents") == []  # found, though nobody named it
+        assert "runs on '.natterjack' already" in quick.error("broker", "run", code=1)
         assert broker.end() == 0
     assert "Traceback" not in broker.output
-    assert "no broker runs on '.natterjack'" in cli.error("broker", "env", code=3)
+    assert "no broker runs on '.natterjack'" in quick.error("broker", "env", code=3)
 
 
-def test_broker_with_a_token(cli: Cli) -> None:
-    with cli.start("broker", "run", "--listen", ":-1", "--token", "s3cret", "--store", "data") as broker:
+def test_broker_with_a_token(quick: Cli) -> None:
+    with quick.start("broker", "run", "--listen", ":-1", "--token", "s3cret", "--store", "data") as broker:
         broker.wait_line(r"^broker nats://\*\*\*@127\.0\.0\.1:")
         broker.wait_line(r'^other terminals: eval "\$\(natterjack broker env --store data\)"$')
-        url = cli.json("broker", "env", "--store", "data")["NATS_URL"]
+        url = quick.json("broker", "env", "--store", "data")["NATS_URL"]
         assert "//s3cret@" in url
-        assert cli.json("agents", "--server", url) == []
-        assert "refuses these credentials" in cli.error("agents", "--server", url.replace("s3cret@", ""), code=3)
-        assert stat.S_IMODE(os.stat(cli.folder / "data").st_mode) == 0o700
+        assert quick.json("agents", "--server", url) == []
+        assert "refuses these credentials" in quick.error("agents", "--server", url.replace("s3cret@", ""), code=3)
+        assert stat.S_IMODE(os.stat(quick.folder / "data").st_mode) == 0o700
         assert broker.end(signal.SIGTERM) == 0
     assert "s3cret" not in broker.output
 

@@ -414,6 +414,13 @@ async def run(test: Callable[..., Any], folder: Path) -> None:
         await outcome
 
 
+class Impatient(ScriptedAgent):
+    """Does not wait long for what never comes."""
+
+    async def handled(self, count: int = 1, timeout: float = 2.0) -> Sequence[Event]:
+        return await super().handled(count, timeout)
+
+
 CANCELLING, FIRING = "test_cancelling_ends_it_and_leaves_no_task", "test_fires_with_exactly_the_rights_it_needs"
 FAULTS: dict[str, tuple[type[ComponentContract], type[Component], str]] = {
     "deaf": (_Fired, Deaf, CANCELLING),
@@ -434,6 +441,7 @@ FAULTS: dict[str, tuple[type[ComponentContract], type[Component], str]] = {
 async def test_a_contract_finds_what_breaks_it(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("natterjack.testing.contracts.trigger.PROMPTLY", 0.1)
     monkeypatch.setattr("natterjack.testing.contracts.component.PROMPTLY", 0.1)
+    monkeypatch.setattr("natterjack.testing.contracts.trigger.ScriptedAgent", Impatient)
     contract, component, name = FAULTS[fault]
     test = getattr(of(contract, component), name)
     before = asyncio.all_tasks()

@@ -474,8 +474,10 @@ async def test_run_results(own_server: NatsServer) -> None:
 
 
 async def test_a_result_is_awaited_several_times_and_over_a_restart(own_server: NatsServer, bus: Bus) -> None:
+    over = asyncio.Event()
+
     async def wait(_event: Event, ctx: RunContext) -> None:
-        await asyncio.Event().wait()
+        await over.wait()
 
     async with running(own_server, Worker(wait)) as runtime:
         run = await runtime.inject_event("worker", {"type": "slow"})
@@ -490,6 +492,7 @@ async def test_a_result_is_awaited_several_times_and_over_a_restart(own_server: 
         own_server.kill()
         own_server.start()
         assert await asyncio.gather(*results) == [7, 7, 7]
+        over.set()
 
 
 # Loops

@@ -684,11 +684,12 @@ async def test_steps_of_an_answer_are_journaled_under_its_run(runtime: AgentRunt
     assert [entry.data["cause"] for entry in failed] == ["ValueError: not today"]
 
 
-async def test_ten_thousand_steps_are_replayed_in_two_seconds(runtime: AgentRuntime) -> None:
+@pytest.mark.parametrize("steps", [2_000, pytest.param(10_000, marks=pytest.mark.full)])
+async def test_thousands_of_steps_are_replayed_at_once(runtime: AgentRuntime, steps: int) -> None:
     began = list[float]()
 
     async def work(event: Event, ctx: RunContext) -> Any:
-        for start in range(0, 10_000, 100):
+        for start in range(0, steps, 100):
             names = range(start, start + 100)
             assert await asyncio.gather(*(ctx.step(str(n), worker.do, str(n), n) for n in names)) == list(names)
         if event.attempt == 1:
@@ -699,7 +700,7 @@ async def test_ten_thousand_steps_are_replayed_in_two_seconds(runtime: AgentRunt
     worker = add(runtime, work)
     async with runtime:
         await run(runtime, timeout=50)
-    assert began[1] - began[0] < 2.0
+    assert began[1] - began[0] < 2.0 * steps / 10_000
     assert set(worker.done.values()) == {1}
 
 

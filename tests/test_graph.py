@@ -79,10 +79,10 @@ LOST = {
 
 
 @pytest.fixture
-def newsroom(tmp_path: Path) -> Cli:
-    cli = Cli(tmp_path, {"COLUMNS": "80"})
-    (tmp_path / "team.toml").write_text(TEAM)
-    return cli
+def newsroom(quick: Cli) -> Cli:
+    quick.env["COLUMNS"] = "80"
+    quick.write(team_toml=TEAM)
+    return quick
 
 
 def told(edge: dict[str, str]) -> str:
@@ -101,9 +101,9 @@ def test_json_has_all_connections_and_what_is_probably_wrong(newsroom: Cli) -> N
     assert {edge[end] for edge in graph["edges"] for end in ("source", "target")} <= ids
 
 
-def test_what_a_wider_pattern_hears_keeps_its_name(tmp_path: Path) -> None:
-    cli = Cli(tmp_path, {"COLUMNS": "80"})
-    (tmp_path / "team.toml").write_text("""
+def test_what_a_wider_pattern_hears_keeps_its_name(quick: Cli) -> None:
+    quick.write(
+        team_toml="""
 [team]
 name = "t"
 
@@ -115,8 +115,9 @@ result_events = { "check.passed" = "result.n > 5", "check.failed" = "result.n <=
 [agents.log]
 kind = "agents:Log"
 on = ["check.>"]
-""")
-    edges = json.loads(cli.text("graph", "--json"))["edges"]
+"""
+    )
+    edges = quick.json("graph")["edges"]
     assert {told(edge) for edge in edges if edge["kind"] == "emits"} == {
         "gate -emits-> check.>: check.seen",
         "gate -emits-> check.>: check.passed: when result.n > 5",
@@ -147,8 +148,8 @@ def test_the_tree_fits_a_terminal_and_tells_the_same(newsroom: Cli) -> None:
         assert part in re.sub(r" +", " ", plain)
 
 
-def test_a_runtime_is_drawn_too(newsroom: Cli) -> None:
-    newsroom.write(
+def test_a_runtime_is_drawn_too(cli: Cli) -> None:
+    cli.write(
         program_py="""\
         from natterjack import AgentProcess, AgentRuntime, EventTrigger
 
@@ -159,9 +160,9 @@ def test_a_runtime_is_drawn_too(newsroom: Cli) -> None:
         runtime.add_process(AgentProcess("echo", agent=echo, triggers=[EventTrigger("said")], result_event="heard"))
         """
     )
-    graph = json.loads(newsroom.text("graph", "program:runtime", "--json"))
+    graph = json.loads(cli.text("graph", "program:runtime", "--json"))
     assert {told(edge) for edge in graph["edges"]} == {"said -wakes-> echo", "echo -emits-> heard: its result"}
-    assert "no module" in newsroom.error("graph", "nothing:runtime", code=2).lower()
+    assert "no module" in cli.error("graph", "nothing:runtime", code=2).lower()
 
 
 # Mermaid

@@ -244,16 +244,16 @@ async def test_no_ask_fails_while_replicas_are_renewed(own_server: NatsServer, f
                 answers.append(await crew.ask(str(number)))
 
         async with asyncio.TaskGroup() as group:
-            for number in range(16):
+            for number in range(6):
                 group.create_task(keep_asking(number))
-            await until(lambda: len(answers) > 500)
+            await until(lambda: len(answers) > 200)
             await crew.supervisor.renew("worker")
             renewed = set(crew.pids)
             await crew.supervisor.renew("worker")
-            least = len(answers) + 500
+            least = len(answers) + 200
             await until(lambda: len(answers) > least)
             done.set()
-        assert len(answers) > 2000
+        assert len(answers) > 1000
         assert len(before | renewed | set(crew.pids)) == 9
         served = {int(answer.split()[0]) for answer in answers}
         assert served == before | renewed | set(crew.pids)  # all of them, each while it was there

@@ -784,13 +784,15 @@ async def test_silent_peer_counts_as_dead(
 
 
 async def test_connection_that_goes_in_the_middle_is_an_error(own_server: NatsServer, stack: AsyncExitStack) -> None:
-    await serve(stack, own_server, endless=Endless())
+    endless = Endless()
+    await serve(stack, own_server, endless=endless)
     async with connect(own_server.url) as team:
         stream = team.ask_stream("endless", "?")
         assert await anext(stream) == "well"
         await team.bus.close()
         with pytest.raises(PeerUnavailableError):
             await anext(stream)
+    endless.gate.set()
 
 
 # Middleware

@@ -770,9 +770,7 @@ documents = st.dictionaries(texts, anything, max_size=4) | st.fixed_dictionaries
     {"agents": st.dictionaries(texts, agents | anything, max_size=3)},
     optional={"team": anything, "context": anything, "tools": anything},
 )
-fuzz = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def read_and_check(path: Path) -> bool:

@@ -186,7 +186,10 @@ async def test_the_content_comes_along_if_wanted(own_server: NatsServer, inbox: 
         assert "but the server takes 1,048,576" in beyond["omitted"]
 
 
-async def test_names_that_are_no_text_are_told_as_well_as_can_be(own_server: NatsServer, inbox: Path) -> None:
+async def test_names_that_are_no_text_are_told_as_well_as_can_be(
+    own_server: NatsServer, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natterjack_files.trigger.LOOK_EVERY", 0.2)  # the system's watch does not tell of them
     async with watching(own_server) as agent:
         os.close(os.open(os.fsencode(inbox) + b"/caf\xe9", os.O_CREAT))
         assert told(await next_of(agent)) == [("created", "caf\ufffd")]

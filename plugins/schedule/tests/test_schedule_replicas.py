@@ -115,7 +115,7 @@ async def shorten_ack_wait(server: NatsServer) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ticks", [10, pytest.param(100, marks=pytest.mark.full)])
+@pytest.mark.parametrize("ticks", [6, pytest.param(100, marks=pytest.mark.full)])
 async def test_each_tick_is_one_event_while_replicas_die(own_server: NatsServer, tmp_path: Path, ticks: int) -> None:
     (tmp_path / "team.toml").write_text(TEAM)
     (tmp_path / "bell_agents.py").write_text(AGENTS)
@@ -136,7 +136,7 @@ async def test_each_tick_is_one_event_while_replicas_die(own_server: NatsServer,
     begun, done = ([note for note in notes if note.what == what] for what in ("begun", "done"))
     events = {(note.due, note.event) for note in notes}
     assert len(events) == len({note.due for note in notes})
-    assert replicas.killed >= ticks // 10
+    assert replicas.killed >= max(1, ticks // 10)
     again = len(begun) - len(events)
     assert again <= replicas.killed  # what a killed one had begun, another one begins again
     log.info("%d ticks, %d killed at work, %d begun again, %d done", ticks, replicas.killed, again, len(done))

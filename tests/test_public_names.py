@@ -116,10 +116,13 @@ def measure(program: str, *arguments: str, bytecode: Path) -> dict[str, Any]:
 
 def test_import_is_quick_and_small(tmp_path: Path) -> None:
     measure(MEASURE, bytecode=tmp_path)  # compiles
-    found = [measure(MEASURE, bytecode=tmp_path) for _ in range(4)]  # other work inflates processor time, too
-    assert min(each["seconds"] for each in found) < 0.5
-    assert min(each["megabytes"] for each in found) < 60
-    assert found[0]["heavy"] == []
+    for _ in range(10):  # other work inflates processor time, too
+        found = measure(MEASURE, bytecode=tmp_path)
+        if found["seconds"] < 0.5:
+            break
+    assert found["seconds"] < 0.5
+    assert found["megabytes"] < 60
+    assert found["heavy"] == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -30,7 +30,7 @@ from natterjack_mcp.limits import ConcurrencyMiddleware, RateLimitMiddleware, Ti
 from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
 from natterjack_mcp.plugin import natterjack_commands, natterjack_tool_servers
 from natterjack_mcp.server import MCPServer
-from natterjack_mcp.specs import NatsServerSpec
+from natterjack_mcp.specs import HttpServerSpec, NatsServerSpec, StdioServerSpec
 
 __all__ = [
     "All",
@@ -48,6 +48,7 @@ __all__ = [
     "HasAnyRole",
     "HasRole",
     "HasScope",
+    "HttpServerSpec",
     "IsAgent",
     "JWTAuth",
     "MCPServer",
@@ -58,6 +59,7 @@ __all__ = [
     "RateLimitMiddleware",
     "RequireAuth",
     "Result",
+    "StdioServerSpec",
     "TimeoutMiddleware",
     "ToolBusyError",
     "ToolContext",

@@ -24,6 +24,7 @@ from natterjack import Message as NatsMessage
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.changes import Changes
+from natterjack_mcp.errors import CallError
 from natterjack_mcp.exchange import Notify
 from natterjack_mcp.wire import ALIVE, AUTHORIZATION, CALL, INVALID_REQUEST, KEEP_ALIVE, Message, failure, misplaced
 
@@ -227,7 +228,10 @@ class NatsService:
             if not self._admits(tool, caller.name, caller.roles):
                 text = f"{caller} may not use the tool {tool!r} of {self.name}: the team's `roles` do not name it"
                 return failure(request.id, 403, text, {"guard": "roles"})
-        answer = await self._served.handle(message, caller, partial(self._notify, request))
+        try:
+            answer = await self._served.handle(message, caller, partial(self._notify, request))
+        except CallError as error:  # of what is served from elsewhere
+            return failure(request.id, error.code, str(error), error.data)
         return self._listed(answer, caller) if message["method"] == "tools/list" and answer else answer
 
     async def _caller(self, request: _Request) -> Caller:

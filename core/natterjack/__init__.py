@@ -16,7 +16,7 @@ from natterjack.components import (
     Trigger,
     TriggerContext,
 )
-from natterjack.context import AgentContext, Transaction
+from natterjack.context import AgentContext, SharedContext, Transaction
 from natterjack.errors import (
     ApprovalDeniedError,
     BrokerError,
@@ -67,6 +67,7 @@ from natterjack.service import Endpoint, MicroService
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.subjects import matches
+from natterjack.team import AgentSpec
 from natterjack.tokens import Claims, Tokens
 from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerContext, ToolSource
 from natterjack.toolsubjects import ToolSubjects
@@ -76,6 +77,7 @@ __all__ = [
     "AgentContext",
     "AgentProcess",
     "AgentRuntime",
+    "AgentSpec",
     "Answer",
     "AnswerStream",
     "Answers",
@@ -139,6 +141,7 @@ __all__ = [
     "ScheduleSpec",
     "Server",
     "Settings",
+    "SharedContext",
     "StartError",
     "StreamError",
     "StreamJournal",

@@ -31,11 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from natterjack.components import Entry
+    from natterjack.messages import Answer
 
 log = logging.getLogger("natterjack.calls")
 
 Note = dict[str, Any]
 """What a run did, as it is journaled: `verb`, `what`, and of what it sent, `id` and `sequence`."""
+
+
+def asked(name: str, answer: Answer, began: float) -> Note:
+    """Return the note of an ask that was answered, and began at this reading of `time.perf_counter`."""
+    return {"verb": "ask", "what": name, "run": answer.run_id, "seconds": round(time.perf_counter() - began, 6)}
+
 
 _CALLS: Final = (STEP, SLEEP, WAITING)
 

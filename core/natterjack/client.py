@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +12,7 @@ from natterjack import subjects
 from natterjack.approvals import Approvals
 from natterjack.broker import running_url
 from natterjack.bus import Bus
-from natterjack.components import Entry
+from natterjack.components import Entry, PeerScheme
 from natterjack.context import AgentContext
 from natterjack.control import Runs
 from natterjack.errors import (
@@ -28,10 +28,13 @@ from natterjack.guards import Guards
 from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
+from natterjack.plugins import Plugins
 from natterjack.provision import stored_team
 from natterjack.schedules import cancel, schedules
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover
+from natterjack.tools import CALL_TIMEOUT, Tools
+from natterjack.toolserver import ToolInfo, ToolSource
 
 _RETRY_PAUSE: Final = 0.2
 
@@ -126,13 +129,16 @@ class TeamClient:
         bus: Bus,
         context: AgentContext,
         buckets: Mapping[str, AgentContext] | None = None,
+        peers: Peers | None = None,
+        tools: Tools | None = None,
     ) -> None:
+        self._tools = tools or Tools(bus.principal, {}, Guards())
         self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
         self.journal, self.runs = StreamJournal().attach(bus), Runs(bus)
         self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
         self.approvals = Approvals(self.event_bus, self.journal)
-        self._peers = Peers(bus, Guards())
+        self._peers = peers or Peers(bus, Guards())
         self._known: set[str] = set()
 
     async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
@@ -191,6 +197,25 @@ class TeamClient:
         """
         return await self._peers.broadcast(names, question, timeout=timeout, envelope=self._envelope())
 
+    async def call_tool(
+        self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = CALL_TIMEOUT
+    ) -> Any:
+        """Call a tool of a server that `connect(servers=…)` named, and return its result as JSON.
+
+        Args:
+            tool: `server.tool`.
+            arguments: The tool's.
+            timeout: Seconds.
+
+        Raises:
+            ConfigError: No server of this name was given. What the server raises, its plugin says.
+        """
+        return await self._tools.call(tool, arguments or {}, timeout=timeout, envelope=self._envelope())
+
+    async def list_tools(self) -> Sequence[ToolInfo]:
+        """Return the tools that may be called, of all servers that `connect(servers=…)` named."""
+        return await self._tools.list()
+
     async def bucket(self, name: str) -> AgentContext:
         """Return a bucket beside the main context; it is followed from the first call on.
 
@@ -212,6 +237,7 @@ class TeamClient:
             NatterjackError: A context write that nobody awaited had failed.
         """
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._tools.close)
             for context in (self.context, *self._buckets.values()):
                 closing.push_async_callback(context.close)
 
@@ -290,7 +316,14 @@ def find_server(server: str | Server | None = None) -> Server:
 
 
 @asynccontextmanager
-async def connect(server: str | Server | None = None, *, context: bool = True) -> AsyncIterator[TeamClient]:
+async def connect(
+    server: str | Server | None = None,
+    *,
+    name: str = subjects.OPERATOR,
+    context: bool = True,
+    cross_agents: Mapping[str, str] | None = None,
+    servers: Mapping[str, ToolSource] | None = None,
+) -> AsyncIterator[TeamClient]:
     """Join a running team from a program that is no agent.
 
     Example::
@@ -300,22 +333,39 @@ async def connect(server: str | Server | None = None, *, context: bool = True) -
 
     Args:
         server: Its URL; by default `NATS_URL`, or else the embedded broker that runs in this folder.
+        name: As whom it acts; by default as the operator.
         context: Whether to follow the shared context.
+        cross_agents: Addresses of peers by the names it calls them.
+        servers: Tool servers that it may call, by the names it calls them.
 
     Raises:
-        ConfigError: No server is named, and none runs in this folder.
+        ConfigError: No server is named, and none runs in this folder; or no plugin resolves an address.
         ConnectError: It cannot be reached, or refuses.
         NotProvisionedError: No team has been provisioned there.
+        StartError: A tool server is not there.
     """
-    bus = await Bus.connect(find_server(server), principal=subjects.OPERATOR)
+    schemes = _schemes(cross_agents or {})
+    bus = await Bus.connect(find_server(server), principal=name)
     shared = AgentContext()
     try:
         if context:
             await shared.attach(bus)
-        client = TeamClient(bus, shared)
+        clients = {each: source.client(each, bus) for each, source in (servers or {}).items()}
+        tools = Tools(name, clients, Guards())
+        client = TeamClient(bus, shared, peers=Peers(bus, Guards(), cross_agents, schemes), tools=tools)
         try:
+            await tools.start()
             yield client
         finally:
             await client.close()
     finally:
+        for scheme in schemes.values():
+            await scheme.close()
         await bus.close()
+
+
+def _schemes(cross_agents: Mapping[str, str]) -> dict[str, PeerScheme]:
+    """Return what resolves addresses with a scheme; plugins are loaded only where there are some."""
+    if not any("://" in address for address in cross_agents.values()):
+        return {}
+    return {scheme: kind() for scheme, kind in Plugins.load().peers.items()}

@@ -166,7 +166,7 @@ class EventBus:
         delays: Sequence[str] = (">",),
     ) -> None:
         self._bus, self._guards, self._revision = bus, guards, revision
-        self._awaited, self._heard, self._delays = awaited, set[str](), delays
+        self.awaited, self._heard, self._delays = awaited, set[str](), delays
 
     async def emit(
         self, type: str, data: Any = None, *, id: str | None = None, delay: float | timedelta | None = None
@@ -214,8 +214,8 @@ class EventBus:
             msg = f"{id!r} is no valid event id: use 1 to 128 printable ASCII characters without blanks"
             raise PayloadError(msg)
         self._guards.check(self._bus.principal, verb, kind)
-        if verb == "emit" and self._awaited is not None and kind not in self._heard:
-            self._note_unheard(kind, self._awaited)
+        if verb == "emit" and self.awaited is not None and kind not in self._heard:
+            self._note_unheard(kind, self.awaited)
         root, stream = _PLACES[verb]
         subject, payload = f"{root}.{kind}", codec.encode(data)
         envelope = envelope._replace(source=self._bus.principal, revision=self._revision())

@@ -148,8 +148,12 @@ class AgentHost:
         # A middleware that may change an answer must see it whole.
         self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
         self._service.load = self._load
-        self._repeated = WeakValueDictionary[str, asyncio.Lock]()  # by run
         self._started = self._stopped = False
+
+    @cached_property  # few need it
+    def _repeated(self) -> WeakValueDictionary[str, asyncio.Lock]:
+        """By run, what lets one work on an ask that is repeated."""
+        return WeakValueDictionary()
 
     def _load(self) -> dict[str, int]:
         answering, waiting = self._asks.load

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from natterjack.approvals import ask_human
 from natterjack.branches import Branch, position_here
-from natterjack.calls import Note
+from natterjack.calls import Note, asked
 from natterjack.context import CAUSE, SharedContext
 from natterjack.coroutines import through
 from natterjack.durable import Durable
@@ -26,6 +26,9 @@ from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Ques
 from natterjack.rights import Verb
 from natterjack.runjournal import RunJournal
 from natterjack.tools import RunTools
+
+if TYPE_CHECKING:
+    from natterjack.team import AgentSpec
 
 MAX_FANOUT: Final = 1000
 """Events and messages one run may send: more is a loop, or a stream that should be one message."""
@@ -81,11 +84,19 @@ class RunContext:
         return self.handles.attachments if isinstance(self.handles, Question) else ()
 
     @property
+    def spec(self) -> AgentSpec:
+        """This agent, as its team describes it."""
+        return self._facilities.spec
+
+    @property
+    def heard(self) -> Sequence[str]:
+        """Patterns of the events for which somebody in the team waits."""
+        return self._facilities.events.awaited or ()
+
+    @property
     def tools(self) -> RunTools:
         """The tools of the servers that this agent has."""
         return RunTools(self, self._facilities.tools)
-
-    # Made when first used, because most runs use neither.
 
     @property
     def shared(self) -> SharedContext:
@@ -311,7 +322,7 @@ class RunContext:
         """
         left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
         answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=self._asks(name, question))
-        self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
+        self._note(asked(name, answer, began))
         return answer
 
     def ask_stream(
@@ -353,7 +364,7 @@ class RunContext:
         envelope = self._asks("broadcast", question)
         answers = await self._facilities.peers.broadcast(names, question, timeout=left, envelope=envelope)
         for name, answer in answers.items():
-            self._note({"verb": "ask", "what": name, "run": answer.run_id, "seconds": _since(began)})
+            self._note(asked(name, answer, began))
         return answers
 
     def around(self) -> Context:
@@ -386,7 +397,3 @@ class RunContext:
             )
             raise LoopError(msg)
         return effect._replace(revision=self._facilities.context.revision, run=self.run_id)
-
-
-def _since(began: float) -> float:
-    return round(time.perf_counter() - began, 6)

@@ -141,10 +141,10 @@ class AgentSpec(ProcessSpec):
         replicas: Processes that share its work.
         concurrency: Events and questions that one process works on at once.
         max_attempts: Failed handlings after which an event is dead.
-        retry_delay: Seconds before the second attempt; it doubles with each one, up to 60.
-        timeout: Seconds one handling may take.
-        drain_timeout: Seconds that running work has to end when its process is told to.
-        hang_timeout: Seconds for which the event loop of a supervised process may stand still, before it is ended and
+        retry_delay: How many seconds pass before the second attempt; it doubles with each one, up to 60.
+        timeout: How many seconds one handling may take.
+        drain_timeout: How many seconds running work has to end when its process is told to.
+        hang_timeout: How many seconds the event loop of a supervised process may stand still, before it is ended and
             another one started; 0: for ever.
         memory: Bytes, or text such as "500MB": a supervised process that has more in memory drains and starts again.
         memory_max: The same, for one that is killed; by default half as much again as `memory`.

@@ -1,0 +1,52 @@
+"""Settings of a model agent, as they stand in a team file or in `agent_config`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from natterjack import Settings
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Limits(Settings):
+    """What one run may use; a run that meets a limit ends as a dead letter that says so.
+
+    Attributes:
+        requests: Requests to the model.
+        tokens: Tokens, in and out.
+        tool_calls: Calls of tools.
+        seconds: Seconds of wall time.
+    """
+
+    requests: int = Field(50, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    tool_calls: int | None = Field(None, ge=0)
+    seconds: float | None = Field(None, gt=0)
+
+
+class ModelConfig(Settings):
+    """Settings of a model agent.
+
+    Attributes:
+        model: Provider and name, e.g. `openai:gpt-5-mini`; several: the next one is used where one fails. Or
+            `scripted:module:function`, for tests.
+        instructions: What the agent is for; the only text that the model takes as instructions.
+        output: What `handle` returns, if not text: a JSON schema of an object, or `module:Class` of a pydantic model.
+        base_url: Where a compatible server is.
+        settings: Settings of requests, e.g. `{ temperature = 0 }`.
+        limits: What one run may use.
+        approve: Tools that wait for a human's yes, by the names that the model sees.
+    """
+
+    model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    instructions: str = ""
+    output: str | dict[str, Any] | None = None
+    base_url: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Field(default_factory=Limits)
+    approve: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""The model behind an agent, and how a turn of it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+from pydantic import BaseModel
+from pydantic_ai import Agent, StructuredDict, UsageLimits
+from pydantic_ai.exceptions import (
+    AgentRunError,
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelHTTPError,
+    ModelQuotaExceededError,
+    ModelRequestRejectedError,
+    RunTimedOut,
+    UsageLimitExceeded,
+    UserError,
+)
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.settings import ModelSettings
+
+from natterjack import ConfigError
+from natterjack_llm.config import Limits, ModelConfig
+from natterjack_llm.errors import LimitError, ModelError
+from natterjack_llm.framing import RULES
+from natterjack_llm.journaled import JournaledModel
+from natterjack_llm.models import model_of
+from natterjack_llm.offers import offers
+from natterjack_llm.scripted import imported
+from natterjack_llm.toolset import RETRIES, TurnToolset
+from natterjack_llm.turn import Turn, TurnContext
+
+_FINAL: Final = (ModelRequestRejectedError, ModelQuotaExceededError)
+
+
+class Engine:
+    """The model of one agent.
+
+    Args:
+        config: Its settings.
+
+    Raises:
+        ConfigError: The model cannot be used, or the output's schema is none.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config, self._model = config, model_of(config.model, config.base_url)
+        instructions = "\n\n".join(filter(None, [config.instructions, RULES]))
+        self._agent: Agent[None, Any] = Agent(
+            output_type=_output_type(config.output), instructions=instructions, retries=RETRIES
+        )
+
+    async def start(self) -> None:
+        """Open what the model's client needs."""
+        await self._model.__aenter__()
+
+    async def stop(self) -> None:
+        """Close it."""
+        await self._model.__aexit__(None, None, None)
+
+    def turn(self, ctx: TurnContext, *, streams: bool = False) -> Turn:
+        """Return a turn of this model in a run."""
+        return Turn(ctx, streams=streams)
+
+    async def run(self, turn: Turn, prompt: str, history: Sequence[ModelMessage] = ()) -> AsyncIterator[str]:
+        """Go from a prompt to the turn's result; yield what the model says meanwhile, if the turn streams.
+
+        Raises:
+            LimitError: The run met a limit.
+            ModelError: The model did not answer well.
+        """
+        async with aclosing(turn.run(self._work(turn, prompt, history))) as said:
+            async for text in said:
+                yield text
+
+    async def _work(self, turn: Turn, prompt: str, history: Sequence[ModelMessage]) -> Any:
+        limits = self._config.limits
+        toolset = TurnToolset(turn, await offers(turn), self._config.approve)
+        try:
+            return await self._agent.run(
+                prompt,
+                model=JournaledModel(self._model, turn),
+                model_settings=cast("ModelSettings", self._config.settings),
+                message_history=list(history),
+                toolsets=[toolset],
+                usage_limits=_usage_limits(limits),
+                timeout=limits.seconds,
+            )
+        except (AgentRunError, FallbackExceptionGroup, UserError) as error:
+            raise told(error, limits) from error
+
+
+def _output_type(output: str | dict[str, Any] | None) -> Any:
+    if output is None:
+        return str
+    if isinstance(output, dict):
+        try:
+            return StructuredDict(output, name=output.get("title", "result"))
+        except UserError as error:
+            msg = f"'output' is no JSON schema of an object: {error}"
+            raise ConfigError(msg) from error
+    found = imported(output)
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        msg = f"'output' is {output!r}, which is no pydantic model; name one, or write a JSON schema"
+        raise ConfigError(msg)
+    return found
+
+
+def _usage_limits(limits: Limits) -> UsageLimits:
+    return UsageLimits(
+        request_limit=limits.requests, total_tokens_limit=limits.tokens, tool_calls_limit=limits.tool_calls
+    )
+
+
+def told(error: BaseException, limits: Limits) -> LimitError | ModelError | ConfigError:
+    """Return what an error of the library means for a run: whether another attempt may help, and when."""
+    if isinstance(error, UsageLimitExceeded):
+        return LimitError(f"the run met a limit: {error}")
+    if isinstance(error, RunTimedOut):
+        return LimitError(f"the run met a limit: {limits.seconds:g} s of wall time")
+    if isinstance(error, UserError):
+        return ConfigError(f"the model cannot be used: {error}")
+    if isinstance(error, FallbackExceptionGroup):
+        causes = [told(each, limits) for each in error.exceptions]
+        retry = any(cause.retry for cause in causes)
+        text = "; ".join(map(str, causes))
+        return ModelError(text, retry=retry, retry_after=min(cause.retry_after for cause in causes))
+    retry = not isinstance(error, _FINAL)
+    what = "the model could not be asked" if isinstance(error, ModelAPIError) else "the model did not answer well"
+    return ModelError(f"{what}: {' '.join(str(error).split())}", retry=retry, retry_after=_retry_after(error))
+
+
+def _retry_after(error: BaseException) -> float:
+    headers = (error.headers if isinstance(error, ModelHTTPError) else None) or {}
+    try:
+        return max(0.0, float(headers.get("retry-after", 0)))
+    except ValueError:  # a date
+        return 0.0

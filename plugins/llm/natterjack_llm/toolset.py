@@ -1,0 +1,91 @@
+"""The tools of one turn, as the library around the model calls them: each call is a step of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+from pydantic_ai import ModelRetry, RunContext, ToolDefinition
+from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
+from pydantic_core import SchemaValidator, core_schema
+
+from natterjack import ApprovalDeniedError, BrokerError, FencedError, NatterjackError
+from natterjack_llm.offers import Offer
+from natterjack_llm.turn import Turn
+
+RETRIES: Final = 3
+"""How often a model may correct the arguments of a call."""
+_OBJECT: Final = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema()))
+
+
+class TurnToolset(AbstractToolset[None]):
+    """What a model may call in one turn.
+
+    Args:
+        turn: The turn.
+        offers: What it may call.
+        approve: Names of those that wait for a human's yes.
+    """
+
+    def __init__(self, turn: Turn, offers: Iterable[Offer], approve: Collection[str] = ()) -> None:
+        self._turn, self._approve = turn, approve
+        self._offers = {offer.name: offer for offer in offers}
+
+    @property
+    def id(self) -> str:
+        """As the library wants it."""
+        return "natterjack"
+
+    async def get_tools(self, ctx: RunContext[None]) -> dict[str, ToolsetTool[None]]:
+        """Return the tools."""
+        del ctx
+        return {
+            offer.name: ToolsetTool(
+                toolset=self,
+                tool_def=ToolDefinition(
+                    name=offer.name, description=offer.description, parameters_json_schema=dict(offer.schema)
+                ),
+                max_retries=RETRIES,
+                args_validator=_OBJECT,
+            )
+            for offer in self._offers.values()
+        }
+
+    async def call_tool(
+        self, name: str, tool_args: dict[str, Any], ctx: RunContext[None], tool: ToolsetTool[None]
+    ) -> Any:
+        """Call one; what it fails with is told to the model."""
+        del ctx, tool
+        offer = self._offers[name]
+        error = next(iter(Draft202012Validator(offer.schema).iter_errors(tool_args)), None)
+        if error is not None:
+            where = "".join(f"{part}." for part in error.absolute_path)
+            raise ModelRetry(f"{where}{error.message}" if where else error.message)
+        try:
+            if name in self._approve:
+                answer = await self._turn.ask_human(self._question(name, tool_args), ("yes", "no"))
+                if answer == "no":
+                    return {"error": "a human said no"}
+            if not offer.is_step:
+                return await offer.call(tool_args)
+        except ApprovalDeniedError as denied:
+            return {"error": str(denied)}
+        return await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args))
+
+    def _question(self, name: str, given: dict[str, Any]) -> str:
+        arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())
+        return f"May {self._turn.ctx.agent} call {name}({arguments})?"
+
+
+async def _told(offer: Offer, given: dict[str, Any]) -> Any:
+    """Return what a call came to, as the model is told; what another attempt could mend is raised."""
+    try:
+        return await offer.call(given)
+    except FencedError:
+        raise
+    except NatterjackError as error:
+        if isinstance(error, BrokerError) and error.retry:
+            raise
+        return {"error": str(error)}

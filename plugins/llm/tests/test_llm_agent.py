@@ -1,0 +1,211 @@
+"""Model agents with scripted models: what they see, what they may call, and that each request is made once."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from natterjack import (
+    AgentProcess,
+    AgentRuntime,
+    RunFailedError,
+    StartError,
+    connect,
+)
+from natterjack.testing import NatsServer, ScriptedAgent, until
+from natterjack_llm import Call, Seen
+
+ASKED = Counter[str]()
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked() -> None:
+    ASKED.clear()
+
+
+def echo(seen: Seen) -> str:
+    return f"you said {seen.prompt}"
+
+
+async def test_an_answer_is_what_the_model_says(runtime: AgentRuntime) -> None:
+    runtime.add_process(AgentProcess("writer", agent_config={"model": f"scripted:{__name__}:echo"}))
+    async with runtime:
+        assert await runtime.ask_peer("writer", "hello") == "you said hello"
+        chunks = [chunk async for chunk in runtime.ask_stream("writer", "hello")]
+    assert chunks == ["you ", "said ", "hello"]
+
+
+def researcher(seen: Seen) -> Any:
+    ASKED["requests"] += 1
+    if not seen.results:
+        assert "<data>" in seen.prompt
+        return [Call("ask_peer", {"name": "oracle", "question": "how?"}), Call("get_context", {"key": "depth"})]
+    if len(seen.results) == 2:
+        answered, read = seen.results
+        return Call("emit", {"type": "found", "data": {"answer": answered, "depth": read["value"]}})
+    return "done"
+
+
+async def test_a_model_works_on_an_event_with_what_its_agent_may_do(runtime: AgentRuntime) -> None:
+    runtime.add_process(
+        AgentProcess(
+            "researcher",
+            agent_config={"model": f"scripted:{__name__}:researcher", "instructions": "Research."},
+            asks=["oracle"],
+            emits=["found"],
+        )
+    )
+    runtime.add_process(AgentProcess("oracle", agent=ScriptedAgent(answers="so")))
+    async with runtime:
+        await runtime.context.set("depth", 3)
+        run = await runtime.inject_event("researcher", {"type": "research.start", "topic": "toads"})
+        assert await run.result(20) == "done"
+        entries = [entry async for entry in runtime.journal.entries("researcher", kind="step")]
+        (found,) = [event async for event in runtime.event_bus.replay("found")]
+    assert found.data == {"answer": {"agent": "oracle", "answer": "so"}, "depth": 3}
+    assert sorted((entry.data["position"], entry.data["name"]) for entry in entries) == [
+        *[("1", "model"), ("2", "tool ask_peer"), ("3", "tool get_context")],
+        *[("4", "model"), ("5", "tool emit"), ("6", "model")],
+    ]
+    assert ASKED["requests"] == 3
+
+
+def rater(seen: Seen) -> Any:
+    return Call("final_result", {"quality": 4 if "quality" not in seen.prompt else "high"})
+
+
+SCHEMA = {"type": "object", "properties": {"quality": {"type": "integer"}}, "required": ["quality"]}
+
+
+async def test_structured_output_is_data_that_routes(runtime: AgentRuntime) -> None:
+    runtime.add_process(
+        AgentProcess(
+            "analyst",
+            agent_config={"model": f"scripted:{__name__}:rater", "output": SCHEMA},
+            result_events={"good": "result.quality >= 3", "bad": "result.quality < 3"},
+        )
+    )
+    async with runtime:
+        run = await runtime.inject_event("analyst", {"type": "rate"})
+        assert await run.result(20) == {"quality": 4}
+        assert [event.data async for event in runtime.event_bus.replay("good")] == [{"quality": 4}]
+        assert [event async for event in runtime.event_bus.replay("bad")] == []
+
+
+def flaky(seen: Seen) -> Any:
+    ASKED[str(len(seen.results))] += 1
+    if ASKED["1"] == 1 and len(seen.results) == 1:
+        raise OSError("cut off")
+    return ["one", "two", "three"][len(seen.results)] if len(seen.results) == 2 else Call("ask_peer", TO_ORACLE)
+
+
+TO_ORACLE = {"name": "oracle", "question": "how?"}
+
+
+async def test_what_was_answered_is_not_paid_again(runtime: AgentRuntime) -> None:
+    oracle = ScriptedAgent(answers="so")
+    runtime.add_process(
+        AgentProcess("flaky", agent_config={"model": f"scripted:{__name__}:flaky"}, asks=["oracle"], retry_delay=0.05)
+    )
+    runtime.add_process(AgentProcess("oracle", agent=oracle))
+    async with runtime:
+        run = await runtime.inject_event("flaky", {"type": "go"})
+        assert await run.result(20) == "three"
+    assert ASKED == {"0": 1, "1": 2, "2": 1}
+    assert len(oracle.questions) == 2
+
+
+def endless(seen: Seen) -> Any:
+    ASKED["requests"] += 1
+    return Call("get_context", {"key": "x"})
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [({"requests": 3}, "request_limit of 3"), ({"tool_calls": 2}, "tool_calls_limit of 2"), ({"tokens": 100}, "100")],
+)
+async def test_a_limit_ends_the_run_and_says_so(runtime: AgentRuntime, limits: dict[str, int], told: str) -> None:
+    config = {"model": f"scripted:{__name__}:endless", "limits": limits}
+    runtime.add_process(AgentProcess("endless", agent_config=config))
+    async with runtime:
+        run = await runtime.inject_event("endless", {"type": "go"})
+        with pytest.raises(RunFailedError, match=f"the run met a limit: .*{told}"):
+            await run.result(20)
+    assert ASKED["requests"] < 5
+
+
+def careless(seen: Seen) -> Any:
+    wrong = [
+        Call("ask_peer", {"name": "boss", "question": "x"}),
+        Call("ask_peer", {"question": "x"}),
+        Call("emit", {"type": "money.sent", "data": {}}),
+        Call("set_context", {"key": "budget", "value": 1}),
+        Call("rm", {}),
+    ]
+    return wrong if not seen.results else json.dumps(seen.results)
+
+
+async def test_what_a_model_may_not_do_is_told_and_not_done(runtime: AgentRuntime) -> None:
+    runtime.add_process(
+        AgentProcess(
+            "careless", agent_config={"model": f"scripted:{__name__}:careless"}, asks=["oracle"], emits=["found"]
+        )
+    )
+    boss = ScriptedAgent(answers="no")
+    runtime.add_process(AgentProcess("oracle", agent=ScriptedAgent(answers="so")))
+    runtime.add_process(AgentProcess("boss", agent=boss))
+    async with runtime:
+        run = await runtime.inject_event("careless", {"type": "go"})
+        told = await run.result(20)
+        assert [event async for event in runtime.event_bus.replay("money.sent")] == []
+        assert runtime.context.get("budget") is None
+    assert "'boss' is not one of ['oracle']" in told
+    assert "'name' is a required property" in told
+    assert "'careless' may not emit 'money.sent'" in told
+    assert "Unknown tool name: 'rm'" in told
+    assert boss.questions == []
+
+
+def publisher(seen: Seen) -> Any:
+    ASKED["requests"] += 1
+    return "sent" if seen.results else Call("ask_peer", {"name": "press", "question": "Print it."})
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+async def test_a_call_waits_for_a_human(own_server: NatsServer, answer: str) -> None:
+    press = ScriptedAgent(answers="printed")
+    runtime = AgentRuntime(own_server.url)
+    config = {"model": f"scripted:{__name__}:publisher", "approve": ["ask_peer"]}
+    runtime.add_process(AgentProcess("publisher", agent_config=config, asks=["press"], waits=["approval.answered"]))
+    runtime.add_process(AgentProcess("press", agent=press))
+    async with runtime, connect(own_server.url) as client:
+        run = await runtime.inject_event("publisher", {"type": "go"})
+        (asked,) = await until(client.approvals.waiting)
+        assert asked.question == 'May publisher call ask_peer(name="press", question="Print it.")?'
+        await client.approvals.answer(asked.id, answer)
+        assert await run.result(20) == "sent"
+    assert press.questions == (["Print it."] if answer == "yes" else [])
+    assert ASKED["requests"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, "'model' is missing"),
+        ({"model": "openai:gpt-5-mini"}, "OPENAI_API_KEY"),
+        ({"model": "opena:gpt"}, "Unknown model: opena:gpt"),
+        ({"model": "scripted:nowhere:nothing"}, "cannot be imported"),
+        ({"model": f"scripted:{__name__}:echo", "temprature": 1}, "unknown key 'temprature'"),
+        ({"model": f"scripted:{__name__}:echo", "output": {"type": "string"}}, "'output' is no JSON schema"),
+        ({"model": f"scripted:{__name__}:echo", "output": "json:loads"}, "which is no pydantic model"),
+    ],
+)
+async def test_what_is_wrong_is_told_at_the_start(
+    runtime: AgentRuntime, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], told: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    runtime.add_process(AgentProcess("wrong", agent_config=config))
+    with pytest.raises(StartError, match=told) as error:
+        await runtime.start_all()
+    assert "\n" not in str(error.value)

@@ -14,14 +14,15 @@ import typer
 
 from natterjack import ConfigError
 from natterjack_mcp.audit import verify
+from natterjack_mcp.looking import call_tool, inspect_tool, list_tools
 from natterjack_mcp.server import MCPServer
 
-app = typer.Typer(name="tools", no_args_is_help=True, help="Serve tools to agents (MCP).")
+app = typer.Typer(name="tools", no_args_is_help=True, help="Serve tools to agents (MCP), and call them.")
 
 
 @app.callback()
 def tools() -> None:
-    """Serve tools to agents (MCP)."""
+    """Serve tools to agents (MCP), and call them."""
 
 
 @app.command()
@@ -38,6 +39,11 @@ def serve(
     """Serve a tool server in one way or several, until it is stopped. Started twice over NATS, both share the work."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     load(target).run(stdio=stdio, http=http, nats=nats, name=name)
+
+
+app.command("list")(list_tools)
+app.command("call")(call_tool)
+app.command("inspect")(inspect_tool)
 
 
 def load(target: str) -> MCPServer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -328,6 +329,38 @@ async def test_a_call_is_made_again_if_its_replica_dies_and_that_does_no_harm(
         await not_again
     assert await again == "waited"
     assert desks[1].began == ["wait"]
+
+
+# By hand
+
+
+async def test_the_command_line_lists_inspects_and_calls(place: Place) -> None:
+    await place.serve(Desk())
+
+    async def run(*args: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "natterjack", "tools", *args, "--server", place.url]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == code, output
+        return output.decode()
+
+    listed, called, refused, shown, nothing, wrong = await asyncio.gather(
+        run("list", "--json"),
+        run("call", f"{place.name}.echo", '{"text": "toads"}'),
+        run("call", f"{place.name}.publish", code=1),
+        run("inspect", f"{place.name}.echo"),
+        run("inspect", f"{place.name}.eco", code=2),
+        run("call", f"{place.name}.echo", "toads", code=2),
+    )
+    (row,) = [each for each in json.loads(listed) if each["server"] == place.name]
+    assert (row["replicas"], "echo" in row["tools"], "publish" in row["tools"]) == (1, True, False)
+    assert called == "toads\n"
+    assert "HasRole('writer') refuses" in refused
+    assert json.loads(shown)["arguments"]["required"] == ["text"]
+    assert "has no tool 'eco'" in nothing
+    assert "the arguments are no JSON" in wrong
 
 
 # Agents

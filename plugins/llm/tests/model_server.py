@@ -1,6 +1,7 @@
 """A model server that does what a test wrote down, over real HTTP: the Responses API of `openai:` models."""
 
 import asyncio
+import inspect
 import itertools
 import json
 import socket
@@ -41,6 +42,8 @@ class ModelServer:
         body = json.loads(await request.body())
         self.asked.append(body)
         reply = self.script(body)
+        if inspect.isawaitable(reply):
+            reply = await reply
         if isinstance(reply, Response):
             return reply
         if body.get("stream"):

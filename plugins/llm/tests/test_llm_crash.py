@@ -1,0 +1,82 @@
+"""A model agent whose process dies goes on elsewhere, and asks nothing again that was answered."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from natterjack import connect
+from natterjack.testing import NatsServer, until
+
+from . import model_server as servers
+from .model_server import ModelServer
+
+TEAM = """\
+[team]
+name = "newsroom"
+
+[agents.writer]
+kind = "llm"
+model = "openai:gpt-5-mini"
+"""
+
+
+@pytest.fixture
+async def model_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
+    async with servers.model_server(monkeypatch) as server:
+        yield server
+
+
+@contextmanager
+def up(folder: Path, server: NatsServer) -> Iterator[psutil.Process]:
+    """Within the context, the team runs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "NATTERJACK_"))}
+    command = [sys.executable, "-m", "natterjack", "up", "team.toml"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env={**kept, "NATS_URL": server.url}, stdout=log, stderr=log)
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0, (folder / "log").read_text()
+
+
+def results(body: dict[str, Any]) -> int:
+    return sum(item.get("type") == "function_call_output" for item in body["input"])
+
+
+@pytest.mark.full  # the lease of a silent replica is 30 s
+@pytest.mark.timeout(180)
+async def test_a_killed_process_pays_for_no_request_twice(
+    own_server: NatsServer, model_server: ModelServer, tmp_path: Path
+) -> None:
+    killed = asyncio.Event()
+
+    async def script(body: dict[str, Any]) -> Any:
+        if results(body) == 2 and not killed.is_set():
+            await killed.wait()
+        return "five" if results(body) == 4 else servers.call("get_context", key=f"k{results(body)}")
+
+    model_server.script = script
+    (tmp_path / "team.toml").write_text(TEAM)
+    with up(tmp_path, own_server) as supervisor:
+        async with connect(own_server.url, context=False) as client:
+
+            async def ready() -> bool:
+                return [agent.name for agent in await client.agents()] == ["writer"]
+
+            await until(ready, timeout=60)
+            run = await client.inject_event("writer", {"type": "go"})
+            await until(lambda: len(model_server.asked) == 3, timeout=60)
+            (child,) = [each for each in supervisor.children() if each.cmdline()[-3:-1] == ["agent", "run"]]
+            child.kill()
+            killed.set()
+            assert await run.result(120) == "five"
+    assert [results(body) for body in model_server.asked] == [0, 1, 2, 2, 3, 4]

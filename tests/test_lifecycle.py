@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import natterjack
-from natterjack import TeamClient
+from natterjack import Clock, TeamClient
 from natterjack.bus import Bus
 from natterjack.cli.supervisor import Supervisor
 from natterjack.plugins import Plugins
@@ -55,6 +55,7 @@ def stand_still():
 """
 pytestmark = pytest.mark.timeout(240)  # each starts several processes, one after another
 DURABLE = "worker=event-work"
+clock = Clock()
 
 
 class Shown:
@@ -242,9 +243,10 @@ async def test_no_ask_fails_while_replicas_are_renewed(own_server: NatsServer, f
         async def keep_asking(number: int) -> None:
             while not done.is_set():
                 answers.append(await crew.ask(str(number)))
+                await clock.sleep(0.02)  # a few hundred asks a second: more would only slow the starts down
 
         async with asyncio.TaskGroup() as group:
-            for number in range(6):
+            for number in range(8):
                 group.create_task(keep_asking(number))
             await until(lambda: len(answers) > 200)
             await crew.supervisor.renew("worker")
@@ -253,7 +255,7 @@ async def test_no_ask_fails_while_replicas_are_renewed(own_server: NatsServer, f
             least = len(answers) + 200
             await until(lambda: len(answers) > least)
             done.set()
-        assert len(answers) > 1000
+        assert len(answers) > 400
         assert len(before | renewed | set(crew.pids)) == 9
         served = {int(answer.split()[0]) for answer in answers}
         assert served == before | renewed | set(crew.pids)  # all of them, each while it was there

@@ -360,7 +360,7 @@ def tries(document: Document, agent: str) -> Iterator[tuple[str, str, bool]]:
         bucket, _, name = what.rpartition("/")
         yield "SUB", f"feed.context{f'_{bucket}' if bucket else ''}.{name}", may(document, agent, "read", what)
     for other in NAMES:
-        asks = may(document, agent, "ask", other)
+        asks = other == agent or may(document, agent, "ask", other)  # itself: for those who come by a door of its own
         yield "PUB", f"agents.ask.{other}", asks
         yield "PUB", f"agents.prompt.natterjack.team.{other}", asks
         for subject in (f"journal.{other}.run.1", f"dead.{other}.inbox", f"agents.hb.natterjack.team.{other}"):

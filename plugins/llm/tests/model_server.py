@@ -5,8 +5,10 @@ import inspect
 import itertools
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +110,26 @@ def call(name: str, /, **arguments: Any) -> Reply:
 
 def _listed(reply: Reply) -> list[Reply]:
     return reply if isinstance(reply, list) else [reply]
+
+
+@contextmanager
+def model_server_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    """Serve one for a test that has an event loop of its own."""
+    began: Future[ModelServer] = Future()
+    ending = threading.Event()
+
+    async def serve() -> None:
+        async with model_server(monkeypatch) as server:
+            began.set_result(server)
+            await asyncio.to_thread(ending.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    try:
+        yield began.result(10)
+    finally:
+        ending.set()
+        thread.join()
 
 
 @asynccontextmanager

@@ -123,6 +123,10 @@ class TriggerContext(Protocol):
     log: logging.Logger
     clock: Clock
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached now; what is done meanwhile waits for it."""
+
     async def fire(
         self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
     ) -> int:

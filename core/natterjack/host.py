@@ -221,11 +221,8 @@ class AgentHost:
             return
         self._stopped = True
         due = time.monotonic() + timeout
-        started = dict(zip(self._tasks, self._triggers, strict=False))  # fewer, where the start failed
-        draining = {task for task, trigger in started.items() if trigger.drains}
-        for task in draining:
-            task.cancel()
-        tasks = {*started, *([self._expiry] if self._expiry else [])}
+        draining = {task for task, each in zip(self._tasks, self._triggers, strict=False) if each.drains}
+        tasks = {*self._tasks, *([self._expiry] if self._expiry else [])}
         await cancel_all(tasks - draining, f"triggers of {self.name!r}")
         await self._service.stop()
         left = max(0.0, due - time.monotonic())
@@ -356,6 +353,10 @@ class _TriggerContext:
         self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False
     ) -> int:
         return await self._host.fire(self._trigger, type, data, id, lasting=lasting)
+
+    @property
+    def connected(self) -> bool:
+        return self._host.bus.connected
 
     @cached_property
     def _peers(self) -> Peers:

@@ -300,7 +300,9 @@ async def cancel_all(tasks: Set[asyncio.Task[None]], what: str) -> None:
 
 
 async def end_all(tasks: Set[asyncio.Task[None]], timeout: float, what: str) -> None:
-    """Return once tasks that were cancelled have ended; after `timeout` seconds they are cancelled once more."""
+    """Cancel tasks and return once they have ended; after `timeout` seconds they are cancelled once more."""
+    for task in tasks:
+        task.cancel()
     if tasks:
         _, tasks = await asyncio.wait(tasks, timeout=timeout)
     await cancel_all(tasks, what)

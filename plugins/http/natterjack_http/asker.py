@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,6 +33,8 @@ TOKEN: Final = "env:NATTERJACK_TOKEN"  # noqa: S105 - where it is
 CONNECT_LIMIT: Final = 5.0
 """Seconds for a connection."""
 MAX_PORT: Final = 65_535
+PER_CLIENT: Final = 8
+"""Asks at once by one client: what httpx does for each request grows with the connections that it has."""
 MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes of an answer."""
 _LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=100)
@@ -106,7 +110,7 @@ class Asker:
     """Asks agents that are served over HTTP; connections are kept."""
 
     def __init__(self) -> None:
-        self._client = _client()
+        self._busy: dict[httpx.AsyncClient, int] = {}
         self._targets: dict[str, Target] = {}
 
     async def ask(self, address: str, question: str, timeout: float) -> Answer:
@@ -138,7 +142,18 @@ class Asker:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        for client in self._busy:
+            await client.aclose()
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.AsyncClient]:
+        """Give a client that is not too busy."""
+        client = next((each for each, asks in self._busy.items() if asks < PER_CLIENT), None) or _client()
+        self._busy[client] = self._busy.get(client, 0) + 1
+        try:
+            yield client
+        finally:
+            self._busy[client] -= 1
 
     def target(self, address: str) -> Target:
         """Return what an address means; raise `ConfigError` if that is nothing."""
@@ -156,10 +171,11 @@ class Asker:
         headers = {"accept": media, "content-type": "application/json", **target.shown()}
         limit = asyncio.timeout(timeout)
         try:
-            async with limit, self._client.stream("POST", target.url, content=body, headers=headers) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise error_of(target.name, response.status_code, await _read(target, response))
-                yield response
+            with self._client() as client:
+                async with limit, client.stream("POST", target.url, content=body, headers=headers) as response:
+                    if response.status_code != httpx.codes.OK:
+                        raise error_of(target.name, response.status_code, await _read(target, response))
+                    yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise PeerUnavailableError(target.name, 503, f"nobody answers there; is it running? ({error})") from error
         except httpx.HTTPError as error:
@@ -171,11 +187,18 @@ class Asker:
             raise PeerTimeoutError(target.name, 408, "no answer within the deadline") from error
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Return whom `https` trusts; reading that takes long."""
+    return httpx.create_ssl_context()
+
+
 def _client() -> httpx.AsyncClient:
     logger = logging.getLogger("httpx")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.WARNING)  # else it tells of each request
-    return httpx.AsyncClient(timeout=httpx.Timeout(None, connect=CONNECT_LIMIT), limits=_LIMITS)
+    times = httpx.Timeout(None, connect=CONNECT_LIMIT)
+    return httpx.AsyncClient(verify=_trusted(), timeout=times, limits=_LIMITS)
 
 
 async def _read(target: Target, response: httpx.Response) -> bytes:

@@ -106,6 +106,8 @@ class Door:
     def _health(self) -> Response:
         if self.draining:
             raise Problem(503, "the agent stops")
+        if not self._ctx.connected:
+            raise Problem(503, "the broker is away; questions wait for it, as long as they have time")
         return JSONResponse({"status": "ok", "agent": self._ctx.agent}, headers=_FRESH)
 
     async def _cancel(self, request: Request, id: str) -> Response:

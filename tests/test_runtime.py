@@ -39,7 +39,7 @@ from natterjack import (
     connect,
 )
 from natterjack.bus import Bus
-from natterjack.plugins import Plugins
+from natterjack.plugins import DISABLED, Plugins
 from natterjack.runtime import TeamRuntime, opened, start_agent
 from natterjack.server import Server
 from natterjack.team import Team, TriggerSpec
@@ -314,7 +314,10 @@ async def test_late_agent_is_refused(own_server: NatsServer) -> None:
         ({"kind": "natterjack.builtin.agents:FunctionAgent"}, "'odd' cannot be made: TypeError"),
     ],
 )
-async def test_unknown_kind_says_what_to_do(own_server: NatsServer, config: dict[str, Any], text: str) -> None:
+async def test_unknown_kind_says_what_to_do(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], text: str
+) -> None:
+    monkeypatch.setenv(DISABLED, "llm")
     async with nothing_left(own_server):
         runtime = AgentRuntime(own_server.url)
         runtime.add_process(AgentProcess(name="fine", agent=echo))

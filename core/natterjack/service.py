@@ -108,20 +108,20 @@ class MicroService:
 
     async def start(self) -> None:
         """Begin to answer."""
-        self._subscriptions.append(await self.bus.subscribe(subjects.service(">"), self._receive))
+        self._subscriptions.append(await self.bus.listen(subjects.service(">"), self._receive))
 
     async def stop(self) -> None:
         """Answer no more."""
         for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
-    async def _receive(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         _, verb, *scope = message.subject.split(".")
         if scope not in ([], [self.name], [self.name, self.id]) or not _is_inbox(message.reply):
             return
         answer = self._answer(verb)
         if answer is not None:
-            await self.bus.publish(message.reply, orjson.dumps(answer))
+            self.bus.send(message.reply, orjson.dumps(answer))
 
     def _answer(self, verb: str) -> dict[str, Any] | None:
         identity = {
@@ -165,7 +165,7 @@ class Service(MicroService):
         """Begin to answer, with a first heartbeat at once."""
         await super().start()
         status = subjects.status(self.team, self.agent)
-        self._subscriptions.append(await self.bus.subscribe(status, self._receive_status, queue=QUEUE))
+        self._subscriptions.append(await self.bus.listen(status, self._receive_status, queue=QUEUE))
         self._beating = asyncio.create_task(self._beat())
 
     async def stop(self) -> None:
@@ -183,9 +183,9 @@ class Service(MicroService):
                 log.debug("%s cannot tell that it lives: %s", self.agent, error)
             await asyncio.sleep(INTERVAL)
 
-    async def _receive_status(self, message: Message) -> None:
+    def _receive_status(self, message: Message) -> None:
         if _is_inbox(message.reply):
-            await self.bus.publish(message.reply, self._heartbeat())
+            self.bus.send(message.reply, self._heartbeat())
 
     def _heartbeat(self) -> bytes:
         prompts = [endpoint for endpoint in self.endpoints if endpoint.name == "prompt"]

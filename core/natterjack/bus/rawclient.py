@@ -21,6 +21,8 @@ from natterjack.bus.headers import decode
 log = logging.getLogger("natterjack.bus")
 
 _MESSAGES: Final = (b"MSG", b"HMSG")
+_UNUSED: Final[asyncio.Queue[Any]] = asyncio.Queue()
+"""The queue of subscriptions that need none; nothing is ever put into it."""
 
 
 class Incoming:
@@ -94,7 +96,6 @@ class RawClient(Client):
         super().__init__()
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
-        self._unused: asyncio.Queue[Any] = asyncio.Queue()
         self._is_writing = False  # once this turn of the event loop ends
 
     # Receiving
@@ -109,7 +110,7 @@ class RawClient(Client):
         self._listeners[subscription._id] = listener
         if subscription._pending_queue.empty():  # its queue and task have no more to do, and weigh 4 KB
             subscription._stop_processing()
-            subscription._pending_queue = self._unused
+            subscription._pending_queue = _UNUSED
         return subscription
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:

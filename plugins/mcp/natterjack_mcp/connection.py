@@ -56,6 +56,8 @@ class Connection:
 
     async def close(self) -> None:
         """Disconnect; a child ends."""
+        # A child that is just being started would be left behind.
+        await asyncio.wait([self._attempt], timeout=CLOSE_WAIT)
         self._task.cancel()
         await asyncio.wait([self._task], timeout=CLOSE_WAIT)
 

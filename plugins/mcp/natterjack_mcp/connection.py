@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -39,6 +39,7 @@ class Connection:
         self._client: Client | None = None
         self._attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._why = "it was never connected"
+        self._gone, self._closing = asyncio.Event(), asyncio.Event()
         self._task = asyncio.create_task(self._keep())
 
     async def client(self, timeout: float) -> Client:
@@ -56,29 +57,35 @@ class Connection:
 
     async def close(self) -> None:
         """Disconnect; a child ends."""
-        # A child that is just being started would be left behind.
-        await asyncio.wait([self._attempt], timeout=CLOSE_WAIT)
+        self._closing.set()
+        self._gone.set()
+        # Cancelled while a child is started or ended, the SDK would leave it behind.
+        await asyncio.wait([self._task], timeout=CLOSE_WAIT)
         self._task.cancel()
         await asyncio.wait([self._task], timeout=CLOSE_WAIT)
 
     async def _keep(self) -> None:
         """Connect again and again, in one task: the SDK's scopes are left where they were entered."""
         loop, pause = asyncio.get_running_loop(), FIRST_PAUSE
-        while True:
-            began, gone = loop.time(), asyncio.Event()
+        while not self._closing.is_set():
+            began, self._gone = loop.time(), asyncio.Event()
             try:
-                async with self._opens(gone) as self._client:
+                async with self._opens(self._gone) as self._client:
                     self._settle()
-                    await gone.wait()
+                    if not self._closing.is_set():
+                        await self._gone.wait()
                 self._why = "it went away"
             except Exception as error:  # of the SDK, of its libraries, of the operating system
                 self._why = _cause(error)
             finally:
                 self._client = None
                 self._settle()
+            if self._closing.is_set():
+                return
             pause = FIRST_PAUSE if loop.time() - began > STEADY else pause
             log.warning("%s: %s; it is connected again in %g s", self.what, self._why, pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
             self._attempt, pause = loop.create_future(), min(MAX_PAUSE, 2 * pause)
 
     def _settle(self) -> None:

@@ -38,28 +38,28 @@ class ModelAgent(Agent):
         from natterjack_llm.engine import Engine  # 2 s and 80 MB, for those that have a model agent
 
         super().__init__(config)
-        self._engine = Engine(config)
+        self.engine = Engine(config)
 
     async def start(self) -> None:
         """Open the model's client."""
-        await self._engine.start()
+        await self.engine.start()
 
     async def stop(self) -> None:
         """Close it."""
-        await self._engine.stop()
+        await self.engine.stop()
 
     async def handle(self, event: Event, ctx: RunContext) -> Any:
         """Have the model work on an event, and return its output."""
-        turn = self._engine.turn(ctx)
-        async for _ in self._engine.run(turn, event_prompt(event)):
+        turn = self.engine.turn(ctx)
+        async for _ in self.engine.run(turn, event_prompt(event)):
             pass
         return turn.result.output
 
     async def answer(self, question: str, ctx: RunContext) -> AsyncIterator[Any]:
         """Have the model answer a question, in chunks as they come if somebody reads them."""
-        turn = self._engine.turn(ctx, streams=ctx.stream is not None)
+        turn = self.engine.turn(ctx, streams=ctx.stream is not None)
         said = False
-        async for chunk in self._engine.run(turn, question):
+        async for chunk in self.engine.run(turn, question):
             said = True
             yield chunk
         if not said:

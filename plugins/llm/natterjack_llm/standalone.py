@@ -22,7 +22,7 @@ from natterjack import (
     ToolSource,
     connect,
 )
-from natterjack_llm.config import ModelConfig
+from natterjack_llm.agent import ModelAgent
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
@@ -60,19 +60,14 @@ async def build_agent(
         ConnectError: The NATS server cannot be reached.
         StartError: A tool server is not there.
     """
-    from natterjack_llm.engine import Engine  # 2 s and 80 MB, for those that have a model agent
-
-    try:
-        config = ModelConfig.model_validate({"model": model, "instructions": instructions, **settings})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    engine, stack = Engine(config), AsyncExitStack()
+    agent = ModelAgent.create({"model": model, "instructions": instructions, **settings})
     who = {} if name is None else {"name": name}
     joining = connect(server, context=False, cross_agents=cross_agents, servers=servers, **who)
-    client = await stack.enter_async_context(joining)
-    await engine.start()
-    stack.push_async_callback(engine.stop)
-    return LLMAgent(engine, client, stack, dict(cross_agents or {}))
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(joining)
+        await agent.start()
+        stack.push_async_callback(agent.stop)
+        return LLMAgent(agent.engine, client, stack.pop_all(), dict(cross_agents or {}))
 
 
 class LLMAgent:
@@ -132,9 +127,7 @@ class LLMAgent:
         return self._client.ask_stream(name, question, timeout=timeout)
 
     def _turn(self, *, streams: bool = False) -> Turn:
-        from natterjack_llm.turn import Turn
-
-        return Turn(_Here(self._client, self._peers), streams=streams)
+        return self._engine.turn(_Here(self._client, self._peers), streams=streams)
 
 
 class _Here:

@@ -194,7 +194,7 @@ async def test_stop_gives_everything_back_at_once(bus: Bus) -> None:
     began = asyncio.get_running_loop().time()
     async with running(heir):
         await until(lambda: len(heir.got) == 30)
-        assert asyncio.get_running_loop().time() - began < 1
+        assert asyncio.get_running_loop().time() - began < 3
 
 
 async def test_stop_under_fire_loses_nothing(bus: Bus) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import timeit
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -202,10 +203,8 @@ async def test_a_cancelled_or_closed_watch_ends() -> None:
 
 def test_reading_is_fast() -> None:
     context = AgentContext({"status": "in_progress"})
-    began = time.process_time()
-    for _ in range(100_000):
-        context.get("status")
-    assert time.process_time() - began < 0.1  # a million per second; measured about four
+    took = min(timeit.repeat(lambda: context.get("status"), number=100_000, repeat=5, timer=time.process_time))
+    assert took < 0.2  # measured 0.025
 
 
 # On the broker

@@ -53,7 +53,7 @@ async def refusal(server: Server, timeout: float = 5.0) -> ConnectError:
     began = time.monotonic()
     with pytest.raises(ConnectError) as caught:
         await Bus.connect(server, principal="agent", timeout=timeout)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3
     await until(lambda: not client_tasks(), timeout=1)
     return caught.value
 

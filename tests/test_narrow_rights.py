@@ -352,7 +352,7 @@ async def test_what_is_not_granted_is_refused_at_once(server: NatsServer, stack:
         begun = time.perf_counter()
         with pytest.raises(RefusedError, match="the broker refuses 'researcher'"):
             await FORBIDDEN[what](bus)
-        assert time.perf_counter() - begun < 1.0
+        assert time.perf_counter() - begun < 3
 
 
 async def test_broker_refuses_to_ask_whom_one_may_not(server: NatsServer, stack: AsyncExitStack) -> None:

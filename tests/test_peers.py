@@ -372,7 +372,7 @@ async def test_concurrency_is_bounded_and_more_is_told_busy(own_server: NatsServ
     begun = time.perf_counter()
     with pytest.raises(PeerBusyError) as caught:
         await runtime.ask_peer("slow", "too many", timeout=60.0)
-    assert time.perf_counter() - begun < 1.0
+    assert time.perf_counter() - begun < 10  # the others take a minute
     assert caught.value.code == 429
     assert len(slow.begun) == 2
     slow.gate.set()

@@ -205,7 +205,7 @@ async def test_unprovisioned_is_known_at_once(bus: Bus) -> None:
         _ = [message async for message in bus.read("NOWHERE", ">")]
     with pytest.raises(NoRespondersError):
         await bus.last("NOWHERE", "x")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3
 
 
 async def test_full_stream(bus: Bus) -> None:

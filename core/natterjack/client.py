@@ -141,13 +141,14 @@ class TeamClient:
         self._peers = peers or Peers(bus, Guards())
         self._known: set[str] = set()
 
-    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, asker: str = "") -> Answer:
         """Ask one agent and return its answer.
 
         Args:
             name: The agent, or what a team file calls it.
             question: Text.
             timeout: Seconds; the peer knows it, and stops working when it is over.
+            asker: For whom it asks, as the peer is told; by default for itself.
 
         Raises:
             PeerUnavailableError: Nobody serves that name; known within milliseconds.
@@ -158,7 +159,7 @@ class TeamClient:
             InvalidNameError: The name is malformed.
             PayloadError: The question cannot be sent.
         """
-        return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope())
+        return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope()._replace(source=asker))
 
     def ask_stream(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None

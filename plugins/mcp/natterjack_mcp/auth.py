@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from natterjack import ConfigError, TokenError, Tokens
 from natterjack_mcp.caller import Caller
@@ -82,6 +82,13 @@ class JWTAuth(Auth):
             issuer=issuer,
             leeway=leeway,
         )
+
+    @classmethod
+    def of(cls, where: str, **settings: Any) -> Self:
+        """Return what knows callers by a key that is kept outside of the program; see `natterjack.Tokens.of`."""
+        made = cls.__new__(cls)
+        made._tokens = Tokens.of(where, **settings)
+        return made
 
     async def caller(self, shown: str) -> Caller:
         """Return whom a token speaks for; raise `TokenError` if it is not valid."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from natterjack import Bus, Envelope, NatterjackError, ToolInfo, find_server
 from natterjack_mcp.errors import CallError, ToolUnavailableError
-from natterjack_mcp.wire import CALL, Line, Message, failure, value_of
+from natterjack_mcp.wire import CALL, Line, Message, Notify, failure, value_of
 
 if TYPE_CHECKING:
     from mcp.client._transport import TransportStreams
@@ -31,11 +31,14 @@ class NatsTools:
         server: Its name.
         bus: The agent's connection.
         token: What the agent shows.
+        source: Who calls, as it says itself; by default whose connection it is. Empty: nobody knows.
         check: Whether the server must be there when the agent starts.
     """
 
-    def __init__(self, server: str, bus: Bus, token: str | None = None, *, check: bool = False) -> None:
-        self._line, self._check = Line(server, bus, token), check
+    def __init__(
+        self, server: str, bus: Bus, token: str | None = None, *, source: str | None = None, check: bool = False
+    ) -> None:
+        self._line, self._check = Line(server, bus, token, source=source), check
 
     async def start(self) -> None:
         """Look whether the server is there, if it must be.
@@ -44,7 +47,7 @@ class NatsTools:
             ToolUnavailableError: It is not.
         """
         if self._check:
-            await self._ask("server/discover", {}, 10.0)
+            await self.ask("server/discover", {}, timeout=10.0)
 
     async def call(self, tool: str, arguments: Mapping[str, Any], *, timeout: float, envelope: Envelope) -> Any:
         """Call a tool; see `ToolClient.call`. One that is idempotent is called again where its server died.
@@ -53,33 +56,44 @@ class NatsTools:
             ToolError: The tool, or the schema of its arguments, says what is wrong.
             CallError: It was not called, or nothing came of it; the kind says why.
         """
-        ends = asyncio.get_running_loop().time() + timeout
         params = {"name": tool, "arguments": dict(arguments)}
+        return value_of(await self.result(params, timeout=timeout, envelope=envelope))
+
+    async def result(
+        self, params: Mapping[str, Any], *, timeout: float, envelope: Envelope, notify: Notify | None = None
+    ) -> Message:
+        """Call a tool as `call` does, with parameters and a result as on the wire; `notify` takes its progress."""
+        ends, tool = asyncio.get_running_loop().time() + timeout, params["name"]
         try:
-            return value_of(await self._ask(CALL, params, timeout, envelope))
+            return await self.ask(CALL, params, timeout=timeout, envelope=envelope, notify=notify)
         except ToolUnavailableError as error:
             left = ends - asyncio.get_running_loop().time()
             if not error.data.get("begun") or left <= 0 or not await self._is_idempotent(tool, left):
                 raise
             log.warning("%s; %r is called again", error, tool)
-            return value_of(await self._ask(CALL, params, left, envelope))
+            return await self.ask(CALL, params, timeout=left, envelope=envelope, notify=notify)
 
     async def list(self, *, timeout: float) -> Sequence[ToolInfo]:
         """Return the tools that the agent may call."""
         return [
             ToolInfo(self._line.server, each["name"], each["name"], each.get("description", ""), each["inputSchema"])
-            for each in await self._tools(timeout)
+            for each in await self.items("tools/list", "tools", timeout=timeout)
         ]
 
     async def close(self) -> None:
         """Do nothing: the connection is the agent's."""
 
-    async def _tools(self, timeout: float) -> Sequence[Message]:
+    async def items(self, method: str, field: str, *, timeout: float) -> Sequence[Message]:
+        """Return all that a list of the server has, e.g. `tools` of `tools/list`, as on the wire.
+
+        Raises:
+            CallError: It cannot be had; the kind says why.
+        """
         found: list[Message] = []
         cursor: Mapping[str, Any] = {}
         for _ in range(_PAGES):
-            result = await self._ask("tools/list", cursor, timeout)
-            found += result["tools"]
+            result = await self.ask(method, cursor, timeout=timeout)
+            found += result[field]
             if not result.get("nextCursor"):
                 break
             cursor = {"cursor": result["nextCursor"]}
@@ -87,21 +101,30 @@ class NatsTools:
 
     async def _is_idempotent(self, tool: str, timeout: float) -> bool:
         try:
-            hints = [each.get("annotations") or {} for each in await self._tools(timeout) if each["name"] == tool]
+            tools = await self.items("tools/list", "tools", timeout=timeout)
+            hints = [each.get("annotations") or {} for each in tools if each["name"] == tool]
         except CallError:  # nobody is left who knows
             return False
         return any(each.get("idempotentHint") or each.get("readOnlyHint") for each in hints)
 
-    async def _ask(
-        self, method: str, params: Mapping[str, Any], timeout: float, envelope: Envelope | None = None
+    async def ask(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        timeout: float,
+        envelope: Envelope | None = None,
+        notify: Notify | None = None,
     ) -> Message:
-        """Send a request; again, while a replica answers that it stops and has not begun."""
+        """Send a request; again, while a replica answers that it stops and has not begun. See `Line.ask`."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + timeout
         while True:
             try:
                 left = max(ends - loop.time(), 0.001)
-                return await self._line.ask(method, params, timeout=left, envelope=envelope or Envelope())
+                return await self._line.ask(
+                    method, params, timeout=left, envelope=envelope or Envelope(), notify=notify
+                )
             except ToolUnavailableError as error:
                 if error.data.get("begun") is not False or error.data.get("absent") or loop.time() + PAUSE > ends:
                     raise

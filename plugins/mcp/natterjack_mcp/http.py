@@ -107,8 +107,8 @@ class Door:
             await self._application(scope, receive, send)
             return
         try:
-            shown = _shown(Headers(scope=scope))
-            caller = await auth.caller(shown) if shown is not None else None
+            token = shown(Headers(scope=scope))
+            caller = await auth.caller(token) if token is not None else None
         except TokenError as error:
             await self._refusal("invalid_token", error.reason)(scope, receive, send)
             return
@@ -128,7 +128,7 @@ class Door:
         return JSONResponse(body, 401, {"WWW-Authenticate": challenge})
 
 
-def _shown(headers: Headers) -> str | None:
+def shown(headers: Headers) -> str | None:
     """Return what a caller shows.
 
     Raises:
@@ -138,8 +138,8 @@ def _shown(headers: Headers) -> str | None:
     if len(given) > 1:
         msg = "there are two headers `Authorization`"
         raise TokenError(msg)
-    scheme, _, shown = (given[0] if given else "").partition(" ")
-    return shown.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+    scheme, _, token = (given[0] if given else "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
 def _user(caller: Caller) -> AuthenticatedUser:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from natterjack import ConfigError, Envelope, TeamClient, connect
+from natterjack import Bus, ConfigError, Envelope, TeamClient, connect
 from natterjack_mcp.client import NatsTools
+from natterjack_mcp.component import TOKEN
 from natterjack_mcp.errors import CallError
-from natterjack_mcp.kind import TOKEN
 
 INFO = "$SRV.INFO"
 """Where every micro service says what it is (ADR-32)."""
@@ -40,11 +40,16 @@ def list_tools(*, server: Url = None, as_json: Json = False) -> None:
         typer.echo(f"{row['server']}  {row['replicas']} replicas  {row['problem'] or ', '.join(row['tools'])}")
 
 
+async def running(bus: Bus, window: float = WINDOW) -> Counter[str]:
+    """Return how many replicas of each tool server answer within `window` seconds."""
+    told = [json.loads(each.data) for each in await bus.gather(INFO, window=window)]
+    return Counter(each["name"] for each in told if each.get("metadata", {}).get("natterjack") == "tools")
+
+
 async def _servers(url: str | None) -> list[dict[str, Any]]:
     async with connect(url, context=False) as team:
-        told = [json.loads(each.data) for each in await team.bus.gather(INFO, window=WINDOW)]
-        mine = Counter(each["name"] for each in told if each.get("metadata", {}).get("natterjack") == "tools")
-        return [{"server": name, "replicas": count, **await _tools(team, name)} for name, count in sorted(mine.items())]
+        mine = sorted((await running(team.bus)).items())
+        return [{"server": name, "replicas": count, **await _tools(team, name)} for name, count in mine]
 
 
 async def _tools(team: TeamClient, name: str) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.guards import Check
 from natterjack_mcp.middleware import Middleware
-from natterjack_mcp.wire import Message, result_of, value_of
+from natterjack_mcp.wire import Message, Notify, result_of, value_of
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer as SDKServer
     from mcp.server.lowlevel.server import Server as LowLevelServer
 
-    from natterjack_mcp.exchange import Notify
     from natterjack_mcp.gate import Kind
 
 # The SDK takes 30 MB and half a second. Every process of a team loads its plugins, and few of them serve tools: so

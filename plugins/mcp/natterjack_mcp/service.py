@@ -7,27 +7,30 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
 
 import orjson
-from mcp.shared.subscriptions import (
-    PromptsListChanged,
-    ResourcesListChanged,
-    ResourceUpdated,
-    ServerEvent,
-    ToolsListChanged,
-)
+from mcp.shared.subscriptions import ServerEvent
 
 from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, TokenError, ToolSubjects
 from natterjack import Message as NatsMessage
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
-from natterjack_mcp.changes import Changes
+from natterjack_mcp.changes import Changes, packed, unpacked
 from natterjack_mcp.errors import CallError
-from natterjack_mcp.exchange import Notify
-from natterjack_mcp.wire import ALIVE, AUTHORIZATION, CALL, INVALID_REQUEST, KEEP_ALIVE, Message, failure, misplaced
+from natterjack_mcp.wire import (
+    ALIVE,
+    AUTHORIZATION,
+    CALL,
+    INVALID_REQUEST,
+    KEEP_ALIVE,
+    Message,
+    Notify,
+    failure,
+    misplaced,
+)
 
 log = logging.getLogger("natterjack.tools")
 
@@ -41,9 +44,6 @@ MAX_KNOWN: Final = 1000
 TIMEOUT: Final = 60.0
 """Seconds for a request that names no deadline."""
 _INBOXES: Final = ("_INBOX.", "_R_.")
-_EVENTS: Final = {
-    each.__name__: each for each in (PromptsListChanged, ResourcesListChanged, ResourceUpdated, ToolsListChanged)
-}
 _LASTING: Final = "subscriptions/listen"
 
 
@@ -301,17 +301,16 @@ class NatsService:
     # Changes
 
     async def _relay(self, event: ServerEvent) -> None:
-        told = {"by": self._replica, "event": type(event).__name__, "of": asdict(event)}
-        await self._bus.publish(self._own.changes, orjson.dumps(told))
+        await self._bus.publish(self._own.changes, packed(event, self._replica))
 
     async def _hear(self, message: NatsMessage) -> None:
-        told = _read(message.data) or {}
-        kind = _EVENTS.get(str(told.get("event")))
-        if kind is not None and told.get("by") != self._replica:
-            try:
-                await self._served.changes.tell(kind(**told.get("of", {})))
-            except TypeError as error:
-                log.warning("%s: a replica tells what is no change: %s", self.name, error)
+        try:
+            told = unpacked(message.data)
+        except ValueError as error:
+            log.warning("%s: %s", self.name, error)
+            return
+        if told is not None and told[1] != self._replica:
+            await self._served.changes.tell(told[0])
 
 
 def _read(data: bytes) -> Message | None:

@@ -23,6 +23,8 @@ log = logging.getLogger("natterjack.tools")
 TOKEN: Final = "NATTERJACK_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable: who calls over stdio shows it, like `Authorization` over HTTP."""
 
+Way = Callable[[], Coroutine[Any, Any, None]]
+"""Serves until it is cancelled."""
 DRAIN: Final = 10.0
 """Seconds that calls under way have when a server over NATS stops."""
 _INTERRUPTED: Final = 130
@@ -90,13 +92,13 @@ def run(server: MCPServer, *, stdio: bool, http: str | None, nats: bool = False,
     if not (stdio or http or nats):
         msg = "say how to serve it: over stdio, over HTTP at an address such as 127.0.0.1:8080, or over NATS"
         raise ConfigError(msg)
-    ways: list[Callable[[], Coroutine[Any, Any, None]]] = [partial(serve_stdio, server)] if stdio else []
+    ways: list[Way] = [partial(serve_stdio, server)] if stdio else []
     if http:
         ways.append(partial(_serve_http, server, http))
     if nats:
         ways.append(partial(serve_nats, server, name))
     # A server that only serves its parent ends with it, and has no signals of its own.
-    serving = ways[0] if stdio and len(ways) == 1 else partial(_until_stopped, server, ways)
+    serving = ways[0] if stdio and len(ways) == 1 else partial(until_stopped, server, ways)
     anyio.run(serving, backend_options={"use_uvloop": sys.platform != "win32"})
 
 
@@ -106,24 +108,27 @@ async def _serve_http(server: MCPServer, http: str) -> None:
     await serve_http(server, Address.read(http))
 
 
-async def _until_stopped(server: MCPServer, ways: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+async def until_stopped(server: MCPServer, ways: Sequence[Way]) -> None:
     """Serve until the first SIGINT or SIGTERM, or until one way ends; the second signal ends the process at once."""
     loop = asyncio.get_running_loop()
     tasks = [asyncio.create_task(way()) for way in ways]
     stopped = asyncio.Event()
 
+    def end() -> None:
+        for task in tasks:
+            if not task.cancelling():  # cancelled twice, one would not finish what it has begun
+                task.cancel()
+
     def stop() -> None:
         if stopped.is_set():
             os._exit(_INTERRUPTED)
         stopped.set()
-        for task in tasks:
-            task.cancel()
+        end()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))  # on Windows, too
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    end()
     await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled():

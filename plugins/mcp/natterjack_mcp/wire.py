@@ -12,7 +12,8 @@ This module needs nothing of the SDK: an agent that only calls tools does not pa
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -29,6 +30,8 @@ from natterjack_mcp.errors import ToolError, ToolTimeoutError, ToolUnavailableEr
 
 Message = dict[str, Any]
 """A JSON-RPC message."""
+Notify = Callable[[Message], Awaitable[None]]
+"""Takes notifications that come before an answer."""
 
 CALL: Final = "tools/call"
 ALIVE: Final = b""
@@ -108,10 +111,12 @@ class Line:
         server: Its name.
         bus: The caller's connection.
         token: What the caller shows; None: the server has only the caller's word for who it is.
+        source: Who calls, as it says itself; by default whose connection it is. Empty: nobody knows.
     """
 
-    def __init__(self, server: str, bus: Bus, token: str | None = None) -> None:
+    def __init__(self, server: str, bus: Bus, token: str | None = None, *, source: str | None = None) -> None:
         self.server, self._bus, self._own = server, bus, ToolSubjects(server)
+        self._source = bus.principal if source is None else source
         self._shown = {AUTHORIZATION: f"Bearer {token}"} if token else {}
 
     async def talk(
@@ -131,7 +136,7 @@ class Line:
             RefusedError: The broker does not allow it.
         """
         request = secrets.token_hex(16)
-        sent = (envelope or Envelope())._replace(source=self._bus.principal, timeout=timeout, request=request)
+        sent = (envelope or Envelope())._replace(source=self._source, timeout=timeout, request=request)
         subject, data, over = subject_of(self._own, message), _encoded(message), False
         replies = self._bus.open(subject, data, timeout=timeout, headers={**self._bus.stamped(sent), **self._shown})
         try:
@@ -161,16 +166,33 @@ class Line:
         msg = f"the tool server {self.server!r} cannot be reached: {why}"
         raise ToolUnavailableError(msg, {"begun": True} if begun else {"begun": False, "absent": True})
 
-    async def ask(self, method: str, params: Mapping[str, Any], *, timeout: float, envelope: Envelope) -> Message:
+    async def ask(
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        *,
+        timeout: float,
+        envelope: Envelope,
+        notify: Notify | None = None,
+    ) -> Message:
         """Send a request, and return its result; a replica that drains, or is full for a moment, is not the last word.
+
+        Args:
+            method: What is asked for.
+            params: Its parameters.
+            timeout: Seconds for all of it.
+            envelope: Causation to carry along.
+            notify: Takes what comes before the answer, e.g. progress.
 
         Raises:
             CallError: It came to nothing; the kind says why.
         """
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(params)}
         answer: Message = {}
-        async for each in self.talk(message, timeout=timeout, envelope=envelope):
-            answer = each
+        async with aclosing(self.talk(message, timeout=timeout, envelope=envelope)) as answers:
+            async for answer in answers:
+                if "method" in answer and notify is not None:
+                    await notify(answer)
         return result_of(answer)
 
 

@@ -1,4 +1,4 @@
-"""The demo: three real processes turn a question into a report, or say that they cannot."""
+"""The demo: real processes turn a question into a report, or say that they cannot."""
 
 import asyncio
 import json
@@ -24,12 +24,13 @@ from natterjack.demo.corpus import CorpusError
 from natterjack.demo.report import Report
 from natterjack.errors import StartError
 from natterjack.messages import Event
-from natterjack.plugins import Plugins
+from natterjack.plugins import DISABLED, Plugins
 from natterjack.provision import agent_permissions
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
 AGENTS = ["researcher", "analyst", "writer"]
+TOLD = ["broker", "team", "operator", "researcher", "analyst", "writer"]
 UNANSWERABLE = "What is the capital of France?"
 
 
@@ -56,7 +57,7 @@ class Audience:
     def pids(self) -> dict[str, int]:
         """The processes, as the demo says once they are ready."""
         (line,) = (what for _, what in self.shown if "processes are ready" in what)
-        return {name: int(pid) for name, pid in re.findall(r"(\w+) (\d+)", line.partition(":")[2])}
+        return {name: int(pid) for name, pid in re.findall(r"([\w-]+) (\d+)", line.partition(":")[2])}
 
     def said(self, text: str) -> int:
         return sum(text in what for _, what in self.shown)
@@ -87,14 +88,28 @@ async def test_a_question_becomes_a_cited_report_and_leaves_nothing() -> None:
     assert_cited(report)
     assert report.title == QUESTION
     assert "context manager" in report.markdown
-    assert [who for who, _ in audience.shown] == ["broker", "team", "operator", "researcher", "analyst", "writer"]
-    assert list(audience.pids) == AGENTS
+    assert [who for who, _ in audience.shown] == TOLD
+    assert list(audience.pids) == ["team-tools", *AGENTS]
+    assert audience.said("by 1 query to team-tools.web_search")
     assert taken < 10
     assert not any(map(alive, audience.pids.values()))
     assert asyncio.all_tasks() == {asyncio.current_task()}
     port = int(audience.shown[0][1].rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
+
+
+async def test_without_a_tool_server_the_researcher_searches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, alone = Audience(), Audience()
+    question = "what is a generater function"  # it takes two rounds
+    report = await play(question, None, shared.stage())
+    assert shared.said("queries to team-tools.web_search")
+    monkeypatch.setenv(DISABLED, "team-tools")
+    assert await play(question, None, alone.stage()) == report
+    assert list(alone.pids) == AGENTS
+    assert alone.said("`natterjack install natterjack-team-tools` shares a tool server") == 1
+    assert not alone.said("web_search")
+    assert_cited(report)
 
 
 async def test_another_question_gets_another_report() -> None:
@@ -115,6 +130,7 @@ async def test_own_documents_are_what_is_read(tmp_path: Path) -> None:
     assert report.statements[0].text == "A catamaran is a boat with two hulls of equal size."
     assert report.passages[0].source == "boats.md:3"
     assert audience.said("in the documents in")
+    assert audience.said("to team-tools.web_search")
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "file.txt"])
@@ -189,11 +205,11 @@ def guarded(team_users: dict[str, str], permissions: dict[str, dict[str, list[st
 async def test_narrow_permissions_suffice() -> None:
     plugins = Plugins.load()
     allowed = agent_permissions(demo_team(None, plugins), plugins)
-    assert list(allowed) == AGENTS
+    assert list(allowed) == ["team-tools", *AGENTS]
     permissions = {
         name: {"publish": list(each.publish), "subscribe": list(each.subscribe)} for name, each in allowed.items()
     }
-    passwords = {name: secrets.token_hex(8) for name in ["operator", *AGENTS]}
+    passwords = {name: secrets.token_hex(8) for name in ["operator", *allowed]}
     with NatsServer(guarded(passwords, permissions)) as process:
         servers = {name: Server(process.url, user=name, password=word) for name, word in passwords.items()}
         audience = Audience()
@@ -209,7 +225,7 @@ async def test_a_taken_right_is_missed() -> None:
     plugins = Plugins.load()
     allowed = agent_permissions(demo_team(None, plugins), plugins)
     permissions = {"writer": {"publish": ["nothing"], "subscribe": list(allowed["writer"].subscribe)}}
-    passwords = {name: secrets.token_hex(8) for name in ["operator", *AGENTS]}
+    passwords = {name: secrets.token_hex(8) for name in ["operator", *allowed]}
     with NatsServer(guarded(passwords, permissions)) as process:
         servers = {name: Server(process.url, user=name, password=word) for name, word in passwords.items()}
         audience = Audience()
@@ -237,7 +253,7 @@ def test_the_command_prints_the_report_and_tells_progress_apart(tmp_path: Path) 
     assert done.stdout.startswith(f"# {QUESTION}\n")
     assert "## Sources" in done.stdout
     told = [line.split()[0] for line in done.stderr.splitlines()]
-    assert told == ["broker", "team", "operator", "researcher", "analyst", "writer"]
+    assert told == TOLD
     assert taken < 30  # 2 to 4 s on an idle machine; what is asserted must hold on a busy one
     assert list(tmp_path.iterdir()) == []
 
@@ -272,7 +288,7 @@ async def begun(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process,
             while "processes are ready" not in (line := (await process.stderr.readline()).decode()):
                 assert line
         children = children_of(process.pid)
-        assert len(children) >= 4
+        assert len(children) >= 5
         yield process, children
     finally:
         if process.returncode is None:

@@ -1,5 +1,6 @@
 """The demo's research: real retrieval, a real gate, and reports that state only what they cite."""
 
+import asyncio
 import json
 import os
 import random
@@ -77,7 +78,7 @@ def answer(corpus: Corpus, question: str) -> tuple[Report, list[Verdict]]:
     verdicts: list[Verdict] = []
     missing: list[str] = []
     while True:
-        found = research(corpus, question, round=len(verdicts) + 1, missing=missing)
+        found = asyncio.run(research(corpus, question, round=len(verdicts) + 1, missing=missing))
         findings = Findings.model_validate_json(found.model_dump_json())
         verdict = Verdict.model_validate_json(assess(findings).model_dump_json())
         verdicts.append(verdict)
@@ -179,7 +180,7 @@ def test_a_misspelt_word_is_found_in_the_second_round(reference: Corpus) -> None
 
 def test_later_rounds_search_more(reference: Corpus) -> None:
     question = "what is the walrus operator for expressions"
-    rounds = [research(reference, question, round=number, missing=["walrus"]) for number in (1, 2, 3)]
+    rounds = [asyncio.run(research(reference, question, round=number, missing=["walrus"])) for number in (1, 2, 3)]
     assert len(rounds[0].queries) < len(rounds[1].queries) < len(rounds[2].queries)
     assert all(findings.round == number for number, findings in enumerate(rounds, start=1))
 
@@ -188,8 +189,8 @@ def test_the_gate_wants_the_words_in_one_place(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Toads\n\nThe natterjack runs instead of hopping on its short legs.\n")
     (tmp_path / "b.md").write_text("# Brokers\n\nA broker stores messages until consumers acknowledge them.\n")
     corpus = Corpus.from_folder(tmp_path)
-    together = assess(research(corpus, "does the natterjack run on short legs"))
-    apart = assess(research(corpus, "do natterjacks acknowledge consumers with short messages"))
+    together = assess(asyncio.run(research(corpus, "does the natterjack run on short legs")))
+    apart = assess(asyncio.run(research(corpus, "do natterjacks acknowledge consumers with short messages")))
     assert together.quality == 5
     assert apart.coverage == 1
     assert apart.quality < together.quality
@@ -259,13 +260,14 @@ def test_a_folder_is_read_recursively_and_what_cannot_be_read_is_reported(tmp_pa
     (tmp_path / "photo.png").write_bytes(b"png")
     (tmp_path / "broken.md").symlink_to(tmp_path / "absent.md")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "away.md").symlink_to(__file__)
     os.mkfifo(tmp_path / "pipe.md")
     corpus = Corpus.from_folder(tmp_path)
     assert sorted(passage.title for passage in corpus.passages) == ["Fog", "Lamps"]
     lamps = next(passage for passage in corpus.passages if passage.title == "Lamps")
     assert (lamps.source, lamps.line) == ("notes/foo.md:5", 5)
     assert "A lighthouse keeper cleans the `lens` daily." in lamps.text
-    unread = ["binary.txt", "broken.md", "huge.md", "latin.txt", "pipe.md"]
+    unread = ["away.md", "binary.txt", "broken.md", "huge.md", "latin.txt", "pipe.md"]
     assert [name.split(":")[0] for name in corpus.skipped] == [*unread, "1 of type .png"]
     report, _ = answer(corpus, "what does the lighthouse keeper clean")
     assert [statement.text for statement in report.statements][:1] == ["A lighthouse keeper cleans the `lens` daily."]

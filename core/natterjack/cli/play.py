@@ -39,6 +39,9 @@ from natterjack.team import Team
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0
 """Seconds for the whole pipeline, from the question to the report."""
+ALONE: Final = (
+    "none: the researcher searches by itself; `natterjack install natterjack-team-tools` shares a tool server"
+)
 
 _PREFIX: Final = "natterjack-demo-"
 _NEW: Final = 60.0
@@ -66,21 +69,29 @@ class Stage:
 
 
 def demo_team(docs: Path | None, plugins: Plugins) -> Team:
-    """Return the demo's team; without an installed guard, nobody can be held to `writes` and it is left out.
+    """Return the demo's team, without what no plugin brings.
+
+    Without a guard, nobody can be held to `writes`; without its kind of tool server, the researcher searches by itself.
 
     Raises:
         CorpusError: The folder holds nothing to read.
     """
     team = read_team(Path(str(files("natterjack.demo") / "team.toml")))
     changes: dict[str, dict[str, Any]] = {name: {} for name in team.agents}
+    tools = {name: spec for name, spec in team.tools.items() if spec.kind in plugins.tool_servers}
+    searching = team.agents["researcher"].options if tools else {}
     if docs is not None:
         Corpus.from_folder(docs)  # fails here, once, and not in a process that is then restarted
-        changes["researcher"]["options"] = {"docs": str(docs.resolve())}
+        searching = searching | {"docs": str(docs.resolve())}
+        tools = {
+            name: spec.model_copy(update={"options": {"corpus": str(docs.resolve())}}) for name, spec in tools.items()
+        }
+    changes["researcher"] = {"tools": tuple(tools), "options": searching}
     if not plugins.guards:
         open_to_all = {"writes": None, "emits": None, "publishes": None, "asks": None}
         changes = {name: changed | open_to_all for name, changed in changes.items()}
     agents = {name: spec.model_copy(update=changes[name]) for name, spec in team.agents.items()}
-    return team.model_copy(update={"agents": agents})
+    return team.model_copy(update={"agents": agents, "tools": tools})
 
 
 async def play(question: str, docs: Path | None, stage: Stage) -> Report:
@@ -99,7 +110,9 @@ async def play(question: str, docs: Path | None, stage: Stage) -> Report:
             await provision(bus, team, plugins, context=AgentContext(team.context))
             await supervisor.start()
             pids = ", ".join(f"{child.label} {child.process.pid}" for child in supervisor.children if child.process)
-            stage.show("team", f"three processes are ready: {pids}")
+            stage.show("team", f"{'four' if team.tools else 'three'} processes are ready: {pids}")
+            if not team.tools:
+                stage.show("tools", ALONE)
             return await _ask(bus, question, supervisor, stage.show)
         finally:
             await supervisor.stop()
@@ -179,6 +192,7 @@ def _told(event: Event) -> tuple[str, str]:
         "research.complete": lambda: (
             f"round {data['round']}: found {_counted(data['passages'], 'passage', 'passages')} in {data['corpus']}"
             f" by {_counted(len(data['queries']), 'query', 'queries')}"
+            + (f" to {data['searched_by']}" if data.get("searched_by") else "")
         ),
         "research.more": lambda: f"quality {data['quality']}/5: asks for more research on {', '.join(data['missing'])}",
         "analysis.approved": lambda: (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from natterjack.components import Agent
 from natterjack.demo.analysis import Findings, Verdict, assess, research
-from natterjack.demo.corpus import Corpus
+from natterjack.demo.corpus import Corpus, Hit
 from natterjack.demo.report import write_report
 from natterjack.messages import Event
 from natterjack.runs import RunContext
@@ -25,19 +26,29 @@ class Researcher(Agent):
 
         Attributes:
             docs: Folder of text and Markdown files; the Python language reference by default.
+            search: Tool that searches them, `server.tool`; by default it searches by itself.
         """
 
         docs: str | None = None
+        search: str | None = None
+
+    config: Config
 
     async def start(self) -> None:
         """Index the corpus, once."""
-        docs: str | None = self.config.docs
+        docs = self.config.docs
         self._corpus = Corpus.from_folder(Path(docs)) if docs else Corpus.language_reference()
 
     async def handle(self, event: Event, ctx: RunContext) -> dict[str, Any]:
         """Search, share what was found, and say how much it is."""
-        question, number = event.data["question"], event.data.get("round", 1)
-        findings = research(self._corpus, question, round=number, missing=event.data.get("missing", ()))
+        question, number, tool = event.data["question"], event.data.get("round", 1), self.config.search
+        findings = await research(
+            self._corpus,
+            question,
+            round=number,
+            missing=event.data.get("missing", ()),
+            search=partial(_search_by, tool, ctx) if tool else None,
+        )
         await ctx.shared.set("findings", findings)
         return {
             "question": question,
@@ -45,7 +56,12 @@ class Researcher(Agent):
             "corpus": findings.corpus,
             "passages": len(findings.hits),
             "queries": findings.queries,
+            "searched_by": tool,
         }
+
+
+async def _search_by(tool: str, ctx: RunContext, query: str) -> list[Hit]:
+    return [Hit.model_validate(hit) for hit in await ctx.tools.call(tool, query=query)]
 
 
 class Analyst(Agent):

@@ -6,7 +6,7 @@ whose words are all there, but never together, is not answered by the corpus.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -86,34 +86,47 @@ class Verdict(BaseModel):
     answerable: bool
 
 
-def research(corpus: Corpus, question: str, *, round: int = 1, missing: Sequence[str] = ()) -> Findings:
+Search = Callable[[str], Awaitable[list[Hit]]]
+"""Finds the passages that match a query, best first."""
+
+
+async def research(
+    corpus: Corpus, question: str, *, round: int = 1, missing: Sequence[str] = (), search: Search | None = None
+) -> Findings:
     """Search for a question.
 
     Round 2 adds a search for each missing word and its nearest spelling in the corpus, round 3 the
     question together with words that stand beside it in the best passages.
 
     Args:
-        corpus: What to search.
+        corpus: What is searched; it weighs the words.
         question: Any text.
         round: 1 to 3.
         missing: The words that the verdict of the round before missed; none means all.
+        search: Searches it elsewhere, as a tool server does; here by default.
     """
+
+    async def search_here(query: str) -> list[Hit]:
+        return corpus.search(query)
+
+    search = search or search_here
     question = question[:LONGEST_QUESTION].encode(errors="replace").decode()  # lone surrogates are not JSON
     words = [_word(corpus, term, respell=round > 1) for term in terms(question)]
     queries = [" ".join(question.split())[:500]] if any(not word.soft for word in words) else []
     wanted = [word for word in words if word.shown in missing] or words
-    hits = _search(corpus, queries)
     if round > 1 and queries:
         queries += [_spoken(word) for word in wanted]
         queries += [" ".join(map(_spoken, words))] if any(word.read_as for word in words) else []
-        hits = _search(corpus, queries)
+    found = {query: await search(query) for query in dict.fromkeys(queries)}
+    hits = _best(found.values())
     if round > 2 and hits:
-        queries += [" ".join([*map(_spoken, words), *_related(corpus, words, hits)])]
-        hits = _search(corpus, queries)
+        more = " ".join([*map(_spoken, words), *_related(corpus, words, hits)])
+        found[more] = found.get(more) or await search(more)
+        hits = _best(found.values())
     return Findings(
         question=question,
         round=round,
-        queries=list(dict.fromkeys(queries)),
+        queries=list(found),
         hits=hits,
         words=words,
         corpus=corpus.name,
@@ -159,11 +172,11 @@ def _spoken(word: Word) -> str:
     return word.read_as or (f"`{word.shown}`" if word.stem.endswith("0") else word.shown)
 
 
-def _search(corpus: Corpus, queries: Sequence[str]) -> list[Hit]:
+def _best(found: Iterable[list[Hit]]) -> list[Hit]:
     """Return the hits of all queries, each once with its best score; later queries count for half."""
     best: dict[str, Hit] = {}
-    for number, query in enumerate(queries):
-        for hit in corpus.search(query):
+    for number, hits in enumerate(found):
+        for hit in hits:
             score = hit.score if number == 0 else hit.score / 2
             if hit.passage.id not in best or best[hit.passage.id].score < score:
                 best[hit.passage.id] = Hit(passage=hit.passage, score=round(score, 6))

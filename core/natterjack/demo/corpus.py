@@ -185,7 +185,7 @@ def _read_folder(docs: Path, skipped: list[str]) -> Iterator[tuple[str, str]]:
         if path.suffix.lower() not in SUFFIXES:
             others[path.suffix.lower() or "none"] += 1
             continue
-        text, problem = _read_text(path, budget)
+        text, problem = _read_text(path, docs, budget)
         if problem:
             skipped.append(f"{name}: {problem}")
         else:
@@ -201,10 +201,12 @@ def _files(docs: Path, skipped: list[str]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _read_text(path: Path, budget: int) -> tuple[str, str]:
+def _read_text(path: Path, docs: Path, budget: int) -> tuple[str, str]:
     """Return the text of a file, or an empty text and why it is not read."""
     most = min(LARGEST_FILE, budget)
     try:
+        if path.is_symlink() and not path.resolve().is_relative_to(docs.resolve()):
+            return "", "a link out of the folder"
         details = path.stat()
         if not stat.S_ISREG(details.st_mode):
             return "", "not a regular file"

@@ -26,6 +26,7 @@ from natterjack_mcp.guards import (
     Not,
     RequireAuth,
 )
+from natterjack_mcp.kind import MCPToolServer
 from natterjack_mcp.limits import ConcurrencyMiddleware, RateLimitMiddleware, TimeoutMiddleware
 from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
 from natterjack_mcp.plugin import natterjack_commands, natterjack_tool_servers
@@ -52,6 +53,7 @@ __all__ = [
     "IsAgent",
     "JWTAuth",
     "MCPServer",
+    "MCPToolServer",
     "Middleware",
     "NatsServerSpec",
     "Not",

@@ -13,8 +13,8 @@ import typer
 
 from natterjack import Bus, ConfigError, Envelope, TeamClient, connect
 from natterjack_mcp.client import NatsTools
-from natterjack_mcp.component import TOKEN
 from natterjack_mcp.errors import CallError
+from natterjack_mcp.kind import TOKEN
 
 INFO = "$SRV.INFO"
 """Where every micro service says what it is (ADR-32)."""

@@ -1,5 +1,6 @@
-"""Three wheels, an agent, a trigger and a guard, in a fresh environment: a team of them is one file, without Python."""
+"""Wheels of agents, triggers, guards and tool servers in a fresh environment: a team is one file, without Python."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,21 @@ on = ["word.heard"]
 report = "secret.word"
 max_attempts = 1
 """
+TOOLS = """\
+[team]
+name = "library"
+
+[agents.researcher]
+kind = "parrot"
+tools = ["search", "shout"]
+
+[tools.search]
+kind = "team-tools"
+
+[tools.shout]
+kind = "shout"
+end = "!"
+"""
 BROKEN = """\
 [team]
 name = "wreck"
@@ -33,7 +49,8 @@ name = "wreck"
 [agents.one]
 kind = "wreck"
 """
-PLUGINS = {"parrot": "agent", "tick": "trigger", "secrets": "guard", "wreck": "agent"}
+PLUGINS = {"parrot": "agent", "tick": "trigger", "secrets": "guard", "wreck": "agent", "shout": "tool-server"}
+OURS = [ROOT, ROOT / "plugins" / "mcp", ROOT / "examples" / "team_tools"]
 
 pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="uv, which builds and installs, is not there")
 
@@ -58,10 +75,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fresh")
     for name, kind in PLUGINS.items():
         write_package(root / name, name, kind)
-    for source in (ROOT, *(root / name for name in PLUGINS)):
+    for source in (*OURS, *(root / name for name in PLUGINS)):
         uv("build", "--wheel", "--out-dir", str(root / "wheels"), str(source))
     wheels = sorted(str(path) for path in (root / "wheels").glob("*.whl"))
-    assert len(wheels) == 1 + len(PLUGINS)
+    assert len(wheels) == len(OURS) + len(PLUGINS)
     python = root / "venv" / "bin" / "python"
     uv("venv", "--python", sys.executable, str(root / "venv"))
     uv("pip", "install", "--python", str(python), *wheels)
@@ -85,6 +102,22 @@ def test_a_team_of_installed_plugins_is_one_file(cli: Cli) -> None:
         letters = cli.json("dead", "list")
         assert {letter["agent"] for letter in letters} == {"traitor"}
         assert "nobody may emit what is secret" in letters[0]["cause"]
+        assert up.end() == 0
+    assert not list(cli.folder.glob("**/*.py"))
+
+
+@pytest.mark.timeout(240)
+def test_a_tool_server_of_a_wheel_is_a_table_of_the_team_file(cli: Cli) -> None:
+    cli.write(team_toml=TOOLS)
+    with cli.start("up") as up:
+        up.wait_line("^tools +search, shout$")
+        up.wait_line("^ready +1 agent")
+        call = ["tools", "call", "search.web_search", '{"query": "what is a metaclass"}']
+        found = json.loads(cli.text(*call, "--as", "researcher"))
+        assert "metaclass" in found[0]["passage"]["text"]
+        assert "operator may not use the tool 'web_search' of team-tools: HasRole" in cli.run(*call, code=1).stderr
+        listed = cli.json("tools", "list", "--as", "researcher")
+        assert [(each["server"], each["tools"]) for each in listed] == [("search", ["web_search", "document_search"])]
         assert up.end() == 0
     assert not list(cli.folder.glob("**/*.py"))
 

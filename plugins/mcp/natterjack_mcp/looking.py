@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import orjson
 import typer
@@ -20,15 +20,18 @@ INFO = "$SRV.INFO"
 """Where every micro service says what it is (ADR-32)."""
 WINDOW = 0.3
 """Seconds in which they answer."""
+OPERATOR: Final = "operator"
+"""As whom programs act by default."""
 
 Url = Annotated[str | None, typer.Option("--server", metavar="URL", help="NATS server; NATS_URL by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+As = Annotated[str, typer.Option("--as", metavar="NAME", help="As which agent; by default as the operator.")]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds.")]
 
 
-def list_tools(*, server: Url = None, as_json: Json = False) -> None:
+def list_tools(*, server: Url = None, agent: As = OPERATOR, as_json: Json = False) -> None:
     """List the tool servers of the team that run, how often each, and the tools that may be called."""
-    rows = asyncio.run(_servers(server))
+    rows = asyncio.run(_servers(server, agent))
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
@@ -46,8 +49,8 @@ async def running(bus: Bus, window: float = WINDOW) -> Counter[str]:
     return Counter(each["name"] for each in told if each.get("metadata", {}).get("natterjack") == "tools")
 
 
-async def _servers(url: str | None) -> list[dict[str, Any]]:
-    async with connect(url, context=False) as team:
+async def _servers(url: str | None, agent: str) -> list[dict[str, Any]]:
+    async with connect(url, name=agent, context=False) as team:
         mine = sorted((await running(team.bus)).items())
         return [{"server": name, "replicas": count, **await _tools(team, name)} for name, count in mine]
 
@@ -65,6 +68,7 @@ def call_tool(
     arguments: Annotated[str, typer.Argument(metavar="JSON", help='Its arguments, e.g. {"query": "toads"}.')] = "{}",
     *,
     server: Url = None,
+    agent: As = OPERATOR,
     timeout: Timeout = 60.0,
 ) -> None:
     """Call a tool of the team, and print its result; the token in NATTERJACK_TOKEN is shown."""
@@ -79,7 +83,7 @@ def call_tool(
         raise ConfigError(msg)
 
     async def call() -> Any:
-        async with connect(server, context=False) as team:
+        async with connect(server, name=agent, context=False) as team:
             return await _client(team, name).call(tool_name, given, timeout=timeout, envelope=Envelope())
 
     result = asyncio.run(call())
@@ -87,13 +91,17 @@ def call_tool(
 
 
 def inspect_tool(
-    tool: Annotated[str, typer.Argument(metavar="SERVER[.TOOL]")], *, server: Url = None, timeout: Timeout = 10.0
+    tool: Annotated[str, typer.Argument(metavar="SERVER[.TOOL]")],
+    *,
+    server: Url = None,
+    agent: As = OPERATOR,
+    timeout: Timeout = 10.0,
 ) -> None:
     """Show what a server's tools do, and which arguments they take, as JSON."""
     name, dot, wanted = tool.partition(".")
 
     async def find() -> Any:
-        async with connect(server, context=False) as team:
+        async with connect(server, name=agent, context=False) as team:
             return await _client(team, name).list(timeout=timeout)
 
     found = [each for each in asyncio.run(find()) if not dot or each.tool == wanted]

@@ -208,6 +208,9 @@ def test_in_a_team(cli: Cli, folders: Folders, table: str) -> None:
         assert hit["passage"]["source"] == "toads.md:3"
         assert cli.text("ask", "clerk", "publish Toads") == "toads.md"
         assert (folders.published / "toads.md").read_text() == "# Toads\n\n…\n"
+        shown = json.loads(cli.text("tools", "inspect", "team-tools", "--as", "clerk"))
+        assert [each["tool"] for each in shown] == ["web_search", "document_search", "publish"]
+        assert json.loads(cli.text("tools", "inspect", "team-tools")) == []
         assert up.end() == 0
 
 

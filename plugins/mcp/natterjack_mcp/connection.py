@@ -10,7 +10,10 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from mcp import Client
+from mcp.client.session import IncomingMessage, MessageHandlerFnT
+from mcp.shared.subscriptions import event_from_wire
 
+from natterjack_mcp.changes import Relay
 from natterjack_mcp.errors import CallError, ToolUnavailableError
 
 log = logging.getLogger("natterjack.tools")
@@ -22,8 +25,8 @@ STEADY: Final = 60.0
 """Seconds after which a connection that then goes is no longer one that fails again and again."""
 CLOSE_WAIT: Final = 5.0
 
-Open = Callable[[asyncio.Event], AbstractAsyncContextManager[Client]]
-"""Connects; sets the event once nothing more can come."""
+Open = Callable[[asyncio.Event, MessageHandlerFnT], AbstractAsyncContextManager[Client]]
+"""Connects; sets the event once nothing more can come, and has notifications heard."""
 
 
 class Connection:
@@ -32,10 +35,14 @@ class Connection:
     Args:
         what: What it is connected to, for messages.
         opens: Connects.
+
+    Attributes:
+        hearers: Take the changes that the server tells.
     """
 
     def __init__(self, what: str, opens: Open) -> None:
         self.what, self._opens, self.users = what, opens, 0
+        self.hearers: list[Relay] = []
         self._client: Client | None = None
         self._attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._why = "it was never connected"
@@ -55,6 +62,18 @@ class Connection:
             raise ToolUnavailableError(msg, {"begun": False, "absent": True})
         return self._client
 
+    @property
+    def gone(self) -> asyncio.Event:
+        """Set once the connection that there is now has gone."""
+        return self._gone
+
+    async def _hear(self, message: IncomingMessage) -> None:
+        if not isinstance(message, Exception):
+            told = message.model_dump(mode="json", by_alias=True)
+            if event := event_from_wire(told["method"], told.get("params")):
+                for hear in self.hearers:
+                    await hear(event)
+
     async def close(self) -> None:
         """Disconnect; a child ends."""
         self._closing.set()
@@ -70,7 +89,7 @@ class Connection:
         while not self._closing.is_set():
             began, self._gone = loop.time(), asyncio.Event()
             try:
-                async with self._opens(self._gone) as self._client:
+                async with self._opens(self._gone, self._hear) as self._client:
                     self._settle()
                     if not self._closing.is_set():
                         await self._gone.wait()

@@ -96,6 +96,7 @@ class Gateway:
         self._relay("tools/call", partial(self._use, "tools/list"))
         self._relay("prompts/get", partial(self._use, "prompts/list"))
         self._relay("resources/read", self._read)
+        self._relay("subscriptions/listen", self._listen)
         # The SDK would list all tools before each call, to look whether headers repeat arguments rightly.
         self.server.lowlevel.get_tool_input_schema = _no_schema
 
@@ -230,11 +231,8 @@ class Gateway:
         """Read a resource from the server that lists it, or from the first with templates that has it."""
         del own
         params, asker = _relayed(ctx.params or {}), self._asker(ctx)
-        item = (await self._found("resources/list", asker)).get(params["uri"])
-        if item is not None:
-            return await self._tools(item.server, asker).ask(ctx.method, params, timeout=LONGEST)
         refused: CallError | None = None
-        for server in sorted({each.server for each in (await self._found("resources/templates/list", asker)).values()}):
+        for server in await self._having(params["uri"], asker):
             try:
                 return await self._tools(server, asker).ask(ctx.method, params, timeout=LONGEST)
             except CallError as error:
@@ -242,6 +240,37 @@ class Gateway:
         if refused is not None:
             raise refused
         raise _nothing(asker, "resource", params["uri"])
+
+    async def _listen(self, ctx: _Context, own: Own) -> HandlerResult:
+        """Listen, and have servers look after resources that they only tell of while somebody listens."""
+        wanted = (dict(ctx.params or {}).get("notifications") or {}).get("resourceSubscriptions") or ()
+        asker = self._asker(ctx)
+        servers = [(server, uri) for uri in wanted for server in await self._having(uri, asker)]
+        tasks = [asyncio.create_task(self._keep_told(server, uri, asker)) for server, uri in servers]
+        try:
+            return await own()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_told(self, server: str, uri: str, asker: _Asker) -> None:
+        """Listen to a resource; what is told comes to all replicas and the gateway, too, and so is left alone here."""
+        wanted = {"notifications": {"resourceSubscriptions": [uri]}}
+        while True:
+            try:
+                await self._tools(server, asker).ask("subscriptions/listen", wanted, timeout=LONGEST)
+            except NatterjackError as error:
+                log.debug("%s does not tell of %r: %s", server, uri, error)
+            await asyncio.sleep(EVERY)
+
+    async def _having(self, uri: str, asker: _Asker) -> Sequence[str]:
+        """Return the server that lists a resource, or else all that have templates."""
+        item = (await self._found("resources/list", asker)).get(uri)
+        if item is not None:
+            return [item.server]
+        templates = await self._found("resources/templates/list", asker)
+        return sorted({each.server for each in templates.values()})
 
 
 async def serve_gateway(address: Address, auth: Auth | None, server: str | None = None) -> None:

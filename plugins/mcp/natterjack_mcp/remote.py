@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any, Final
 
 from mcp import MCPError
+from mcp.server.lowlevel.server import Server
+from mcp.server.subscriptions import ListenHandler
 from mcp.shared.dispatcher import ProgressFnT
-from mcp_types import CONNECTION_CLOSED, METHOD_NOT_FOUND, REQUEST_TIMEOUT, Request
+from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, Request
 from mcp_types.version import LATEST_MODERN_VERSION
 from pydantic import RootModel
 
@@ -19,7 +21,9 @@ from natterjack_mcp.caller import Caller
 from natterjack_mcp.changes import Changes
 from natterjack_mcp.connection import Connection, Open, shared
 from natterjack_mcp.errors import CallError, ToolTimeoutError, ToolUnavailableError, call_error
-from natterjack_mcp.wire import CALL, Message, failure, value_of
+from natterjack_mcp.exchange import answer
+from natterjack_mcp.upstream import Upstream
+from natterjack_mcp.wire import CALL, Message, value_of
 
 START_WAIT: Final = 20.0
 """Seconds for the first connection: a child may have much to import."""
@@ -157,14 +161,31 @@ class Bridge(Remote):
     def __init__(self, name: str, key: Any, what: str, opens: Open) -> None:
         super().__init__(name, key, what, opens)
         self.name, self.version, self.changes = name, "", Changes()
+        self._listening = Server[Any](name, on_subscriptions_listen=ListenHandler(self.changes))
+        self._upstream: Upstream | None = None
+
+    async def start(self) -> None:
+        """Connect, and follow what changes there; see `Remote.start`."""
+        await super().start()
+        if self._connection is not None:
+            self._upstream = Upstream(self._connection, self.changes.publish)
+            await self._upstream.start()
+
+    async def close(self) -> None:
+        """Let go of it."""
+        if self._upstream is not None:
+            await self._upstream.close()
+            self._upstream = None
+        await super().close()
 
     async def handle(self, message: Message, caller: Caller, notify: Any = None) -> Message | None:
         """Pass a request on, and return its answer."""
-        del caller
         method, params = str(message["method"]), dict(message.get("params") or {})
         token = (params.pop("_meta", None) or {}).get("progressToken")
-        if method == _LISTEN:
-            return failure(message["id"], METHOD_NOT_FOUND, f"{self.name} cannot tell changes: it is behind a bridge")
+        if method == _LISTEN and self._upstream is not None:
+            uris = (params.get("notifications") or {}).get("resourceSubscriptions") or ()
+            async with self._upstream.following(uris):
+                return await answer(self._listening, message, caller, notify)
 
         async def tell(progress: float, total: float | None, message: str | None) -> None:
             told = {"progressToken": token, "progress": progress, "total": total, "message": message}

@@ -16,6 +16,7 @@ from natterjack_mcp.errors import UnauthenticatedError
 
 if TYPE_CHECKING:
     from mcp import Client
+    from mcp.client.session import MessageHandlerFnT
 
     from natterjack_mcp.remote import Bridge
 
@@ -87,7 +88,7 @@ class HttpServerSpec:
         return Bridge(name, self, self.url, self.connect)
 
     @asynccontextmanager
-    async def connect(self, gone: asyncio.Event) -> AsyncIterator[Client]:
+    async def connect(self, gone: asyncio.Event, hear: MessageHandlerFnT) -> AsyncIterator[Client]:
         """Connect; see `connection.Open`."""
         import httpx2
         from mcp import Client
@@ -107,7 +108,9 @@ class HttpServerSpec:
         try:
             async with (
                 httpx2.AsyncClient(headers=headers, timeout=timeout, event_hooks=hooks) as http,
-                Client(watched(streamable_http_client(self.url, http_client=http), gone)) as client,
+                Client(
+                    watched(streamable_http_client(self.url, http_client=http), gone), message_handler=hear
+                ) as client,
             ):
                 yield client
         except Exception as error:
@@ -162,7 +165,7 @@ class StdioServerSpec:
         return Bridge(name, self, str(self), self.connect)
 
     @asynccontextmanager
-    async def connect(self, gone: asyncio.Event) -> AsyncIterator[Client]:
+    async def connect(self, gone: asyncio.Event, hear: MessageHandlerFnT) -> AsyncIterator[Client]:
         """Start it and connect; see `connection.Open`."""
         from mcp import Client, StdioServerParameters
         from mcp.client.stdio import stdio_client
@@ -171,5 +174,5 @@ class StdioServerSpec:
 
         command = sys.executable if self.command == "python" else self.command
         child = StdioServerParameters(command=command, args=[*self.args], env={**self.env}, cwd=self.cwd)
-        async with Client(watched(stdio_client(child), gone)) as client:
+        async with Client(watched(stdio_client(child), gone), message_handler=hear) as client:
             yield client

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -31,15 +32,44 @@ from natterjack import (
     connect,
 )
 from natterjack.testing import NatsServer, ScriptedAgent, until
-from natterjack_mcp import AuthMiddleware, HasRole, JWTAuth, MCPServer, ToolBusyError, ToolContext, ToolError, gateway
+from natterjack_mcp import (
+    AuthMiddleware,
+    HasRole,
+    JWTAuth,
+    MCPServer,
+    StdioServerSpec,
+    ToolBusyError,
+    ToolContext,
+    ToolError,
+    gateway,
+)
 from natterjack_mcp.catalog import Item, by_name
 from natterjack_mcp.commands import app
 from natterjack_mcp.gateway import Gateway
 from natterjack_mcp.http import Address, serve_http
-from natterjack_mcp.service import NatsService
+from natterjack_mcp.service import NatsService, Served
 from natterjack_mcp.teamtools import SCOPES
 
 SECRET = "a secret of thirty-two bytes, or more"
+CHILD = """\
+from natterjack_mcp import MCPServer
+
+server = MCPServer("child")
+
+
+@server.resource("child://rules")
+def rules() -> str:
+    return "be brief"
+
+
+@server.tool()
+async def touch() -> None:
+    await server.resource_updated("child://rules")
+
+
+if __name__ == "__main__":
+    server.run(stdio=True)
+"""
 AUTH, OTHERS = JWTAuth(SECRET), JWTAuth(SECRET[::-1])
 
 
@@ -115,7 +145,7 @@ class Team:
     def __init__(
         self, nats: NatsServer, stack: AsyncExitStack, log: pytest.LogCaptureFixture, patch: pytest.MonkeyPatch
     ) -> None:
-        self.nats, self._stack, self._log, self.patch = nats, stack, log, patch.setattr
+        self.nats, self.stack, self._log, self.patch = nats, stack, log, patch.setattr
         self.go_on, self.given_up = asyncio.Event(), asyncio.Event()
         self.agent = ScriptedAgent(results="done", answers=self._answer)
         self.shelf, self.url = Shelf(), ""
@@ -133,25 +163,25 @@ class Team:
         context.set("findings.a", {"title": "Toads"})
         runtime = AgentRuntime(self.nats.url, context=context)
         runtime.add_process(AgentProcess("ben", agent=self.agent, triggers=[EventTrigger("work.due")]))
-        self.runtime = await self._stack.enter_async_context(runtime)
+        self.runtime = await self.stack.enter_async_context(runtime)
         await self.serve(desk())
         await self.serve(self.shelf.server)
         await self.open(auth)
 
-    async def serve(self, server: MCPServer) -> NatsService:
+    async def serve(self, server: Served) -> NatsService:
         bus = await Bus.connect(Server(self.nats.url), principal=server.name)
-        self._stack.push_async_callback(bus.close)
+        self.stack.push_async_callback(bus.close)
         service = NatsService(server, bus)
         await service.start()
-        self._stack.push_async_callback(service.drain, 0.0)
+        self.stack.push_async_callback(service.drain, 0.0)
         return service
 
     async def open(self, auth: JWTAuth | None) -> None:
         self._log.set_level("INFO", "natterjack.tools")
-        made = Gateway(await self._stack.enter_async_context(connect(self.nats.url)), auth)
+        made = Gateway(await self.stack.enter_async_context(connect(self.nats.url)), auth)
         await made.look()
         for way in (serve_http(made.server, Address("127.0.0.1", 0)), made.follow()):
-            self._stack.push_async_callback(self._shut, asyncio.create_task(way))
+            self.stack.push_async_callback(self._shut, asyncio.create_task(way))
         await until(self._lines)
         self.url = self._lines()[-1].rpartition(" ")[2]
 
@@ -335,6 +365,30 @@ async def test_changes_that_a_server_tells_are_told(team: Team) -> None:
             assert await anext(aiter(changes)) == ResourceUpdated(uri="shelf://rules")
             assert await anext(aiter(changes)) == ToolsListChanged()
         assert await call(ann, "more") == "be brief"
+
+
+async def test_changes_behind_a_bridge_are_told(team: Team, tmp_path: Path) -> None:
+    await team.start(AUTH)
+    (tmp_path / "child.py").write_text(CHILD)
+    bridge = StdioServerSpec("python", ["-m", "child"], cwd=str(tmp_path)).bridge("child")
+    await bridge.start()
+    team.stack.push_async_callback(bridge.close)
+    await team.serve(bridge)
+    async with team.client(token("ann")) as ann:
+
+        async def seen() -> bool:
+            return "touch" in await names(ann)
+
+        await until(seen)
+        async with ann.listen(resource_subscriptions=["child://rules"]) as changes:
+
+            async def touched() -> bool:
+                await ann.call_tool("touch")
+                return told.done()
+
+            told = asyncio.ensure_future(anext(aiter(changes)))
+            await until(touched)
+            assert await told == ResourceUpdated(uri="child://rules")
 
 
 # The team itself

@@ -14,7 +14,7 @@ import pytest
 
 from natterjack import Agent, AgentContext, AgentProcess, AgentRuntime, Event, EventTrigger, RunContext
 from natterjack.bus import Bus, Message
-from natterjack.components import Entry, Middleware
+from natterjack.components import Entry
 from natterjack.dead import DeadLetter, dead_letters
 from natterjack.errors import (
     ConfigError,
@@ -26,6 +26,7 @@ from natterjack.errors import (
 )
 from natterjack.journal import StreamJournal
 from natterjack.messages import run_id
+from natterjack.middleware import Middleware
 from natterjack.plugins import Plugins
 from natterjack.testing import NatsServer, until
 

@@ -20,7 +20,7 @@ from natterjack.errors import PluginError
 from natterjack.plugins import DISABLED, HOOKS, BrokenPlugin, LoadedPlugin, Plugins
 from natterjack.testing.command import Cli
 
-HEAD = "from natterjack.components import *\nfrom natterjack import ToolServer, hookimpl\n"
+HEAD = "from natterjack.components import *\nfrom natterjack import Middleware, ToolServer, hookimpl\n"
 TRIGGER = """
 class Tick(Trigger):
     "Fires at once."

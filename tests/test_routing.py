@@ -22,9 +22,9 @@ from natterjack import (
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
 from natterjack.cli.teamfile import read_team
-from natterjack.components import Middleware
 from natterjack.dead import dead_letters
 from natterjack.journal import StreamJournal
+from natterjack.middleware import Middleware
 from natterjack.plugins import Plugins
 from natterjack.provision import agent_needs
 from natterjack.rights import Right

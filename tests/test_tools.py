@@ -22,6 +22,7 @@ from natterjack import (
     Event,
     InvalidNameError,
     Message,
+    Middleware,
     PluginError,
     RefusedError,
     RunContext,
@@ -157,6 +158,23 @@ async def test_a_run_calls_the_tools_of_its_team(own_server: NatsServer, monkeyp
     clients = ["client of back", "client of front-desk"]
     assert sorted(ended) == sorted(["back", *clients, *clients, "front-desk"])
     assert set(ended[-2:]) == {"back", "front-desk"}, "agents need their tools to the end"
+
+
+async def test_middleware_stands_around_calls(own_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Louder(Middleware):
+        name: ClassVar = "louder"
+
+        async def call_tool(self, tool: str, arguments: Mapping[str, Any], ctx: RunContext, call: Any) -> Any:
+            found = await call("back.shout", {"text": f"{arguments['text']}, says {ctx.agent}"})
+            return {**found, "instead of": tool}
+
+    plugins = installed()
+    plugins.middleware["louder"] = Louder
+    monkeypatch.setattr(Plugins, "load", lambda: plugins)
+    async with TeamRuntime(team_of(front={}, back={}), Server(own_server.url), plugins) as runtime:
+        found = json.loads(await runtime.ask_peer("ann", "front.say"))
+    assert (found["tool"], found["instead of"]) == ("shout", "front.say")
+    assert found["arguments"] == {"text": "hello, says ann"}
 
 
 @pytest.mark.parametrize(

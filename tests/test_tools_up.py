@@ -84,3 +84,73 @@ def test_a_team_has_its_tools_from_its_file(cli: Cli) -> None:
         assert up.end() == 0
     assert up.lines[-1].startswith("stopped")
     assert "Traceback" not in up.output
+
+
+PRESS_TEAM = """\
+[team]
+name = "desk"
+
+[agents.ann]
+kind = "agents:Clerk"
+tools = ["press"]
+waits = ["approval.answered"]
+
+[tools.press]
+server = "press:server"
+approve = {approve}
+"""
+PRESS_AGENTS = """\
+from natterjack import Agent
+
+
+class Clerk(Agent):
+    async def answer(self, question, ctx):
+        return await ctx.tools.call(f"press.{question}", title="Toads")
+"""
+PRESS = """\
+from natterjack_mcp import MCPServer
+
+server = MCPServer("the-press")
+
+
+@server.tool(approval=True)
+def publish(title: str) -> str:
+    return f"{title} is out"
+
+
+@server.tool()
+def shred(title: str) -> str:
+    return f"{title} is gone"
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_team_file_says_which_tools_need_a_human(cli: Cli) -> None:
+    cli.write(team_toml=PRESS_TEAM.replace("{approve}", '["publish", "shred"]'), agents_py=PRESS_AGENTS, press_py=PRESS)
+    with cli.start("up") as up:
+        up.wait_line("^ready +1 agent")
+        for tool in ("publish", "shred"):
+            with cli.start("ask", "ann", tool) as asking:
+                (waiting,) = cli.until_json(bool, "approvals", "list")
+                assert waiting["question"] == f'May ann call the-press.{tool} with {{"title":"Toads"}}?'
+                cli.run("approvals", "approve", waiting["id"])
+                assert asking.wait() == 0
+                assert asking.lines[-1].startswith("Toads is ")
+        assert up.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("approve", "error"),
+    [
+        (
+            "[]",
+            r'a human must allow calls of publish, and .* does not say so; write approve = \["publish"\]',
+        ),
+        ('["publish", "shed"]', r"names in `approve` what is no tool of it: shed; it has publish, shred"),
+    ],
+)
+def test_a_team_file_that_forgets_or_misspells_one_does_not_start(cli: Cli, approve: str, error: str) -> None:
+    cli.write(team_toml=PRESS_TEAM.replace("{approve}", approve), agents_py=PRESS_AGENTS, press_py=PRESS)
+    with cli.start("up") as up:
+        up.wait_line(error)
+        assert up.wait() != 0

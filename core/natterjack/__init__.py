@@ -1,5 +1,6 @@
 """Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
+from natterjack.approvals import is_approved
 from natterjack.builtin import ContextTrigger, EventTrigger, FileJournal, MessageTrigger, SubjectTrigger
 from natterjack.bus import Bus, Message
 from natterjack.client import Run, TeamClient, connect, find_server
@@ -10,7 +11,6 @@ from natterjack.components import (
     Entry,
     Guard,
     Journal,
-    Middleware,
     PeerScheme,
     StreamTrigger,
     Trigger,
@@ -19,6 +19,7 @@ from natterjack.components import (
 from natterjack.context import AgentContext, SharedContext, Transaction
 from natterjack.errors import (
     ApprovalDeniedError,
+    ApprovalRequiredError,
     BrokerError,
     BrokerNotFoundError,
     BrokerStartError,
@@ -57,6 +58,7 @@ from natterjack.errors import (
 from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event, Firing, PlainMessage, Query, Schedule
+from natterjack.middleware import Middleware
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.rights import Right, Rule, Verb
@@ -82,6 +84,7 @@ __all__ = [
     "AnswerStream",
     "Answers",
     "ApprovalDeniedError",
+    "ApprovalRequiredError",
     "Attachment",
     "BrokerError",
     "BrokerNotFoundError",
@@ -166,5 +169,6 @@ __all__ = [
     "connect",
     "find_server",
     "hookimpl",
+    "is_approved",
     "matches",
 ]

@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from natterjack.bus import Bus
 from natterjack.errors import (
     ApprovalDeniedError,
     ConfigError,
@@ -22,9 +23,10 @@ from natterjack.errors import (
     QueryTimeoutError,
     WaitTimeoutError,
 )
-from natterjack.events import EventBus
+from natterjack.events import EventBus, read_stored
 from natterjack.journal import WAITED, WAITING, StreamJournal, ending
 from natterjack.messages import Event
+from natterjack.subjects import EVENTS
 from natterjack.team.model import APPROVAL_ANSWERED, APPROVAL_REQUESTED
 from natterjack.tickets import Wait
 from natterjack.waits import holds
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("natterjack.approvals")
 
+APPROVE: Final = "yes"
+"""The answer that allows a call of a tool."""
+FRESH: Final = 3600.0
+"""Seconds for which it does."""
+MAX_DIGITS: Final = 19
+
 
 async def ask_human(ctx: RunContext, question: str, choices: Sequence[str], timeout: float | None) -> str:
     """Ask, and return the answer; see `RunContext.ask_human`."""
@@ -42,16 +50,65 @@ async def ask_human(ctx: RunContext, question: str, choices: Sequence[str], time
         return answer
     ctx.durable.pauses.check(APPROVAL_ANSWERED)
     await ctx.durable.calls.begin()
-    id = ctx.durable.calls.identity("emit", APPROVAL_REQUESTED)
-    asked = {"id": id, "question": question, "choices": list(choices), "agent": ctx.agent, "run": ctx.run_id}
     answered = ctx.durable.calls.waits_no_more  # perhaps in the run that this one repeats
-    after = None if answered else await ctx.emit(APPROVAL_REQUESTED, asked, id=id)
     left = None if ends is None else max(0.0, ends - time.monotonic())
-    event = await ctx.wait_for(APPROVAL_ANSWERED, where=_answers(id, choices), timeout=left, after=after)
-    data = event.data
-    if data.get("denied"):
-        raise ApprovalDeniedError(question, str(data.get("by") or event.source), str(data.get("reason", "")))
-    return str(data["answer"])
+    _, event = await _decision(ctx, question, choices, left, asked=answered)
+    return str(event.data["answer"])
+
+
+async def approved(ctx: RunContext, question: str) -> str:
+    """Have a human allow something, and return by which events others can see that: `Envelope.approval`.
+
+    Raises:
+        ApprovalDeniedError: The human said no.
+    """
+    ctx.durable.pauses.check(APPROVAL_ANSWERED)
+    await ctx.durable.calls.begin()
+    asked, event = await _decision(ctx, question, (APPROVE,), None)
+    return f"{asked}-{event.sequence}"
+
+
+async def _decision(
+    ctx: RunContext, question: str, choices: Sequence[str], timeout: float | None, *, asked: bool = False
+) -> tuple[int | None, Event]:
+    """Return the sequence of the event that asks, unless one has asked already, and the one that answers."""
+    id = ctx.durable.calls.identity("emit", APPROVAL_REQUESTED)
+    data = {"id": id, "question": question, "choices": list(choices), "agent": ctx.agent, "run": ctx.run_id}
+    after = None if asked else await ctx.emit(APPROVAL_REQUESTED, data, id=id)
+    event = await ctx.wait_for(APPROVAL_ANSWERED, where=_answers(id, choices), timeout=timeout, after=after)
+    if event.data.get("denied"):
+        by, reason = str(event.data.get("by") or event.source), str(event.data.get("reason", ""))
+        raise ApprovalDeniedError(question, by, reason)
+    return after, event
+
+
+async def is_approved(bus: Bus, approval: str, agent: str, question: str) -> bool:
+    """Tell whether somebody else allowed an agent what it asks for, within the last hour.
+
+    Args:
+        bus: A connection that may read stored events.
+        approval: `Envelope.approval`.
+        agent: Who asked.
+        question: What it must have asked, to the letter.
+    """
+    found = [await _at(bus, sequence) for sequence in approval.split("-")]
+    if len(found) != 2 or any(event is None or not isinstance(event.data, dict) for event in found):
+        return False
+    request, answer = (event for event in found if event is not None)
+    return (
+        (request.type, request.source) == (APPROVAL_REQUESTED, agent)
+        and (request.data.get("agent"), request.data.get("question")) == (agent, question)
+        and (answer.type, answer.data.get("id")) == (APPROVAL_ANSWERED, request.data.get("id"))
+        and answer.data.get("answer") == APPROVE
+        and not answer.data.get("denied")
+        and answer.source != agent
+        and time.time() - answer.time.timestamp() < FRESH
+    )
+
+
+async def _at(bus: Bus, sequence: str) -> Event | None:
+    message = await bus.at(EVENTS, int(sequence)) if sequence.isdecimal() and len(sequence) < MAX_DIGITS else None
+    return None if message is None else read_stored(message)
 
 
 def _answers(id: str, choices: Sequence[str]) -> str:

@@ -147,7 +147,7 @@ def _check_depth(data: bytes) -> None:
         raise PayloadError(msg)
 
 
-_PLACES: Final = {key: place for place, key in enumerate("scdtrquk")}
+_PLACES: Final = {key: place for place, key in enumerate("scdtrquka")}
 """Where in an envelope stands what a header calls by its letter."""
 _NUMBERS: Final[dict[int, type[int | float]]] = {2: int, 3: float, 4: int}
 """Which of these places hold numbers, and of what kind."""
@@ -158,9 +158,9 @@ _EMPTY: Final = Envelope()
 
 def pack(envelope: Envelope) -> str:
     """Return an envelope as the text of the `Natterjack` header, e.g. `s=analyst;d=2;r=17`."""
-    source, cause, depth, timeout, revision, request, run, key = envelope
-    if _SPECIAL.search(source + cause + request + run + key):
-        source, cause, request, run, key = map(_quoted, (source, cause, request, run, key))
+    source, cause, depth, timeout, revision, request, run, key, approval = envelope
+    if _SPECIAL.search(source + cause + request + run + key + approval):
+        source, cause, request, run, key, approval = map(_quoted, (source, cause, request, run, key, approval))
     text = f";s={source}" if source else ""
     if cause:
         text += f";c={cause}"
@@ -176,6 +176,8 @@ def pack(envelope: Envelope) -> str:
         text += f";u={run}"
     if key:
         text += f";k={key}"
+    if approval:
+        text += f";a={approval}"
     return text[1:]
 
 

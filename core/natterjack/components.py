@@ -339,7 +339,7 @@ class Journal(Component):
         """Let go of files and connections."""
 
 
-# Peers, middleware
+# Peers
 
 
 class PeerScheme(Component):
@@ -365,32 +365,6 @@ class PeerScheme(Component):
 
     async def close(self) -> None:
         """Let go of connections."""
-
-
-class Middleware(Component):
-    """Stands around an agent's work. Override what it cares for, and await `call` to go on.
-
-    Attributes:
-        streams: Whether its `answer` leaves the answer as it is, so that chunks may go out as they come. Else the
-            asker gets them in one piece, once `answer` has returned what it makes of them.
-    """
-
-    streams: ClassVar[bool] = False
-
-    async def handle(self, event: Event, ctx: RunContext, call: Callable[[Event, RunContext], Awaitable[Any]]) -> Any:
-        """Stand around one handling of an event."""
-        return await call(event, ctx)
-
-    async def answer(self, question: str, ctx: RunContext, call: Callable[[str, RunContext], Awaitable[Any]]) -> Any:
-        """Stand around one answer."""
-        return await call(question, ctx)
-
-    async def emit(
-        self, event_type: str, data: Any, ctx: RunContext, call: Callable[[str, Any], Awaitable[int]]
-    ) -> int:
-        """Stand around one emit of a run."""
-        del ctx
-        return await call(event_type, data)
 
 
 Kind = Literal["agent", "trigger", "tool server", "guard", "journal", "peer", "middleware", "command"]

@@ -25,6 +25,7 @@
     │   └── QueryTimeoutError (TimeoutError)
     ├── WaitTimeoutError (TimeoutError)   what a run waited for did not happen in time
     ├── ApprovalDeniedError (PermissionError)   a human said no
+    ├── ApprovalRequiredError (PermissionError)   a human has not been asked yet
     ├── RunFailedError                  a run ended in a dead letter, or was cancelled
     ├── StartError                      a runtime or an agent could not start
     └── BrokerError                     the wire and the server
@@ -260,6 +261,18 @@ class ApprovalDeniedError(NatterjackError, PermissionError):
     def __init__(self, question: str, by: str, reason: str) -> None:
         self.question, self.by, self.reason = question, by, reason
         super().__init__(f"{by or 'somebody'} said no to {question!r}" + (f": {reason}" if reason else ""))
+
+
+class ApprovalRequiredError(NatterjackError, PermissionError):
+    """A human must allow this first; `ctx.tools` asks one, other callers cannot.
+
+    Attributes:
+        question: What to ask.
+    """
+
+    def __init__(self, message: str, question: str = "") -> None:
+        self.question = question
+        super().__init__(message)
 
 
 class RunFailedError(NatterjackError):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from natterjack.bus import Bus
 from natterjack.clock import Clock
-from natterjack.components import Journal, Middleware
+from natterjack.components import Journal
 from natterjack.context import AgentContext, SharedContext
 from natterjack.errors import ConfigError, RefusedError, nearest
 from natterjack.events import EventBus
 from natterjack.journal import StreamJournal
+from natterjack.middleware import Middleware
 from natterjack.peers import Peers
 from natterjack.team import AgentSpec
 from natterjack.tools import Tools

@@ -13,7 +13,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from natterjack.components import Agent, Guard, Journal, Middleware, PeerScheme, Trigger
+    from natterjack.components import Agent, Guard, Journal, PeerScheme, Trigger
+    from natterjack.middleware import Middleware
     from natterjack.toolserver import ToolServer
 
 hookspec = pluggy.HookspecMarker("natterjack")
@@ -58,7 +59,7 @@ def natterjack_peers() -> list[type[PeerScheme]]:
 
 @hookspec
 def natterjack_middleware() -> list[type[Middleware]]:
-    """Middleware around handle, answer and emit; each installed one is used, in order of its name."""
+    """Middleware around handle, answer, emit and calls of tools; each installed one is used, in order of its name."""
     return []
 
 

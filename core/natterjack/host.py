@@ -19,7 +19,7 @@ from natterjack.builtin import own_triggers
 from natterjack.builtin.waking import WaitTrigger
 from natterjack.bus import Bus
 from natterjack.clock import Clock
-from natterjack.components import Agent, Journal, Middleware, PeerScheme, Trigger
+from natterjack.components import Agent, Journal, PeerScheme, Trigger
 from natterjack.context import AgentContext
 from natterjack.coroutines import through
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
@@ -145,8 +145,7 @@ class AgentHost:
             bus, name, self._answer, concurrency=spec.concurrency, ask=ask, prompt=prompt, cancel=self._cancel_run
         )
         self._answering = through([each.answer for each in middleware], self._call_answer)
-        # A middleware that may change an answer must see it whole.
-        self._streams = all(each.streams or type(each).answer is Middleware.answer for each in middleware)
+        self._streams = all(each.keeps_chunks for each in middleware)
         self._service.load = self._load
         self._started = self._stopped = False
 

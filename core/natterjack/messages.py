@@ -106,6 +106,7 @@ class Envelope(NamedTuple):
             random bits.
         run: Run that answered or emitted.
         key: Id of an ask of a durable run, the same each time that it is repeated.
+        approval: Of a call that a human allowed: sequences of the events that asked and answered, `17-19`.
     """
 
     source: str = ""
@@ -116,6 +117,7 @@ class Envelope(NamedTuple):
     request: str = ""
     run: str = ""
     key: str = ""
+    approval: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from pluggy import HookCaller, PluginManager
 from pydantic import BaseModel
 
 from natterjack import hookspecs
-from natterjack.components import Agent, Component, Guard, Journal, Kind, Middleware, PeerScheme, Trigger
+from natterjack.components import Agent, Component, Guard, Journal, Kind, PeerScheme, Trigger
 from natterjack.errors import PluginError, nearest
+from natterjack.middleware import Middleware
 from natterjack.subjects import check_name
 from natterjack.toolserver import ToolServer
 

@@ -169,14 +169,9 @@ def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
 def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     """Return the rights an agent needs to run: its declared authority, and what its components need."""
     needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
-    declarations = (
-        ("emit", spec.allowed("emit")),
-        ("publish", spec.publishes),
-        ("write", spec.writes),
-        ("read", spec.reads),
-    )
-    for verb, declared in declarations:
-        needs += [Right(verb, pattern) for pattern in ((">",) if declared is None else declared)]  # type: ignore[arg-type]
+    declared = {"emit": spec.allowed("emit"), "publish": spec.publishes, "write": spec.writes, "read": spec.reads}
+    for verb, patterns in declared.items():
+        needs += [Right(verb, pattern) for pattern in ((">",) if patterns is None else patterns)]  # type: ignore[arg-type]
     needs += [Right("emit", event) for event in spec.result_types]
     needs += [Right("replay", pattern) for pattern in spec.replays or ()]
     needs += [Right("delay", name)] if spec.delays else []
@@ -194,7 +189,10 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
 def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
     """Return the narrow NATS permissions of each agent and tool server of a team, for one account."""
     none = {"writes": ()} if any(spec.writes is not None for spec in team.agents.values()) else {}
-    granted = {name: [Right("provide", name)] for name in team.tools}
+    granted = {
+        name: [Right("provide", name), *plugins.tool_server(spec.kind).create(spec.options).needs(name)]
+        for name, spec in team.tools.items()
+    }
     for name, spec in team.agents.items():  # where somebody declares writes, who declares none may write none
         own = spec if spec.writes is not None else spec.model_copy(update=none)
         granted[name] = [*agent_needs(name, own, plugins), *team.calls(name)]

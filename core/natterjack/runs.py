@@ -25,7 +25,7 @@ from natterjack.origins import Origin
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question, ReplyStream
 from natterjack.rights import Verb
 from natterjack.runjournal import RunJournal
-from natterjack.tools import RunTools
+from natterjack.runtools import RunTools
 
 if TYPE_CHECKING:
     from natterjack.team import AgentSpec

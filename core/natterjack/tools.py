@@ -1,13 +1,12 @@
-"""The tools of an agent: those of its servers, and how its runs call them."""
+"""The tools of an agent: those of its servers."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from natterjack.bus import Bus
 from natterjack.errors import ConfigError, StartError, described, nearest
@@ -16,9 +15,6 @@ from natterjack.messages import Envelope
 from natterjack.plugins import Plugins
 from natterjack.team import Team
 from natterjack.toolserver import ToolClient, ToolInfo, ToolSource
-
-if TYPE_CHECKING:
-    from natterjack.runs import RunContext
 
 CALL_TIMEOUT: Final = 60.0
 """Seconds for one call that names no other time."""
@@ -95,46 +91,3 @@ class Tools:
         return [
             replace(each, name=each.tool if counts[each.tool] == 1 else f"{each.server}_{each.tool}") for each in found
         ]
-
-
-class RunTools:
-    """The tools of an agent, as its run calls them.
-
-    Args:
-        run: The run.
-        tools: The agent's.
-    """
-
-    def __init__(self, run: RunContext, tools: Tools) -> None:
-        self._run, self._tools = run, tools
-
-    async def call(self, tool: str, /, *, timeout: float = CALL_TIMEOUT, **arguments: Any) -> Any:
-        """Call a tool and return its result; cancelled with the run.
-
-        Example::
-
-            pages = await ctx.tools.call("team-tools.web_search", query="toads")
-
-        Args:
-            tool: `server.tool`.
-            timeout: Seconds; the run's own deadline bounds them. A tool with an argument of this name is called by
-                `call_with`.
-            arguments: The tool's.
-
-        Raises:
-            ConfigError: The agent has no such server.
-            RefusedError: A guard of the team refuses. What the server raises, its plugin says.
-            LoopError: Too many events and asks led to one another.
-        """
-        return await self.call_with(tool, arguments, timeout=timeout)
-
-    async def call_with(self, tool: str, arguments: Mapping[str, Any], *, timeout: float = CALL_TIMEOUT) -> Any:
-        """Call a tool with arguments as a mapping; see `call`."""
-        began, left = time.perf_counter(), min(timeout, self._run.deadline - time.time())
-        result = await self._tools.call(tool, arguments, timeout=left, envelope=self._run._next(tool))
-        self._run._note({"verb": "call", "what": tool, "seconds": round(time.perf_counter() - began, 6)})
-        return result
-
-    async def list(self) -> Sequence[ToolInfo]:
-        """Return the tools that this agent may call, of all its servers."""
-        return await self._tools.list()

@@ -15,18 +15,18 @@ from natterjack.components import (
     Entry,
     Guard,
     Journal,
-    Middleware,
     PeerScheme,
     StreamTrigger,
     Trigger,
     TriggerContext,
 )
 from natterjack.messages import Answer, Event, Firing, PlainMessage, Schedule
+from natterjack.middleware import Middleware
 from natterjack.rights import Right, Rule
 from natterjack.runs import RunContext
+from natterjack.runtools import RunTools
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.tools import RunTools
 from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerContext
 
 BEGIN: Final = "<!-- reference: begin -->"

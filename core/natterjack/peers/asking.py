@@ -224,7 +224,7 @@ class Peers:
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
-        source, cause, depth, _, revision, _, run, key = envelope
+        source, cause, depth, _, revision, _, run, key, _ = envelope
         return Envelope(source or self._bus.principal, cause, depth, max(left, 0.001), revision, request, run, key)
 
     async def _cancel(self, agent: str, request: str) -> None:

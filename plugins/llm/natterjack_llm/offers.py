@@ -22,14 +22,14 @@ class Offer:
         name: Unique in its turn.
         description: What it does.
         schema: JSON Schema of its arguments.
-        call: Does it, and returns JSON.
+        call: Does it, and returns JSON; of a tool that a human must allow, `approval` says where one did.
         is_step: Whether it is a step of the run; not, if it consists of calls that are.
     """
 
     name: str
     description: str
     schema: Mapping[str, Any]
-    call: Callable[[Arguments], Awaitable[Any]]
+    call: Callable[..., Awaitable[Any]]
     is_step: bool = True
 
 
@@ -46,8 +46,8 @@ async def offers(turn: Turn) -> list[Offer]:
     return [*own, *found]
 
 
-async def _call_tool(ctx: TurnContext, address: str, arguments: Arguments) -> Any:
-    return await ctx.tools.call_with(address, arguments)
+async def _call_tool(ctx: TurnContext, address: str, arguments: Arguments, approval: str = "") -> Any:
+    return await ctx.tools.call_with(address, arguments, approval=approval)
 
 
 def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from natterjack import (
     Answer,
     Answers,
     AnswerStream,
+    ApprovalDeniedError,
     ConfigError,
     PayloadError,
     Server,
@@ -173,8 +174,12 @@ class _Tools:
     async def list(self) -> Sequence[ToolInfo]:
         return await self._client.list_tools()
 
-    async def call_with(self, tool: str, arguments: Mapping[str, Any], /) -> Any:
+    async def call_with(self, tool: str, arguments: Mapping[str, Any], /, *, approval: str | None = None) -> Any:
+        del approval
         return await self._client.call_tool(tool, arguments)
+
+    async def approve(self, question: str, /) -> str:
+        raise ApprovalDeniedError(question, "", "only an agent of a team can have a human asked, and wait")
 
 
 def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage]]:

@@ -11,12 +11,14 @@ from pydantic_ai import ModelRetry, RunContext, ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
 
-from natterjack import ApprovalDeniedError, BrokerError, FencedError, NatterjackError
+from natterjack import ApprovalDeniedError, ApprovalRequiredError, BrokerError, FencedError, NatterjackError
 from natterjack_llm.offers import Offer
 from natterjack_llm.turn import Turn
 
 RETRIES: Final = 3
 """How often a model may correct the arguments of a call."""
+_ASKS: Final = "natterjack.approval"
+"""What a step returns whose call a human must allow; no tool can return that."""
 _OBJECT: Final = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema()))
 
 
@@ -72,20 +74,30 @@ class TurnToolset(AbstractToolset[None]):
                 return await offer.call(tool_args)
         except ApprovalDeniedError as denied:
             return {"error": str(denied)}
-        return await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args))
+        told = await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args))
+        if not isinstance(told, dict) or told.keys() != {_ASKS}:
+            return told
+        try:
+            approval = await self._turn.approve(told[_ASKS])
+        except ApprovalDeniedError as denied:
+            return {"error": str(denied)}
+        return await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args, approval=approval))
 
     def _question(self, name: str, given: dict[str, Any]) -> str:
         arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())
         return f"May {self._turn.ctx.agent} call {name}({arguments})?"
 
 
-async def _told(offer: Offer, given: dict[str, Any]) -> Any:
+async def _told(offer: Offer, given: dict[str, Any], **shown: str) -> Any:
     """Return what a call came to, as the model is told; what another attempt could mend is raised."""
     try:
-        return await offer.call(given)
+        result = await offer.call(given, **shown)
     except FencedError:
         raise
+    except ApprovalRequiredError as error:
+        return {"error": str(error)} if shown else {_ASKS: error.question}
     except NatterjackError as error:
         if isinstance(error, BrokerError) and error.retry:
             raise
         return {"error": str(error)}
+    return {"result": result} if isinstance(result, dict) and _ASKS in result else result

@@ -61,8 +61,11 @@ class TurnTools(Protocol):
     async def list(self) -> Sequence[ToolInfo]:
         """Return those that the agent may call."""
 
-    async def call_with(self, tool: str, arguments: Mapping[str, Any], /) -> Any:
+    async def call_with(self, tool: str, arguments: Mapping[str, Any], /, *, approval: str | None) -> Any:
         """Call one."""
+
+    async def approve(self, question: str, /) -> str:
+        """Have a human allow a call."""
 
 
 class _Place(NamedTuple):
@@ -105,6 +108,11 @@ class Turn:
         """Ask a human; the run leaves its process until there is an answer."""
         answer: str = await self._in_handler(lambda: self.ctx.ask_human(question, choices=choices))
         return answer
+
+    async def approve(self, question: str) -> str:
+        """Have a human allow a call of a tool, in the same way."""
+        approval: str = await self._in_handler(lambda: self.ctx.tools.approve(question))
+        return approval
 
     async def _in_handler(self, take: Callable[[], Awaitable[Any]]) -> Any:
         place = _Place(take, asyncio.get_running_loop().create_future())

@@ -7,6 +7,7 @@ from natterjack_mcp.client import nats_client
 from natterjack_mcp.context import ToolContext
 from natterjack_mcp.errors import (
     CallError,
+    ToolApprovalError,
     ToolBusyError,
     ToolError,
     ToolRefusedError,
@@ -63,6 +64,7 @@ __all__ = [
     "Result",
     "StdioServerSpec",
     "TimeoutMiddleware",
+    "ToolApprovalError",
     "ToolBusyError",
     "ToolContext",
     "ToolError",

@@ -22,6 +22,7 @@ class Caller:
         claims: All that its token says.
         attested: How it is known: by the `broker`, a token (`jwt`), an API key (`key`), a `test`; `claim`: it only says
             so; empty: it is not known.
+        approved: Whether a human allowed this very call.
     """
 
     name: str = ""
@@ -29,11 +30,20 @@ class Caller:
     scopes: frozenset[str] = frozenset()
     claims: Mapping[str, Any] = field(default_factory=dict, hash=False)
     attested: Attested = ""
+    approved: bool = False
 
     @classmethod
-    def test(cls, name: str, *, roles: Iterable[str] = (), scopes: Iterable[str] = (), **claims: Any) -> Caller:
+    def test(
+        cls,
+        name: str,
+        *,
+        roles: Iterable[str] = (),
+        scopes: Iterable[str] = (),
+        approved: bool = False,
+        **claims: Any,
+    ) -> Caller:
         """Return a caller for a test, known as if by a token."""
-        return cls(name, frozenset(roles), frozenset(scopes), claims, "test")
+        return cls(name, frozenset(roles), frozenset(scopes), claims, "test", approved)
 
     @property
     def known(self) -> bool:

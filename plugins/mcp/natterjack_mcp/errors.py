@@ -6,6 +6,7 @@
     ├── ToolError                              the tool itself says what is wrong
     ├── UnauthenticatedError (PermissionError) nobody knows who calls
     ├── ToolRefusedError (PermissionError)     a guard said no
+    ├── ToolApprovalError (ApprovalRequiredError)   a human must allow this call
     ├── ToolBusyError                          too many calls; later
     ├── ToolTimeoutError (TimeoutError)        it took too long
     └── ToolUnavailableError                   the server is not there, or went away meanwhile
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from natterjack import NatterjackError
+from natterjack import ApprovalRequiredError, NatterjackError
 
 
 class CallError(NatterjackError):
@@ -54,6 +55,17 @@ class ToolRefusedError(CallError, PermissionError):
     retry = False
 
 
+class ToolApprovalError(CallError, ApprovalRequiredError):
+    """A human must allow this call, which an agent of the team gets done by `ctx.tools`; `data` has the question."""
+
+    code: ClassVar[int] = 428
+    retry = False
+
+    def __init__(self, message: str, data: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message, data)
+        self.question = str(self.data.get("question", ""))
+
+
 class ToolBusyError(CallError):
     """There are too many calls at once, or of one caller."""
 
@@ -74,7 +86,14 @@ class ToolUnavailableError(CallError):
 
 _KINDS = {
     kind.code: kind
-    for kind in (UnauthenticatedError, ToolRefusedError, ToolBusyError, ToolTimeoutError, ToolUnavailableError)
+    for kind in (
+        UnauthenticatedError,
+        ToolRefusedError,
+        ToolApprovalError,
+        ToolBusyError,
+        ToolTimeoutError,
+        ToolUnavailableError,
+    )
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
 from natterjack import ConfigError
+from natterjack_mcp.approval import approval_needed
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import who_calls
 from natterjack_mcp.context import ToolContext, current, working
@@ -32,6 +33,7 @@ _LISTS: Final[Mapping[str, tuple[Kind, str, str]]] = {
 class _Door:
     guards: Sequence[Check]
     public: bool
+    approval: bool
 
 
 class Gate:
@@ -46,8 +48,8 @@ class Gate:
         self._server = server
         self._doors: dict[tuple[Kind, str], _Door] = {}
 
-    def add(self, kind: Kind, name: str, guards: Sequence[Check], *, public: bool) -> None:
-        """Guard something.
+    def add(self, kind: Kind, name: str, guards: Sequence[Check], *, public: bool, approval: bool = False) -> None:
+        """Guard something; with `approval`, a human must allow each call.
 
         Raises:
             ConfigError: There is one of that name, or what should guard it are no guards.
@@ -59,7 +61,7 @@ class Gate:
         if wrong := [each for each in given if isinstance(each, type) or not callable(each)]:
             msg = f"{wrong[0]!r} guards no {kind}; a guard is called with the context, e.g. HasRole('writer')"
             raise ConfigError(msg)
-        self._doors[kind, name] = _Door(tuple(guards), public)
+        self._doors[kind, name] = _Door(tuple(guards), public, approval)
 
     def remove(self, kind: Kind, name: str) -> None:
         """Forget it.
@@ -71,10 +73,19 @@ class Gate:
             msg = f"{self._server} has no {kind} {name!r}"
             raise ConfigError(msg)
 
+    def names(self, kind: Kind) -> frozenset[str]:
+        """Return what it guards of a kind."""
+        return frozenset(name for each, name in self._doors if each == kind)
+
     @property
     def auth(self) -> Auth | None:
         """What knows callers, if anything does."""
         return next((each.auth for each in self.middleware if isinstance(each, AuthMiddleware)), None)
+
+    @property
+    def approves(self) -> frozenset[str]:
+        """The tools each call of which a human must allow."""
+        return frozenset(name for (_, name), door in self._doors.items() if door.approval)
 
     async def check(self, kind: Kind, name: str) -> None:
         """Let the caller of the current request pass.
@@ -127,6 +138,8 @@ class Gate:
 
         async def guarded(call: Call) -> Result:
             await self.check("tool", call.tool)
+            if call.tool in self.approves and not call.ctx.caller.approved:
+                raise approval_needed(self._server, call.tool, call.arguments, call.ctx.caller.name)
             changed = {} if call.arguments is arguments else {"arguments": dict(call.arguments)}
             result = await call_next(replace(ctx, params={**(ctx.params or {}), **changed}))
             return result if isinstance(result, dict) else {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from natterjack import Bus, Settings, ToolClient, ToolServer, ToolServerContext
+from natterjack import Bus, ConfigError, Right, Settings, ToolClient, ToolServer, ToolServerContext
 from natterjack_mcp.client import NatsTools
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ class MCPToolServer(ToolServer):
         """Settings of a table `[tools.<name>]`; those of a kind derive from it.
 
         Attributes:
+            approve: Tools each call of which a human must allow: `@server.tool(approval=True)`, or any that it names.
             concurrency: Requests that one process works on at once; four times as many may wait.
         """
 
+        approve: frozenset[str] = frozenset()
         concurrency: int = Field(64, ge=1, le=10_000)
 
     config: Config
@@ -53,16 +55,22 @@ class MCPToolServer(ToolServer):
         """Return what is served; called once, in the process that serves it."""
 
     async def serve(self, ctx: ToolServerContext) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled.
+
+        Raises:
+            ConfigError: The table names other tools for a human to allow than the server has.
+        """
         from natterjack_mcp.service import NatsService  # lazy: the processes of agents need nothing of the SDK
 
         async with self._served(ctx.name) as served:
+            self._check_approve(ctx.name, await served.tool_names(), served.approves)
             service = NatsService(
                 served,
                 ctx.bus,
                 ctx.name,
                 roles_of=ctx.roles_of,
                 admits=ctx.admits,
+                approve=self.config.approve,
                 concurrency=self.config.concurrency,
             )
             try:
@@ -71,6 +79,25 @@ class MCPToolServer(ToolServer):
                 await asyncio.Event().wait()
             finally:
                 await service.drain(ctx.drain_timeout)
+
+    def needs(self, agent: str) -> list[Right]:
+        """Return the right to see what humans answered, if it must."""
+        del agent
+        return [Right("replay", "approval.*")] if self.config.approve else []
+
+    def _check_approve(self, name: str, tools: frozenset[str], approves: frozenset[str]) -> None:
+        """Raise `ConfigError` unless the table names all tools that need a human, and only tools that are there."""
+        if missing := approves - self.config.approve:
+            named = ", ".join(f'"{each}"' for each in sorted(approves | self.config.approve))
+            msg = (
+                f"a human must allow calls of {', '.join(sorted(missing))}, and [tools.{name}] does not say so; write "
+                f"approve = [{named}] there, and provision again: then it may see what humans answer"
+            )
+            raise ConfigError(msg)
+        if unknown := self.config.approve - tools:
+            has = ", ".join(sorted(tools)) or "none"
+            msg = f"[tools.{name}] names in `approve` what is no tool of it: {', '.join(sorted(unknown))}; it has {has}"
+            raise ConfigError(msg)
 
     @asynccontextmanager
     async def _served(self, name: str) -> AsyncIterator[Served]:

@@ -157,6 +157,7 @@ class Bridge(Remote):
     """A server elsewhere, as `NatsService` serves one (`Served`). It sees no caller, so the team's `roles` decide."""
 
     auth = None
+    approves: frozenset[str] = frozenset()
 
     def __init__(self, name: str, key: Any, what: str, opens: Open) -> None:
         super().__init__(name, key, what, opens)
@@ -177,6 +178,10 @@ class Bridge(Remote):
             await self._upstream.close()
             self._upstream = None
         await super().close()
+
+    async def tool_names(self) -> frozenset[str]:
+        """Return the names of its tools."""
+        return frozenset(each["name"] for each in await self.tools(START_WAIT))
 
     async def handle(self, message: Message, caller: Caller, notify: Any = None) -> Message | None:
         """Pass a request on, and return its answer."""

@@ -92,6 +92,15 @@ class MCPServer:
         """What knows callers: that of the `AuthMiddleware`, if there is one."""
         return self._gate.auth
 
+    async def tool_names(self) -> frozenset[str]:
+        """Return the names of its tools."""
+        return self._gate.names("tool")
+
+    @property
+    def approves(self) -> frozenset[str]:
+        """The tools each call of which a human must allow."""
+        return self._gate.approves
+
     @property
     def lowlevel(self) -> LowLevelServer[Any]:
         """The SDK's server, for transports."""
@@ -109,6 +118,7 @@ class MCPServer:
         description: str | None = None,
         structured_output: bool | None = None,
         idempotent: bool = False,
+        approval: bool = False,
     ) -> Callable[[F], F]:
         """Make a function a tool, named and described as it is itself unless said otherwise.
 
@@ -123,6 +133,7 @@ class MCPServer:
             description: For models.
             structured_output: Whether results have a schema; by default if the function says what it returns.
             idempotent: Whether calling it twice does no more than once: then a call is repeated whose server died.
+            approval: Whether a human must allow each call, which is asked as by `ask_human`.
 
         Raises:
             ConfigError: There is a tool of that name, or the function cannot be one.
@@ -141,6 +152,7 @@ class MCPServer:
                 lambda: self._sdk.add_tool(
                     tool, called, title, description, annotations, structured_output=structured_output
                 ),
+                approval=approval,
             )
             return function
 
@@ -205,9 +217,16 @@ class MCPServer:
         return register
 
     def _add(
-        self, kind: Kind, name: str, guards: Sequence[Check], public: bool, register: Callable[[], object]
+        self,
+        kind: Kind,
+        name: str,
+        guards: Sequence[Check],
+        public: bool,
+        register: Callable[[], object],
+        *,
+        approval: bool = False,
     ) -> None:
-        self._gate.add(kind, name, guards, public=public)
+        self._gate.add(kind, name, guards, public=public, approval=approval)
         try:
             register()
         except (TypeError, ValueError, RuntimeError) as error:  # of the SDK and of pydantic

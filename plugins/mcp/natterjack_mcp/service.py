@@ -6,16 +6,17 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
 import orjson
 from mcp.shared.subscriptions import ServerEvent
 
-from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, TokenError, ToolSubjects
+from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, TokenError, ToolSubjects, is_approved
 from natterjack import Message as NatsMessage
+from natterjack_mcp.approval import approval_needed, question
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.changes import Changes, packed, unpacked
@@ -64,6 +65,13 @@ class Served(Protocol):
     def auth(self) -> Auth | None:
         """What knows callers, if anything does."""
 
+    @property
+    def approves(self) -> frozenset[str]:
+        """The tools of which it says itself that a human must allow each call."""
+
+    async def tool_names(self) -> frozenset[str]:
+        """Return the names of its tools."""
+
     async def handle(self, message: Message, caller: Caller, notify: Notify | None = None) -> Message | None:
         """Answer one request; see `MCPServer.handle`."""
 
@@ -92,6 +100,7 @@ class NatsService:
         name: What the team calls it; its own name by default.
         roles_of: Returns the roles of a caller that shows no token.
         admits: Tells whether a caller of this name and these roles may call a tool, whatever the server itself says.
+        approve: Tools each call of which a human must allow, beside those of which the server says so.
         concurrency: Requests worked on at once.
     """
 
@@ -103,9 +112,11 @@ class NatsService:
         *,
         roles_of: Callable[[str], frozenset[str]] = lambda name: frozenset({name}),
         admits: Callable[[str, str, frozenset[str]], bool] = lambda *_: True,
+        approve: Collection[str] = (),
         concurrency: int = CONCURRENCY,
     ) -> None:
         self._served, self._bus, self._roles_of, self._admits = served, bus, roles_of, admits
+        self._approve = frozenset(approve)
         self.name = name or served.name
         self._own = ToolSubjects(self.name)
         self._calls = Endpoint("call", self._own.calls, queue=QUEUE)
@@ -233,6 +244,10 @@ class NatsService:
             if not self._admits(tool, caller.name, caller.roles):
                 text = f"{caller} may not use the tool {tool!r} of {self.name}: the team's `roles` do not name it"
                 return failure(request.id, 403, text, {"guard": "roles"})
+            caller = await self._approved(request, message, caller)
+            if tool in self._approve and not caller.approved:
+                needed = approval_needed(self._served.name, tool, _arguments(message), caller.name)
+                return failure(request.id, needed.code, str(needed), needed.data)
         try:
             answer = await self._served.handle(message, caller, partial(self._notify, request))
         except CallError as error:  # of what is served from elsewhere
@@ -245,6 +260,14 @@ class NatsService:
             return await self._knows(self._served.auth, shown)
         name = request.envelope.source
         return Caller(name, self._roles_of(name), attested="claim") if name else Caller()
+
+    async def _approved(self, request: _Request, message: Message, caller: Caller) -> Caller:
+        """Return a caller that a human allowed this call, if it shows where one did."""
+        shown = request.envelope.approval
+        if not shown:
+            return caller
+        asked = question(self._served.name, message["params"]["name"], _arguments(message), caller.name)
+        return replace(caller, approved=await is_approved(self._bus, shown, request.envelope.source, asked))
 
     async def _knows(self, auth: Auth, shown: str) -> Caller:
         """Return who shows this; for a moment it is remembered, as looking closely costs a third of a call."""
@@ -319,6 +342,11 @@ def _read(data: bytes) -> Message | None:
     except orjson.JSONDecodeError:
         return None
     return message if isinstance(message, dict) else None
+
+
+def _arguments(message: Message) -> Mapping[str, Any]:
+    given = message["params"].get("arguments")
+    return given if isinstance(given, dict) else {}
 
 
 def _id(data: bytes) -> object:

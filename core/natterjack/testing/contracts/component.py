@@ -9,8 +9,9 @@ from typing import Any, ClassVar, cast, get_args
 
 import pytest
 
-from natterjack.components import Agent, Component, Kind, Middleware, Trigger
+from natterjack.components import Agent, Component, Kind, Trigger
 from natterjack.errors import ConfigError
+from natterjack.middleware import Middleware
 from natterjack.plugins import Plugins, check_component
 from natterjack.rights import Verb, permissions
 from natterjack.team import Team, TriggerSpec

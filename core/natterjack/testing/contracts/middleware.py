@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from natterjack.components import Component, Kind, Middleware
+from natterjack.components import Component, Kind
 from natterjack.errors import PeerError
 from natterjack.messages import Event
+from natterjack.middleware import Middleware
 from natterjack.runs import RunContext
 from natterjack.testing.agents import ScriptedAgent
 from natterjack.testing.contracts.component import TESTED, ComponentContract

@@ -91,7 +91,7 @@ async def test_a_question_becomes_a_cited_report_and_leaves_nothing() -> None:
     assert [who for who, _ in audience.shown] == TOLD
     assert list(audience.pids) == ["team-tools", *AGENTS]
     assert audience.said("by 1 query to team-tools.web_search")
-    assert taken < 10
+    assert taken < 30  # 4 to 7 s on an idle machine
     assert not any(map(alive, audience.pids.values()))
     assert asyncio.all_tasks() == {asyncio.current_task()}
     port = int(audience.shown[0][1].rpartition(":")[2])
@@ -254,7 +254,7 @@ def test_the_command_prints_the_report_and_tells_progress_apart(tmp_path: Path) 
     assert "## Sources" in done.stdout
     told = [line.split()[0] for line in done.stderr.splitlines()]
     assert told == TOLD
-    assert taken < 30  # 2 to 4 s on an idle machine; what is asserted must hold on a busy one
+    assert taken < 30  # 4 to 7 s on an idle machine; what is asserted must hold on a busy one
     assert list(tmp_path.iterdir()) == []
 
 

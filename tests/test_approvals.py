@@ -20,8 +20,8 @@ from natterjack import (
     connect,
 )
 from natterjack.bus import Bus
+from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_needs
 from natterjack.rights import Right
 from natterjack.testing import NatsServer, until
 from natterjack.testing.parked import until_parked

@@ -13,8 +13,9 @@ from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError, InvalidNameError, NotProvisionedError, PatternError, RefusedError
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
+from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions, provision
+from natterjack.provision import provision
 from natterjack.rights import Right, permissions
 from natterjack.runtime import start_agent
 from natterjack.server import Server

@@ -24,8 +24,8 @@ from natterjack.demo.corpus import CorpusError
 from natterjack.demo.report import Report
 from natterjack.errors import StartError
 from natterjack.messages import Event
+from natterjack.needs import agent_permissions
 from natterjack.plugins import DISABLED, Plugins
-from natterjack.provision import agent_permissions
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 

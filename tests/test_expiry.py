@@ -15,8 +15,9 @@ from natterjack.dead import DeadLetter, dead_letters, retry
 from natterjack.errors import PayloadError
 from natterjack.expiry import Look
 from natterjack.host import AgentHost
+from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions, provision
+from natterjack.provision import provision
 from natterjack.runtime import start_agent
 from natterjack.team import Team
 from natterjack.testing import NatsServer, ScriptedAgent, until

@@ -30,9 +30,10 @@ from natterjack.dead import DeadLetter, dead_letters, retry
 from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
+from natterjack.needs import agent_permissions
 from natterjack.peers import Peers
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions, provision
+from natterjack.provision import provision
 from natterjack.runtime import start_agent
 from natterjack.team import Team
 from natterjack.testing import NatsServer, until

@@ -20,9 +20,10 @@ from natterjack.context import AgentContext
 from natterjack.dead import dead_letters
 from natterjack.guards import Guards
 from natterjack.host import AgentHost, Place
+from natterjack.needs import agent_triggers
 from natterjack.ordering import Lanes
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_triggers, provision
+from natterjack.provision import provision
 from natterjack.server import Server
 from natterjack.team import AgentSpec, Team
 from natterjack.testing import NatsServer, until

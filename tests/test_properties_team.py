@@ -24,8 +24,8 @@ from natterjack.cli.teamfile import read_team
 from natterjack.components import Agent
 from natterjack.errors import ConfigError, PluginError, RefusedError
 from natterjack.guards import Guards
+from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions
 from natterjack.rights import Verb
 from natterjack.subjects import OPERATOR
 from natterjack.team import Team, check_team

@@ -25,8 +25,8 @@ from natterjack.cli.teamfile import read_team
 from natterjack.dead import dead_letters
 from natterjack.journal import StreamJournal
 from natterjack.middleware import Middleware
+from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_needs
 from natterjack.rights import Right
 from natterjack.team import Team, check_team
 from natterjack.testing import NatsServer, until

@@ -36,8 +36,9 @@ from natterjack import (
     UnknownAgentError,
 )
 from natterjack.guards import Guards
+from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions, provision
+from natterjack.provision import provision
 from natterjack.runtime import TeamRuntime, start_agent
 from natterjack.team import Team
 from natterjack.testing import NatsServer

@@ -61,6 +61,7 @@ from natterjack.messages import Answer, Answers, Attachment, Envelope, Event, Fi
 from natterjack.middleware import Middleware
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
+from natterjack.quota import Quota
 from natterjack.rights import Right, Rule, Verb
 from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
@@ -133,6 +134,7 @@ __all__ = [
     "Query",
     "QueryError",
     "QueryTimeoutError",
+    "Quota",
     "RefusedError",
     "RequestTimeoutError",
     "Right",

@@ -12,15 +12,16 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from natterjack import addresses, codec, subjects
+from natterjack import codec, subjects
 from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
+from natterjack.needs import agent_triggers
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
-from natterjack.rights import Permissions, Right, permissions
+from natterjack.quota import STREAM
 from natterjack.schedules import (
     SCHEDULES_STREAM,
     check_version,
@@ -30,7 +31,7 @@ from natterjack.schedules import (
     write,
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.team import AgentSpec, Team, check_team, make_trigger
+from natterjack.team import Team, check_team
 from natterjack.tickets import WAKES_STREAM
 
 log = logging.getLogger("natterjack.provision")
@@ -62,6 +63,15 @@ _BUCKET: Final[dict[str, Any]] = {
     "deny_delete": True,
     "deny_purge": True,  # a rollup or purge of one's own key could erase the whole bucket
     "discard": "new",
+}
+
+
+_LIMITS: Final[dict[str, Any]] = {
+    "subjects": [subjects.key(subjects.LIMITS_BUCKET, ">")],
+    "storage": "memory",
+    "max_msgs_per_subject": 1,
+    "max_age": _DAY,
+    "allow_direct": True,
 }
 
 
@@ -135,6 +145,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
         subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
         subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
+        STREAM: _LIMITS,
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     }
     | dict([context_stream()])
@@ -159,44 +170,6 @@ class Provisioned:
     kept: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-
-
-def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
-    """Return the triggers of an agent, its inbox first."""
-    return [*own_triggers(spec.waits), *(make_trigger(plugins.trigger(trigger.kind), trigger) for trigger in spec.on)]
-
-
-def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
-    """Return the rights an agent needs to run: its declared authority, and what its components need."""
-    needs = [Right("serve", name), Right("journal", name), Right("bury", name)]
-    declared = {"emit": spec.allowed("emit"), "publish": spec.publishes, "write": spec.writes, "read": spec.reads}
-    for verb, patterns in declared.items():
-        needs += [Right(verb, pattern) for pattern in ((">",) if patterns is None else patterns)]  # type: ignore[arg-type]
-    needs += [Right("emit", event) for event in spec.result_types]
-    needs += [Right("replay", pattern) for pattern in spec.replays or ()]
-    needs += [Right("delay", name)] if spec.delays else []
-    foreign = [address for address in spec.cross_agents.values() if addresses.is_foreign(address)]
-    needs += [Right("ask", peer) for peer in (("*", *foreign) if spec.asks is None else spec.allowed("ask") or ())]
-    for trigger in agent_triggers(spec, plugins):
-        needs += trigger.needs(name)
-    kind, settings = spec.component
-    needs += plugins.agent(kind).create(settings).needs(name)
-    for around in (*plugins.middleware.values(), *plugins.peers.values()):
-        needs += around().needs(name)
-    return sorted(set(needs))
-
-
-def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
-    """Return the narrow NATS permissions of each agent and tool server of a team, for one account."""
-    none = {"writes": ()} if any(spec.writes is not None for spec in team.agents.values()) else {}
-    granted = {
-        name: [Right("provide", name), *plugins.tool_server(spec.kind).create(spec.options).needs(name)]
-        for name, spec in team.tools.items()
-    }
-    for name, spec in team.agents.items():  # where somebody declares writes, who declares none may write none
-        own = spec if spec.writes is not None else spec.model_copy(update=none)
-        granted[name] = [*agent_needs(name, own, plugins), *team.calls(name)]
-    return {name: permissions(name, rights) for name, rights in granted.items()}
 
 
 async def provision(

@@ -116,7 +116,14 @@ def _serve(agent: str) -> tuple[list[str], list[str]]:
     told = [subjects.cancel(agent, "*"), subjects.answer(agent, "*"), subjects.service(">")]
     asked = [subjects.ask(agent), subjects.prompt("*", agent), subjects.status("*", agent)]
     own, _ = _ask(agent)  # for those who come by a door of its own, such as HTTP
-    return ["_INBOX.>", subjects.heartbeat("*", agent), *own], [*asked, *told]
+    return ["_INBOX.>", subjects.heartbeat("*", agent), *own, *_counts(agent)], [*asked, *told]
+
+
+def _counts(principal: str) -> list[str]:
+    """Where a principal counts its uses, with its replicas and with the whole team."""
+    keys = [subjects.key(subjects.LIMITS_BUCKET, f"{owner}.*") for owner in (principal, subjects.ANYONE)]
+    stream = subjects.bucket_stream(subjects.LIMITS_BUCKET)
+    return [*keys, *(f"{_API}.DIRECT.GET.{stream}.{key}" for key in keys)]
 
 
 def _ask(what: str) -> tuple[list[str], list[str]]:
@@ -159,7 +166,13 @@ def _call(what: str) -> tuple[list[str], list[str]]:
 
 def _provide(server: str) -> tuple[list[str], list[str]]:
     own = ToolSubjects(server)
-    return ["_INBOX.>", own.changes], [own.calls, own.methods, own.cancels, own.changes, subjects.service(">")]
+    return ["_INBOX.>", own.changes, *_counts(server)], [
+        own.calls,
+        own.methods,
+        own.cancels,
+        own.changes,
+        subjects.service(">"),
+    ]
 
 
 def objects(bucket: str, owner: str) -> list[str]:

@@ -20,8 +20,9 @@ from natterjack.cli.teamfile import read_team
 from natterjack.dead import dead_letters
 from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.expiry import expired
+from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
-from natterjack.provision import STREAMS, agent_triggers, stored_team
+from natterjack.provision import STREAMS, stored_team
 from natterjack.service import discover
 from natterjack.team import Team
 

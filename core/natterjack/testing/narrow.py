@@ -11,8 +11,9 @@ from natterjack.bus import Bus
 from natterjack.client import TeamClient, connect
 from natterjack.clock import Clock
 from natterjack.host import AgentHost
+from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
-from natterjack.provision import agent_permissions, provision
+from natterjack.provision import provision
 from natterjack.rights import Permissions
 from natterjack.runtime import start_agent
 from natterjack.server import Server

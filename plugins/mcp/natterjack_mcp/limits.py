@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from natterjack import ConfigError
+from natterjack import BrokerError, Bus, ConfigError, Quota, RefusedError
 from natterjack_mcp.errors import ToolBusyError, ToolTimeoutError
 from natterjack_mcp.middleware import Call, Proceed, Result
 
-MAX_CALLERS: Final = 10_000
-"""Pairs of caller and tool that are remembered; the one that was quiet for the longest goes first."""
+log = logging.getLogger("natterjack.tools")
+
+MAX_PER: Final = 86_400.0
 
 
 class RateLimitMiddleware:
     """Lets each caller call each tool so many times in so many seconds, at once or spread (a token bucket).
 
-    It counts in this process: of replicas, each does.
+    Replicas of a server over NATS count together; each also counts for itself, where the broker cannot.
 
     Args:
         calls: How many.
-        per: In how many seconds.
+        per: In how many seconds, at most a day.
         clock: Returns seconds; for tests.
     """
 
-    def __init__(self, calls: int, *, per: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        if calls < 1 or not 0 < per < math.inf:
-            msg = f"a rate limit of {calls!r} calls per {per!r} seconds lets nobody call; both must be positive"
+    def __init__(self, calls: int, *, per: float = 60.0, clock: Callable[[], float] = time.time) -> None:
+        if calls < 1 or not 0 < per <= MAX_PER:
+            msg = f"a rate limit of {calls!r} calls per {per!r} seconds lets nobody call; give at least one, in a day"
             raise ConfigError(msg)
         self._calls, self._per, self._clock = calls, per, clock
-        self._due: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._own = Quota(clock=clock)
+        self._shared: Quota | None = None
+
+    def share(self, bus: Bus, server: str) -> None:
+        """Count together with all processes that serve under this name."""
+        self._shared = Quota(bus, server, clock=self._clock)
 
     async def __call__(self, call: Call, proceed: Proceed) -> Result:
         """Stand around one call.
@@ -41,21 +47,21 @@ class RateLimitMiddleware:
         Raises:
             ToolBusyError: There were too many; `data` says after how many seconds to try again.
         """
-        # As GCRA has it: each call moves the time by which all calls so far would be paid off.
-        key, now, cost = (call.ctx.caller.name, call.tool), self._clock(), self._per / self._calls
-        due = max(self._due.pop(key, now), now) + cost
-        wait = due - now - self._per
-        if wait > cost * 1e-9:  # what rounding makes is nobody's fault
-            self._due[key] = due - cost
+        wait = await self._wait(f"{call.ctx.caller.name} {call.tool}")
+        if wait:
             msg = (
                 f"{call.ctx.caller} has called {call.tool!r} {self._calls} times in {self._per:g} s, and may not more; "
                 f"try again in {wait:.3g} s"
             )
             raise ToolBusyError(msg, {"retryAfter": round(wait, 3)})
-        self._due[key] = due
-        if len(self._due) > MAX_CALLERS:
-            self._due.popitem(last=False)
         return await proceed(call)
+
+    async def _wait(self, what: str) -> float:
+        try:
+            return await (self._shared or self._own).take(what, self._calls, per=self._per)
+        except (BrokerError, RefusedError) as error:
+            log.warning("calls are counted in this process alone: %s", error)
+            return await self._own.take(what, self._calls, per=self._per)
 
 
 class ConcurrencyMiddleware:

@@ -16,7 +16,7 @@ from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, Request
 from mcp_types.version import LATEST_MODERN_VERSION
 from pydantic import RootModel
 
-from natterjack import Envelope, ToolInfo
+from natterjack import Bus, Envelope, ToolInfo
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.changes import Changes
 from natterjack_mcp.connection import Connection, Open, shared
@@ -178,6 +178,9 @@ class Bridge(Remote):
             await self._upstream.close()
             self._upstream = None
         await super().close()
+
+    def share(self, bus: Bus, name: str) -> None:
+        """Do nothing: what it limits, it counts elsewhere."""
 
     async def tool_names(self) -> frozenset[str]:
         """Return the names of its tools."""

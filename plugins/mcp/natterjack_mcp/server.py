@@ -6,10 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from natterjack import ConfigError
+from natterjack import Bus, ConfigError
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.guards import Check
+from natterjack_mcp.limits import RateLimitMiddleware
 from natterjack_mcp.middleware import Middleware
 from natterjack_mcp.wire import Message, Notify, result_of, value_of
 
@@ -91,6 +92,12 @@ class MCPServer:
     def auth(self) -> Auth | None:
         """What knows callers: that of the `AuthMiddleware`, if there is one."""
         return self._gate.auth
+
+    def share(self, bus: Bus, name: str) -> None:
+        """Have limits counted together with all who serve under this name; for transports."""
+        for each in self._gate.middleware:
+            if isinstance(each, RateLimitMiddleware):
+                each.share(bus, name)
 
     async def tool_names(self) -> frozenset[str]:
         """Return the names of its tools."""

@@ -69,6 +69,9 @@ class Served(Protocol):
     def approves(self) -> frozenset[str]:
         """The tools of which it says itself that a human must allow each call."""
 
+    def share(self, bus: Bus, name: str) -> None:
+        """Have limits counted together with all who serve under this name."""
+
     async def tool_names(self) -> frozenset[str]:
         """Return the names of its tools."""
 
@@ -143,6 +146,7 @@ class NatsService:
 
     async def start(self) -> None:
         """Begin to serve."""
+        self._served.share(self._bus, self.name)
         self._served.changes.relays.append(self._relay)
         self._hearing.append(await self._bus.subscribe(self._own.changes, self._hear))
         self._hearing.append(await self._bus.listen(self._own.cancels, self._cancel))

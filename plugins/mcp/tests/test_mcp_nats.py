@@ -34,6 +34,7 @@ from natterjack_mcp import (
     JWTAuth,
     MCPServer,
     NatsServerSpec,
+    RateLimitMiddleware,
     ToolBusyError,
     ToolContext,
     ToolError,
@@ -252,6 +253,36 @@ async def test_replicas_share_the_work_and_are_seen(place: Place) -> None:
     assert info["version"] == "1.2.3"
     assert info["metadata"]["natterjack"] == "tools"
     assert info["endpoints"][0]["queue_group"] == "tools"
+
+
+async def test_replicas_count_calls_together(place: Place, own_server: NatsServer) -> None:
+    place.url = own_server.url
+    async with AgentRuntime(own_server.url):  # provisions
+        pass
+    counted = []
+    for _ in range(2):
+        desk = Desk()
+        desk.server.middleware = [RateLimitMiddleware(5, per=3600)]
+        await place.serve(desk)
+        counted.append(desk)
+    ann, ben = await place.caller("ann"), await place.caller("ben")
+    found = await asyncio.gather(*(call(ann, "echo", text="x") for _ in range(20)), return_exceptions=True)
+    assert found.count("x") == 5
+    assert all(isinstance(each, ToolBusyError) and each.data["retryAfter"] > 0 for each in found if each != "x")
+    assert await call(ben, "echo", text="x") == "x"
+
+
+async def test_calls_are_counted_by_one_process_where_the_team_has_no_place_for_it(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk()
+    desk.server.middleware = [RateLimitMiddleware(1, per=3600)]
+    await place.serve(desk)
+    ann = await place.caller("ann")
+    assert await call(ann, "echo", text="x") == "x"
+    with pytest.raises(ToolBusyError):
+        await call(ann, "echo", text="x")
+    assert "calls are counted in this process alone" in caplog.text
 
 
 async def test_a_change_at_one_replica_is_told_by_the_other(place: Place) -> None:

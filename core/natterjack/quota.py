@@ -1,0 +1,98 @@
+"""Quotas: so many uses in so much time, counted together by all replicas of an agent or a tool server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakValueDictionary
+
+from natterjack import subjects
+from natterjack.bus import Bus
+from natterjack.errors import ConfigError, ConflictError, NoRespondersError, NotProvisionedError
+
+MAX_KNOWN: Final = 10_000
+"""Uses that a process remembers; the one that was quiet for the longest goes first."""
+MAX_PER: Final = 86_400.0
+"""Seconds after which the bucket forgets."""
+STREAM: Final = subjects.bucket_stream(subjects.LIMITS_BUCKET)
+
+
+class Quota:
+    """Counts uses as a token bucket does, at once or spread (GCRA): a number in the KV, written by compare-and-set.
+
+    Example::
+
+        quota = Quota(bus, "team-tools")
+        if wait := await quota.take("ann/web_search", 60, per=60.0):
+            raise ToolBusyError(f"try again in {wait:.3g} s")
+
+    Args:
+        bus: The connection; None: this process counts for itself.
+        owner: The agent or tool server whose replicas count together, or `anyone`: the whole team.
+        clock: Returns Unix seconds. Machines that count together need clocks that agree, but for a part of `per`.
+    """
+
+    def __init__(self, bus: Bus | None = None, owner: str = "", *, clock: Callable[[], float] = time.time) -> None:
+        self._bus, self._owner, self._clock = bus, owner, clock
+        self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, what: str, limit: float, *, per: float, amount: float = 1.0) -> float:
+        """Count a use, and return 0; or return after how many seconds, at least, there is room, and count nothing.
+
+        Args:
+            what: Any text; each is counted apart.
+            limit: How much may be used in `per` seconds.
+            per: Seconds, at most a day.
+            amount: How much is used, at most `limit`.
+
+        Raises:
+            ConfigError: Nothing could ever be used so.
+            NotProvisionedError: The team has not been provisioned on this server.
+            BrokerError: The broker is away.
+        """
+        if not (0 < amount <= limit < math.inf and 0 < per <= MAX_PER):
+            msg = f"{amount:g} of {limit:g} in {per:g} s can never be used: take at most the limit, in at most a day"
+            raise ConfigError(msg)
+        key = f"{self._owner}.{hashlib.sha256(f'{limit:g}/{per:g} {what}'.encode()).hexdigest()[:32]}"
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            return await self._take(subjects.key(subjects.LIMITS_BUCKET, key), per, per / limit * amount)
+
+    async def _take(self, key: str, per: float, cost: float) -> float:
+        while True:
+            sequence, due = self._known.get(key) or await self._read(key)
+            now = self._clock()
+            paid = max(due, now) + cost  # when all uses so far are paid off; others can only have put it off further
+            if (wait := paid - now - per) > per * 1e-9:  # what rounding makes is nobody's fault
+                return wait
+            try:
+                await self._write(key, sequence, paid)
+            except ConflictError:  # another replica was first
+                del self._known[key]
+            else:
+                return 0.0
+
+    async def _read(self, key: str) -> tuple[int, float]:
+        try:
+            last = None if self._bus is None else await self._bus.last(STREAM, key)
+        except NoRespondersError as error:
+            what = f"the bucket {subjects.LIMITS_BUCKET!r}"
+            raise NotProvisionedError(what) from error
+        found = (0, 0.0) if last is None else (int((last.headers or {})["Nats-Sequence"]), float(last.data))
+        self._known[key] = found
+        return found
+
+    async def _write(self, key: str, sequence: int, paid: float) -> None:
+        if self._bus is not None:
+            stored = await self._bus.store(key, repr(paid).encode(), expect=sequence, stream=STREAM)
+            sequence = stored.sequence
+        self._known[key] = sequence, paid
+        self._known.move_to_end(key)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)

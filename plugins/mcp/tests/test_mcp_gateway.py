@@ -470,6 +470,7 @@ async def test_the_command_tells_where_it_is_and_how_to_be_known_and_ends_in_ord
         assert said in "".join(lines)
         team.url = lines[-1].split()[-1]
         async with team.client(JWTAuth(SECRET, audience="x").token("ann")) as ann:
+            assert "wait" in await names(ann)  # or the client asks for it afterwards, when nobody answers any more
             waiting = asyncio.create_task(call(ann, "wait"))
             await team.shelf.begun.wait()
             process.terminate()

@@ -144,3 +144,10 @@ def through(around: Sequence[Call[R]], call: Call[R], *context: object) -> Call[
 
 def _take(step: Call[R], context: tuple[object, ...], call: Call[R], *args: Any) -> Awaitable[R]:
     return step(*args, *context, call)
+
+
+def entered(enter: Callable[[], None]) -> Context:
+    """Return a copy of the context variables, after what `enter` does to them."""
+    variables = copy_context()
+    variables.run(enter)
+    return variables

@@ -21,7 +21,7 @@ from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.causes import cause_of, seen_once
 from natterjack.codec import id_in
 from natterjack.components import Entry
-from natterjack.coroutines import Begun, WorkQueue, is_cancelled
+from natterjack.coroutines import Begun, WorkQueue, entered, is_cancelled
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
 from natterjack.events import event_id, payload_of, read_event
@@ -256,7 +256,7 @@ class Delivery:
         due = asyncio.get_running_loop().time() + self._spec.timeout
         ctx.deadline = time.time() + self._spec.timeout
         work = self._handler(event, ctx)
-        begun = Begun(work if inspect.iscoroutine(work) else _awaited(work), ctx.around())
+        begun = Begun(work if inspect.iscoroutine(work) else _awaited(work), entered(ctx.enter))
         if not begun.begin() or ctx.unsettled or is_cancelled(asyncio.current_task()):
             try:
                 await self._finish(begun, ctx, asyncio.timeout_at(due))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from natterjack.bus import Bus
 from natterjack.clock import Clock
@@ -14,6 +14,8 @@ from natterjack.events import EventBus
 from natterjack.journal import StreamJournal
 from natterjack.middleware import Middleware
 from natterjack.peers import Peers
+from natterjack.quota import Quota
+from natterjack.subjects import ANYONE
 from natterjack.team import AgentSpec
 from natterjack.tools import Tools
 from natterjack.waits import Waits
@@ -37,6 +39,10 @@ class Facilities:
     clock: Clock
     waits: Waits
     tools: Tools
+    quotas: tuple[Quota, Quota] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quotas", (Quota(self.bus, self.agent), Quota(self.bus, ANYONE)))
 
     def shared(self) -> SharedContext:
         """Return the main context as this agent has it."""

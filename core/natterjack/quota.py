@@ -59,17 +59,33 @@ class Quota:
         if not (0 < amount <= limit < math.inf and 0 < per <= MAX_PER):
             msg = f"{amount:g} of {limit:g} in {per:g} s can never be used: take at most the limit, in at most a day"
             raise ConfigError(msg)
-        key = f"{self._owner}.{hashlib.sha256(f'{limit:g}/{per:g} {what}'.encode()).hexdigest()[:32]}"
+        return await self._count(self._key(what, limit, per), per, per / limit * amount)
+
+    async def spend(self, what: str, limit: float, *, per: float, amount: float) -> None:
+        """Count what was used already, however much that is; see `take`."""
+        await self._count(self._key(what, limit, per), per, per / limit * amount, at_most=math.inf)
+
+    async def left(self, what: str, limit: float, *, per: float) -> float:
+        """Return how much may be used now, by what all replicas have used; less than 0: they used too much."""
+        _, due = await self._read(self._key(what, limit, per))
+        now = self._clock()
+        return (now + per - max(due, now)) * limit / per
+
+    def _key(self, what: str, limit: float, per: float) -> str:
+        digest = hashlib.sha256(f"{limit:g}/{per:g} {what}".encode()).hexdigest()
+        return subjects.key(subjects.LIMITS_BUCKET, f"{self._owner}.{digest[:32]}")
+
+    async def _count(self, key: str, per: float, cost: float, at_most: float = 0.0) -> float:
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            return await self._take(subjects.key(subjects.LIMITS_BUCKET, key), per, per / limit * amount)
+            return await self._take(key, per, cost, at_most)
 
-    async def _take(self, key: str, per: float, cost: float) -> float:
+    async def _take(self, key: str, per: float, cost: float, at_most: float) -> float:
         while True:
             sequence, due = self._known.get(key) or await self._read(key)
             now = self._clock()
             paid = max(due, now) + cost  # when all uses so far are paid off; others can only have put it off further
-            if (wait := paid - now - per) > per * 1e-9:  # what rounding makes is nobody's fault
+            if (wait := paid - now - per) > at_most + per * 1e-9:  # what rounding makes is nobody's fault
                 return wait
             try:
                 await self._write(key, sequence, paid)
@@ -79,8 +95,10 @@ class Quota:
                 return 0.0
 
     async def _read(self, key: str) -> tuple[int, float]:
+        if self._bus is None:
+            return self._known.setdefault(key, (0, 0.0))
         try:
-            last = None if self._bus is None else await self._bus.last(STREAM, key)
+            last = await self._bus.last(STREAM, key)
         except NoRespondersError as error:
             what = f"the bucket {subjects.LIMITS_BUCKET!r}"
             raise NotProvisionedError(what) from error

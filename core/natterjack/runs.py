@@ -6,7 +6,6 @@ import logging
 import time
 from asyncio import Task, Timeout, current_task
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextvars import Context, copy_context
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +22,7 @@ from natterjack.facilities import Facilities
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event
 from natterjack.origins import Origin
 from natterjack.peers import ASK_TIMEOUT, MAX_DEPTH, AnswerStream, OnQuery, Question, ReplyStream
+from natterjack.quota import Quota
 from natterjack.rights import Verb
 from natterjack.runjournal import RunJournal
 from natterjack.runtools import RunTools
@@ -140,6 +140,10 @@ class RunContext:
         if name not in self._views:
             self._views[name] = self._facilities.bucket(name)
         return self._views[name]
+
+    def quota(self, *, team: bool = False) -> Quota:
+        """Return what counts the uses of this agent's replicas together, or those of the whole team."""
+        return self._facilities.quotas[team]
 
     # What a later attempt does not do again
 
@@ -366,12 +370,6 @@ class RunContext:
         for name, answer in answers.items():
             self._note(asked(name, answer, began))
         return answers
-
-    def around(self) -> Context:
-        """Return the context variables in which this run is: what is written there follows from it."""
-        variables = copy_context()
-        variables.run(self.enter)
-        return variables
 
     def enter(self) -> None:
         """Say that what the running task does from now on follows from this run."""

@@ -29,6 +29,36 @@ class Limits(Settings):
     seconds: float | None = Field(None, gt=0)
 
 
+class Budget(Settings):
+    """What several runs may use together; a run that meets it ends as a dead letter that says so.
+
+    Attributes:
+        requests: Requests to models.
+        tokens: Tokens, in and out; what is used is known after a request only, so that the last one may go beyond.
+        tool_calls: Calls of tools.
+        per: In how many seconds, at most a day: what was used comes back bit by bit.
+    """
+
+    requests: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    tool_calls: int | None = Field(None, ge=1)
+    per: float = Field(86_400, gt=0, le=86_400)
+
+
+class Rate(Settings):
+    """What a provider takes; a request waits until there is room.
+
+    Attributes:
+        requests: Requests.
+        tokens: Tokens, in and out.
+        per: In how many seconds.
+    """
+
+    requests: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    per: float = Field(60, gt=0, le=86_400)
+
+
 class ModelConfig(Settings):
     """Settings of a model agent.
 
@@ -40,6 +70,9 @@ class ModelConfig(Settings):
         base_url: Where a compatible server is.
         settings: Settings of requests, e.g. `{ temperature = 0 }`.
         limits: What one run may use.
+        agent_limits: What all runs of this agent may use together, on whatever machine.
+        team_limits: What all agents of the team may use together that have the same `team_limits`.
+        rate: What the provider takes, of all agents of the team that have the same `rate` and provider.
         approve: Tools that wait for a human's yes, by the names that the model sees.
     """
 
@@ -49,4 +82,7 @@ class ModelConfig(Settings):
     base_url: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Field(default_factory=Limits)
+    agent_limits: Budget | None = None
+    team_limits: Budget | None = None
+    rate: Rate | None = None
     approve: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.settings import ModelSettings
 
 from natterjack import ConfigError
+from natterjack_llm.budgets import Budgets
 from natterjack_llm.config import Limits, ModelConfig
 from natterjack_llm.errors import LimitError, ModelError
 from natterjack_llm.framing import RULES
@@ -48,6 +49,7 @@ class Engine:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config, self._model = config, model_of(config.model, config.base_url)
+        self._budgets = Budgets(config)
         instructions = "\n\n".join(filter(None, [config.instructions, RULES]))
         self._agent: Agent[None, Any] = Agent(
             output_type=_output_type(config.output), instructions=instructions, retries=RETRIES
@@ -78,11 +80,11 @@ class Engine:
 
     async def _work(self, turn: Turn, prompt: str, history: Sequence[ModelMessage]) -> Any:
         limits = self._config.limits
-        toolset = TurnToolset(turn, await offers(turn), self._config.approve)
+        toolset = TurnToolset(turn, await offers(turn), self._budgets, self._config.approve)
         try:
             return await self._agent.run(
                 prompt,
-                model=JournaledModel(self._model, turn),
+                model=JournaledModel(self._model, turn, self._budgets),
                 model_settings=cast("ModelSettings", self._config.settings),
                 message_history=list(history),
                 toolsets=[toolset],

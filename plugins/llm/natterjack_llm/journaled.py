@@ -10,6 +10,7 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
+from natterjack_llm.budgets import Budgets
 from natterjack_llm.turn import Turn
 
 
@@ -19,11 +20,12 @@ class JournaledModel(WrapperModel):
     Args:
         wrapped: The model itself.
         turn: The turn.
+        budgets: What it may use.
     """
 
-    def __init__(self, wrapped: Model, turn: Turn) -> None:
+    def __init__(self, wrapped: Model, turn: Turn, budgets: Budgets) -> None:
         super().__init__(wrapped)
-        self._turn = turn
+        self._turn, self._budgets = turn, budgets
 
     async def request(
         self,
@@ -37,8 +39,10 @@ class JournaledModel(WrapperModel):
         async def ask() -> Any:
             nonlocal asked
             asked = True
+            await self._budgets.request(self._turn.ctx)
             response = await self._ask(messages, model_settings, model_request_parameters)
             self._turn.ctx.spent(**spent(response))
+            await self._budgets.spend(self._turn.ctx, response.usage.total_tokens)
             return ModelMessagesTypeAdapter.dump_python([response], mode="json")
 
         (response,) = ModelMessagesTypeAdapter.validate_python(await self._turn.step("model", ask))

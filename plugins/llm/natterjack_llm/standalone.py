@@ -16,6 +16,7 @@ from natterjack import (
     ApprovalDeniedError,
     ConfigError,
     PayloadError,
+    Quota,
     Server,
     SharedContext,
     TeamClient,
@@ -137,6 +138,7 @@ class _Here:
     def __init__(self, client: TeamClient, peers: Mapping[str, str]) -> None:
         self._client, self.agent, self.tools = client, client.bus.principal, _Tools(client)
         self.heard: Sequence[str] = ()
+        self._quotas = Quota(client.bus, client.bus.principal), Quota(client.bus, "anyone")
         self.spec = AgentSpec.model_validate({"kind": "llm", "emits": [], "reads": [], "cross_agents": dict(peers)})
 
     @property
@@ -148,6 +150,9 @@ class _Here:
     async def step(self, name: str, fn: Callable[[], Awaitable[T]], /) -> T:
         del name
         return await fn()
+
+    def quota(self, *, team: bool = False) -> Quota:
+        return self._quotas[team]
 
     def spent(self, **usage: float) -> None:
         """The turn's result has it."""

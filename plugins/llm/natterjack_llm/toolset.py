@@ -12,6 +12,7 @@ from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
 
 from natterjack import ApprovalDeniedError, ApprovalRequiredError, BrokerError, FencedError, NatterjackError
+from natterjack_llm.budgets import Budgets
 from natterjack_llm.offers import Offer
 from natterjack_llm.turn import Turn
 
@@ -28,11 +29,12 @@ class TurnToolset(AbstractToolset[None]):
     Args:
         turn: The turn.
         offers: What it may call.
+        budgets: What it may use.
         approve: Names of those that wait for a human's yes.
     """
 
-    def __init__(self, turn: Turn, offers: Iterable[Offer], approve: Collection[str] = ()) -> None:
-        self._turn, self._approve = turn, approve
+    def __init__(self, turn: Turn, offers: Iterable[Offer], budgets: Budgets, approve: Collection[str] = ()) -> None:
+        self._turn, self._budgets, self._approve = turn, budgets, approve
         self._offers = {offer.name: offer for offer in offers}
 
     @property
@@ -74,7 +76,7 @@ class TurnToolset(AbstractToolset[None]):
                 return await offer.call(tool_args)
         except ApprovalDeniedError as denied:
             return {"error": str(denied)}
-        told = await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args))
+        told = await self._turn.step(f"tool {name}", lambda: self._do(offer, tool_args))
         if not isinstance(told, dict) or told.keys() != {_ASKS}:
             return told
         try:
@@ -82,6 +84,10 @@ class TurnToolset(AbstractToolset[None]):
         except ApprovalDeniedError as denied:
             return {"error": str(denied)}
         return await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args, approval=approval))
+
+    async def _do(self, offer: Offer, given: dict[str, Any]) -> Any:
+        await self._budgets.call(self._turn.ctx)
+        return await _told(offer, given)
 
     def _question(self, name: str, given: dict[str, Any]) -> str:
         arguments = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())

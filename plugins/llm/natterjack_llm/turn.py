@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from natterjack import AgentSpec, Answer, Answers, SharedContext, ToolInfo
+from natterjack import AgentSpec, Answer, Answers, Quota, SharedContext, ToolInfo
 
 T = TypeVar("T")
 
@@ -41,6 +41,9 @@ class TurnContext(Protocol):
 
     def spent(self, **usage: float) -> None:
         """Say what something cost."""
+
+    def quota(self, *, team: bool = False) -> Quota:
+        """Return what counts the uses of the agent's replicas, or of the whole team."""
 
     async def ask_human(self, question: str, *, choices: Sequence[str] = ()) -> str:
         """Ask a human."""

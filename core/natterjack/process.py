@@ -46,7 +46,7 @@ class AgentProcess:
             and `time` of the event that was handled.
         ordered_by: Dotted path of a field of the data, e.g. `order_id`: of one trigger, the events with one value of
             it are handled one after another, in the order of their stream; those that lack it wait for no other.
-        cross_agents: Addresses of peers by the names it calls them.
+        cross_agents: Addresses of peers by the names it calls them; also as a key of `agent_config`.
         servers: Where tool servers are that it may call, by the names it calls them; also as a key of `agent_config`.
         concurrency: Events and questions it works on at once.
         max_attempts: Failed handlings after which an event is dead.
@@ -105,7 +105,7 @@ class AgentProcess:
             result_event=result_event,
             result_events=dict(result_events or {}),
             ordered_by=ordered_by,
-            cross_agents=dict(cross_agents or {}),
+            cross_agents=_peers(agent_config, cross_agents),
             concurrency=concurrency,
             max_attempts=max_attempts,
             retry_delay=retry_delay,
@@ -127,7 +127,7 @@ class AgentProcess:
     def _spec(self, agent_config: Mapping[str, Any] | None, **own: Any) -> AgentSpec:
         described = {"kind": "python", "options": {"target": target_of(self.agent)}}
         if agent_config is not None:
-            options = dict(agent_config)
+            options = {key: value for key, value in agent_config.items() if key != "cross_agents"}
             described = {"kind": options.pop("kind", MODEL_KIND), "options": options}
         on = [
             TriggerSpec(kind=t.name, settings=t.config.model_dump(mode="json", exclude_unset=True))
@@ -157,6 +157,12 @@ class AgentProcess:
         except Exception as error:  # a user's class may fail in any way
             msg = f"agent {self.name!r} cannot be made: {type(error).__name__}: {error}"
             raise ConfigError(msg) from error
+
+
+def _peers(agent_config: Mapping[str, Any] | None, own: Mapping[str, str] | None) -> Any:
+    """Return the addresses of peers from both places where they may be given."""
+    given = (agent_config or {}).get("cross_agents", {})
+    return {**given, **(own or {})} if isinstance(given, Mapping) else given  # what is none, the spec tells
 
 
 class TeamProcess(AgentProcess):

@@ -9,6 +9,7 @@ import pytest
 from natterjack import (
     AgentProcess,
     AgentRuntime,
+    ConfigError,
     RunFailedError,
     StartError,
     connect,
@@ -165,6 +166,23 @@ async def test_what_a_model_may_not_do_is_told_and_not_done(runtime: AgentRuntim
     assert "'careless' may not emit 'money.sent'" in told
     assert "Unknown tool name: 'rm'" in told
     assert boss.questions == []
+
+
+def caller(seen: Seen) -> Any:
+    return f"{seen.results}" if seen.results else Call("ask_peer", {"name": "critic", "question": "how?"})
+
+
+async def test_cross_agents_stand_in_agent_config_as_for_build_agent(runtime: AgentRuntime) -> None:
+    config = {"model": f"scripted:{__name__}:caller", "cross_agents": {"critic": "oracle"}}
+    runtime.add_process(AgentProcess("writer", agent_config=config))
+    runtime.add_process(AgentProcess("oracle", agent=ScriptedAgent(answers="so")))
+    async with runtime:
+        assert await runtime.ask_peer("writer", "hello") == "[{'agent': 'critic', 'answer': 'so'}]"
+    both = AgentProcess("writer", agent_config=config, cross_agents={"press": "printer"})
+    assert both.spec.cross_agents == {"critic": "oracle", "press": "printer"}
+    assert config["cross_agents"] == {"critic": "oracle"}
+    with pytest.raises(ConfigError, match=r"agent 'writer': .*cross_agents"):
+        AgentProcess("writer", agent_config={**config, "cross_agents": ["oracle"]})
 
 
 def publisher(seen: Seen) -> Any:

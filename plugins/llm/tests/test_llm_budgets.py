@@ -55,7 +55,7 @@ async def test_the_runs_of_an_agent_share_its_limit(own_server: NatsServer) -> N
     runtime = team(own_server, "ann", "ben", agent_limits={"requests": 2, "per": 3600})
     async with runtime:
         found = await outcomes(runtime, "ann", "ann", "ann", "ben")
-    assert found[2].startswith("LimitError: the agent met a limit: 2 requests in 3600 s; there is room again in 1,79")
+    assert found[2].startswith("LimitError: the agent met a limit: 2 requests in 3600 s; there is room again in 1,")
     assert ["you said" in each for each in found] == [True, True, False, True]
     assert len(ASKED) == 3
 

@@ -18,6 +18,9 @@ BACKLOG: Final = 1024
 KEEP_ALIVE: Final = 75
 """Seconds a connection may idle: longer than reverse proxies keep theirs, so that none sends into one that closes."""
 
+MAX_HEADERS: Final = 2**21
+"""Bytes of a request's headers that are read: enough to tell whoever shows a token of a megabyte what is wrong."""
+
 
 def bind(address: Address, *, shared: bool) -> socket.socket:
     """Return a socket that listens, so that a port that is taken is known at once.
@@ -62,6 +65,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
+            h11_max_incomplete_event_size=MAX_HEADERS,
         )
         super().__init__(config)
 

@@ -123,16 +123,12 @@ async def test_no_token_or_two_are_refused_and_so_is_a_megabyte(runtime: AgentRu
             [("authorization", "Basic YTpi")],
             [("authorization", "Bearer")],
             [good, good],
+            [("authorization", f"Bearer {'x' * 1_000_000}")],
         ]
         for headers in shown:
             answer = await client.post(f"{url}/ask", json={"question": "x"}, headers=headers)
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"].startswith('Bearer realm="researcher"')
-        try:
-            answer = await client.post(f"{url}/ask", json={}, headers={"authorization": f"Bearer {'x' * 1_000_000}"})
-        except httpx.TransportError:  # the server may close before all of it is sent
-            answer = httpx.Response(400)
-        assert answer.status_code in (400, 401, 431)
         assert agent.questions == []
         assert (await client.post(f"{url}/ask", json={"question": "x"}, headers=[good])).status_code == 200
 

@@ -27,6 +27,8 @@ PATH: Final = "/mcp"
 BACKLOG: Final = 1024
 KEEP_ALIVE: Final = 75
 """Seconds a connection may idle: longer than reverse proxies keep theirs, so that none sends into one that closes."""
+MAX_HEADERS: Final = 2**21
+"""Bytes of a request's headers that are read: enough to tell whoever shows a token of a megabyte what is wrong."""
 DRAIN: Final = 5
 """Seconds that calls under way have when the server stops."""
 _PORTS: Final = range(2**16)
@@ -171,14 +173,6 @@ def _bind(address: Address) -> socket.socket:
 # uvicorn, without what belongs to a program that is nothing but a web server
 
 
-class _Config(uvicorn.Config):
-    """Leaves the process's loggers as they are."""
-
-    def configure_logging(self) -> None:
-        """Have uvicorn's own words only where it complains."""
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-
-
 class _Server(uvicorn.Server):
     """Leaves signals to the process; cancelled, it drains."""
 
@@ -188,15 +182,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: ASGIApp) -> _Config:
-    return _Config(
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         ws="none",
         lifespan="on",
         interface="asgi3",
+        log_config=None,
+        log_level="warning",
         access_log=False,
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=DRAIN,
+        h11_max_incomplete_event_size=MAX_HEADERS,
     )

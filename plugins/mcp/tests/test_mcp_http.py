@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -98,7 +99,7 @@ def tampered() -> str:
         lambda: token(SECRET[::-1]),
         tampered,
         lambda: "nonsense",
-        lambda: "x" * 40_000,  # a header as long as uvicorn reads
+        lambda: "x" * 1_000_000,
     ],
 )
 async def test_a_bad_token_is_refused_with_a_challenge(url: str, bad: Callable[[], str]) -> None:
@@ -107,15 +108,6 @@ async def test_a_bad_token_is_refused_with_a_challenge(url: str, bad: Callable[[
     challenge = answer.headers["WWW-Authenticate"]
     assert challenge.startswith('Bearer realm="desk", error="invalid_token", error_description="it')
     assert answer.json()["error"] == "invalid_token"
-
-
-async def test_a_token_of_a_megabyte_is_refused(url: str) -> None:
-    try:
-        answer = await post(url, Authorization=f"Bearer {'x' * 1_000_000}")
-    except httpx2.TransportError:  # the server may close before all of it is sent
-        answer = httpx2.Response(400)
-    assert answer.status_code in (400, 401, 431)
-    assert (await post(url)).status_code == 401  # and it serves on
 
 
 @pytest.mark.parametrize("shown", [{}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer"}])
@@ -163,6 +155,12 @@ async def test_keys_are_shown_in_either_header(caplog: pytest.LogCaptureFixture)
         for shown in ({"X-API-Key": key}, {"Authorization": f"bearer {key}"}):
             assert await call(url, shown) == "{'result': 'ann by key'}"
         assert (await post(url, **{"X-API-Key": "x" * 32})).status_code == 401
+
+
+async def test_requests_are_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert await call(url, {"Authorization": f"Bearer {token()}"}) == "{'result': 'ann by jwt'}"
+    assert [each for each in caplog.records if each.name == "uvicorn.access"] == []
 
 
 async def test_arguments_of_50_megabytes_are_refused(url: str) -> None:

@@ -90,7 +90,7 @@ class Quota:
             try:
                 await self._write(key, sequence, paid)
             except ConflictError:  # another replica was first
-                del self._known[key]
+                self._known.pop(key, None)  # not there: so many others were used meanwhile
             else:
                 return 0.0
 

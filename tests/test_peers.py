@@ -18,6 +18,7 @@ from natterjack import (
     AgentRuntime,
     Answer,
     ConfigError,
+    Envelope,
     InvalidNameError,
     PayloadError,
     PeerBusyError,
@@ -541,6 +542,8 @@ async def test_addresses(own_server: NatsServer, stack: AsyncExitStack) -> None:
     assert await peers.ask("far", "a", timeout=5.0) == "gopher://hole a"
     with pytest.raises(ConfigError, match=r"Did you mean 'gopher'\? Try `natterjack install natterjack-gofer`"):
         await peers.ask("odd", "a")
+    with pytest.raises(ConfigError, match=r"'far' lives at 'gopher://hole', where a conversation_id is not passed on"):
+        await peers.ask("far", "a", envelope=Envelope(conversation="t"))
     with pytest.raises(PeerRefusedError, match="closed"):  # a guard knows the name, wherever it lives
         await peers.ask("vault", "a")
 

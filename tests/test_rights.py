@@ -62,6 +62,8 @@ def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> No
             ["agents.hb.natterjack.team.writer"],
             [f"agents.{verb}.natterjack.team.writer" for verb in ("prompt", "status")] + ["agents.answer.writer.r1"],
         ),
+        (Right("converse", "writer"), ["$KV.conversations.writer.k"], []),
+        (Right("converse", "writer"), ["$JS.API.DIRECT.GET.KV_conversations.$KV.conversations.writer.k"], []),
         (Right("journal", "writer"), ["journal.writer.run.1"], ["feed.journal.writer.run.1"]),
         (Right("bury", "writer"), ["dead.writer.event"], []),
         (

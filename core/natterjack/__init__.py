@@ -17,6 +17,7 @@ from natterjack.components import (
     TriggerContext,
 )
 from natterjack.context import AgentContext, SharedContext, Transaction
+from natterjack.conversations import Conversations
 from natterjack.errors import (
     ApprovalDeniedError,
     ApprovalRequiredError,
@@ -99,6 +100,7 @@ __all__ = [
     "ConnectError",
     "ConsumerSpec",
     "ContextTrigger",
+    "Conversations",
     "CredentialsError",
     "DisconnectedError",
     "Endpoint",

@@ -15,6 +15,7 @@ from natterjack.bus import Bus
 from natterjack.components import Entry, PeerScheme
 from natterjack.context import AgentContext
 from natterjack.control import Runs
+from natterjack.conversations import named
 from natterjack.errors import (
     BrokerError,
     ConfigError,
@@ -141,7 +142,15 @@ class TeamClient:
         self._peers = peers or Peers(bus, Guards())
         self._known: set[str] = set()
 
-    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, asker: str = "") -> Answer:
+    async def ask_peer(
+        self,
+        name: str,
+        question: str,
+        *,
+        timeout: float = ASK_TIMEOUT,
+        asker: str = "",
+        conversation_id: str | None = None,
+    ) -> Answer:
         """Ask one agent and return its answer.
 
         Args:
@@ -149,6 +158,7 @@ class TeamClient:
             question: Text.
             timeout: Seconds; the peer knows it, and stops working when it is over.
             asker: For whom it asks, as the peer is told; by default for itself.
+            conversation_id: A conversation between asker and peer, any text: a model agent goes on with it.
 
         Raises:
             PeerUnavailableError: Nobody serves that name; known within milliseconds.
@@ -159,10 +169,17 @@ class TeamClient:
             InvalidNameError: The name is malformed.
             PayloadError: The question cannot be sent.
         """
-        return await self._peers.ask(name, question, timeout=timeout, envelope=self._envelope()._replace(source=asker))
+        envelope = self._envelope()._replace(source=asker, conversation=named(conversation_id))
+        return await self._peers.ask(name, question, timeout=timeout, envelope=envelope)
 
     def ask_stream(
-        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, on_query: OnQuery | None = None
+        self,
+        name: str,
+        question: str,
+        *,
+        timeout: float = ASK_TIMEOUT,
+        on_query: OnQuery | None = None,
+        conversation_id: str | None = None,
     ) -> AnswerStream:
         """Ask one agent, and return its answer as chunks that come while it works.
 
@@ -171,6 +188,7 @@ class TeamClient:
             question: Text.
             timeout: Seconds for the whole answer.
             on_query: Answers what the agent asks back; without it the agent is told at once that nobody will.
+            conversation_id: See `ask_peer`.
 
         Raises:
             InvalidNameError: The name is malformed.
@@ -178,7 +196,8 @@ class TeamClient:
             PayloadError: The question cannot be sent.
             PeerRefusedError: A guard refuses. All else is raised where the next chunk would come, as by `ask_peer`.
         """
-        return self._peers.stream(name, question, timeout=timeout, envelope=self._envelope(), on_query=on_query)
+        envelope = self._envelope()._replace(conversation=named(conversation_id))
+        return self._peers.stream(name, question, timeout=timeout, envelope=envelope, on_query=on_query)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several agents at once; a peer's fault raises nothing.

@@ -147,7 +147,7 @@ def _check_depth(data: bytes) -> None:
         raise PayloadError(msg)
 
 
-_PLACES: Final = {key: place for place, key in enumerate("scdtrquka")}
+_PLACES: Final = {key: place for place, key in enumerate("scdtrqukav")}
 """Where in an envelope stands what a header calls by its letter."""
 _NUMBERS: Final[dict[int, type[int | float]]] = {2: int, 3: float, 4: int}
 """Which of these places hold numbers, and of what kind."""
@@ -158,9 +158,10 @@ _EMPTY: Final = Envelope()
 
 def pack(envelope: Envelope) -> str:
     """Return an envelope as the text of the `Natterjack` header, e.g. `s=analyst;d=2;r=17`."""
-    source, cause, depth, timeout, revision, request, run, key, approval = envelope
-    if _SPECIAL.search(source + cause + request + run + key + approval):
-        source, cause, request, run, key, approval = map(_quoted, (source, cause, request, run, key, approval))
+    source, cause, depth, timeout, revision, request, run, key, approval, talk = envelope
+    if _SPECIAL.search(source + cause + request + run + key + approval + talk):
+        texts = (source, cause, request, run, key, approval, talk)
+        source, cause, request, run, key, approval, talk = map(_quoted, texts)
     text = f";s={source}" if source else ""
     if cause:
         text += f";c={cause}"
@@ -174,10 +175,9 @@ def pack(envelope: Envelope) -> str:
         text += f";q={request}"
     if run:
         text += f";u={run}"
-    if key:
-        text += f";k={key}"
-    if approval:
-        text += f";a={approval}"
+    for letter, value in (("k", key), ("a", approval), ("v", talk)):
+        if value:
+            text += f";{letter}={value}"
     return text[1:]
 
 

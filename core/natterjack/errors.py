@@ -115,6 +115,12 @@ class UnknownAgentError(ConfigError):
 class LoopError(UsageError):
     """An event caused an event caused an event …, too many times; or one run emitted too many."""
 
+    @classmethod
+    def of(cls, what: str, depth: int, limit: int) -> Self:
+        """Make it of what would come next in a chain that is as long as it may be."""
+        chain = f"{what!r} would be number {depth} in a chain of events and asks that led to one another"
+        return cls(f"{chain}, and {limit} is the limit: this looks like a loop")
+
 
 class NondeterminismError(UsageError):
     """A handler that is repeated does not make the calls that its run has journaled.

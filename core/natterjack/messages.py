@@ -107,6 +107,7 @@ class Envelope(NamedTuple):
         run: Run that answered or emitted.
         key: Id of an ask of a durable run, the same each time that it is repeated.
         approval: Of a call that a human allowed: sequences of the events that asked and answered, `17-19`.
+        conversation: Id of the conversation to which an ask belongs, as the asker calls it.
     """
 
     source: str = ""
@@ -118,6 +119,7 @@ class Envelope(NamedTuple):
     run: str = ""
     key: str = ""
     approval: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
+from natterjack.conversations import MAX_DAYS
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.needs import agent_triggers
 from natterjack.ordering import GROUP, PIN_TIMEOUT
@@ -72,6 +73,18 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_msgs_per_subject": 1,
     "max_age": _DAY,
     "allow_direct": True,
+}
+
+
+_CONVERSATIONS: Final[dict[str, Any]] = {
+    "subjects": [subjects.key(subjects.CONVERSATIONS_BUCKET, ">")],
+    "storage": "file",
+    "max_msgs_per_subject": 1,
+    "max_age": MAX_DAYS * _DAY,
+    "max_bytes": _GIB,  # then what nobody has gone on with for the longest is forgotten
+    "allow_direct": True,
+    "deny_delete": True,
+    "deny_purge": True,
 }
 
 
@@ -146,6 +159,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
         subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
         STREAM: _LIMITS,
+        subjects.bucket_stream(subjects.CONVERSATIONS_BUCKET): _CONVERSATIONS,
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     }
     | dict([context_stream()])

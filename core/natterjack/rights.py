@@ -30,6 +30,7 @@ Verb = Literal[
     "delay",
     "watch",
     "park",
+    "converse",
     "call",
     "provide",
 ]
@@ -42,7 +43,8 @@ class Right(NamedTuple):
         verb: `emit` (an event type), `publish` (a topic), `inject` (`<agent>.<type>`), `ask` (an agent), `write` and
             `read` (context keys; `<bucket>/<keys>` beside the main context), `hear` (live events), `replay` (stored
             events), `listen` (plain subjects of other programs), `consume` (`<stream>/<durable>`), `serve`, `journal`,
-            `bury`, `delay` and `park` (an agent's own asks, journal, dead letters, delayed events and waiting runs),
+            `bury`, `delay`, `park` and `converse` (an agent's own asks, journal, dead letters, delayed events, waiting
+            runs and conversations),
             `watch` (a schedule, `<agent>.<trigger>`), `call` (`<server>/<tool>`, or all
             of a server), `provide` (a tool server).
         what: A pattern of it.
@@ -157,6 +159,12 @@ def _park(agent: str) -> tuple[list[str], list[str]]:
     return [own, *told], [subjects.wake(agent, root="feed.wake")]
 
 
+def _converse(agent: str) -> tuple[list[str], list[str]]:
+    bucket = subjects.CONVERSATIONS_BUCKET
+    own = subjects.key(bucket, f"{agent}.*")
+    return [own, f"{_API}.DIRECT.GET.{subjects.bucket_stream(bucket)}.{own}"], []
+
+
 def _call(what: str) -> tuple[list[str], list[str]]:
     """What calls no tool, such as the list of tools, may be asked by all who may call one."""
     server, _, tool = what.partition("/")
@@ -199,6 +207,7 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
     "delay": _delay,
     "watch": _watch,
     "park": _park,
+    "converse": _converse,
     "call": _call,
     "provide": _provide,
 }

@@ -14,6 +14,7 @@ from natterjack.approvals import ask_human
 from natterjack.branches import Branch, position_here
 from natterjack.calls import Note, asked
 from natterjack.context import CAUSE, SharedContext
+from natterjack.conversations import Conversations, named
 from natterjack.coroutines import through
 from natterjack.durable import Durable
 from natterjack.errors import LoopError, QueryError
@@ -66,12 +67,10 @@ class RunContext:
         journal: RunJournal | None = None,
     ) -> None:
         self._facilities, self._envelope, self.cause = facilities, envelope, cause
-        self._sent = 0
         self.run_id, self.agent, self.caller = run_id, facilities.agent, caller
         self.deadline = time.time() + timeout
-        self.handles = handles
         self._views: dict[str, SharedContext] = {}  # by bucket; "" is the main context
-        self._journal = journal
+        self.handles, self._journal, self._sent = handles, journal, 0
 
     @property
     def stream(self) -> ReplyStream | None:
@@ -144,6 +143,11 @@ class RunContext:
     def quota(self, *, team: bool = False) -> Quota:
         """Return what counts the uses of this agent's replicas together, or those of the whole team."""
         return self._facilities.quotas[team]
+
+    @property
+    def conversations(self) -> Conversations:
+        """What this agent keeps of its conversations, and to which of them the question belongs."""
+        return Conversations(self._facilities.bus, self.agent, self._envelope.conversation)
 
     # What a later attempt does not do again
 
@@ -318,14 +322,17 @@ class RunContext:
         elif len(self._did) < MAX_FANOUT:
             self._did.append(note)
 
-    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+    async def ask_peer(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, conversation_id: str | None = None
+    ) -> Answer:
         """Ask another agent; see `TeamClient.ask_peer`. The run's own deadline bounds `timeout` (seconds).
 
         Raises:
             LoopError: Too many asks led to one another.
         """
         left, began = min(timeout, self.deadline - time.time()), time.perf_counter()
-        answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=self._asks(name, question))
+        envelope = self._asks(name, question)._replace(conversation=named(conversation_id))
+        answer = await self._facilities.peers.ask(name, question, timeout=left, envelope=envelope)
         self._note(asked(name, answer, began))
         return answer
 
@@ -389,9 +396,5 @@ class RunContext:
     def _next(self, what: str) -> Envelope:
         effect = self.effect
         if effect.depth > MAX_DEPTH:
-            msg = (
-                f"{what!r} would be number {effect.depth} in a chain of events and asks that led to one another, "
-                f"and {MAX_DEPTH} is the limit: this looks like a loop"
-            )
-            raise LoopError(msg)
+            raise LoopError.of(what, effect.depth, MAX_DEPTH)
         return effect._replace(revision=self._facilities.context.revision, run=self.run_id)

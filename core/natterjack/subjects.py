@@ -23,6 +23,7 @@ WAKES: Final = "WAKES"
 CONTEXT_BUCKET: Final = "context"
 TEAM_BUCKET: Final = "team"
 LIMITS_BUCKET: Final = "limits"
+CONVERSATIONS_BUCKET: Final = "conversations"
 JOURNAL_OBJECTS: Final = "journal"
 """Bucket of the object store for what is too large for one journal entry."""
 TEAM_KEY: Final = "team"
@@ -37,7 +38,6 @@ ANYONE: Final = "anyone"
 RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
 MAX_NAME: Final = 64
 MAX_SUBJECT: Final = 255
-
 ROOTS: Final = frozenset(
     {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "wake", "audit", "delay", "schedule", "tools"}
 )

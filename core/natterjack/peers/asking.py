@@ -94,6 +94,9 @@ class Peers:
             self._guards.check(asker, "ask", name if "://" in address else address)
         except RefusedError as error:
             raise PeerRefusedError(name, 403, str(error)) from error
+        if envelope.conversation and "://" in address and not addresses.is_foreign(address):
+            msg = f"{name!r} lives at {address!r}, where a conversation_id is not passed on; ask it without"
+            raise ConfigError(msg)
 
     def _resolve(self, name: str) -> tuple[str, PeerScheme | None]:
         """Return where a name lives, and the plugin that asks there if it is no agent of this server."""
@@ -224,8 +227,9 @@ class Peers:
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""
-        source, cause, depth, _, revision, _, run, key, _ = envelope
-        return Envelope(source or self._bus.principal, cause, depth, max(left, 0.001), revision, request, run, key)
+        source, cause, depth, _, revision, _, run, key, _, talk = envelope
+        source, left = source or self._bus.principal, max(left, 0.001)
+        return Envelope(source, cause, depth, left, revision, request, run, key, conversation=talk)
 
     async def _cancel(self, agent: str, request: str) -> None:
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
-from natterjack import Agent, Event, RunContext
+from pydantic_core import to_json
+
+from natterjack import Agent, Event, Right, RunContext
 from natterjack_llm.config import ModelConfig
 from natterjack_llm.framing import event_prompt
 
@@ -40,6 +42,10 @@ class ModelAgent(Agent):
         super().__init__(config)
         self.engine = Engine(config)
 
+    def needs(self, agent: str) -> list[Right]:
+        """Return the right to the agent's conversations."""
+        return [Right("converse", agent)]
+
     async def start(self) -> None:
         """Open the model's client."""
         await self.engine.start()
@@ -51,16 +57,24 @@ class ModelAgent(Agent):
     async def handle(self, event: Event, ctx: RunContext) -> Any:
         """Have the model work on an event, and return its output."""
         turn = self.engine.turn(ctx)
-        async for _ in self.engine.run(turn, event_prompt(event)):
+        async for _ in self.engine.run(turn, event_prompt(event), conversation=self._conversation_of(event)):
             pass
         return turn.result.output
 
     async def answer(self, question: str, ctx: RunContext) -> AsyncIterator[Any]:
         """Have the model answer a question, in chunks as they come if somebody reads them."""
         turn = self.engine.turn(ctx, streams=ctx.stream is not None)
-        said = False
-        async for chunk in self.engine.run(turn, question):
+        said, asked = False, ctx.conversations.asked
+        conversation = ("ask", ctx.caller, asked) if asked else ()  # nobody goes on with what another has begun
+        async for chunk in self.engine.run(turn, question, conversation=conversation):
             said = True
             yield chunk
         if not said:
             yield turn.result.output
+
+    def _conversation_of(self, event: Event) -> tuple[str, ...]:
+        """Return what the conversation is known by that an event belongs to; nothing: to none."""
+        path, value = self.config.conversation_by, event.data
+        for name in path.split(".") if path else ():
+            value = value.get(name) if isinstance(value, dict) else None
+        return () if path is None or value is None else ("event", to_json(value).decode())

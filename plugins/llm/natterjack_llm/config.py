@@ -59,6 +59,20 @@ class Rate(Settings):
     per: float = Field(60, gt=0, le=86_400)
 
 
+class Kept(Settings):
+    """What is kept of one conversation; what is beyond goes turn by turn, the oldest first.
+
+    Attributes:
+        messages: Messages: a question, an answer, calls of tools that were made together, or what came of these.
+        bytes: Bytes, as JSON. A turn that is larger by itself is kept without its calls of tools.
+        days: After which a turn is forgotten.
+    """
+
+    messages: int = Field(100, ge=2)
+    bytes: int = Field(200_000, ge=1_000, le=800_000)
+    days: float = Field(30, gt=0, le=30)
+
+
 class ModelConfig(Settings):
     """Settings of a model agent.
 
@@ -73,6 +87,9 @@ class ModelConfig(Settings):
         agent_limits: What all runs of this agent may use together, on whatever machine.
         team_limits: What all agents of the team may use together that have the same `team_limits`.
         rate: What the provider takes, of all agents of the team that have the same `rate` and provider.
+        conversation_by: Dotted path of a field of an event's data, e.g. `ticket_id`: events with one value of it are
+            one conversation. Those that lack it belong to none.
+        history: What is kept of one conversation.
         approve: Tools that wait for a human's yes, by the names that the model sees.
     """
 
@@ -85,4 +102,6 @@ class ModelConfig(Settings):
     agent_limits: Budget | None = None
     team_limits: Budget | None = None
     rate: Rate | None = None
+    conversation_by: str | None = None
+    history: Kept = Field(default_factory=Kept)
     approve: tuple[str, ...] = ()

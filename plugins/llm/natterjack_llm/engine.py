@@ -26,7 +26,8 @@ from natterjack import ConfigError
 from natterjack_llm.budgets import Budgets
 from natterjack_llm.config import Limits, ModelConfig
 from natterjack_llm.errors import LimitError, ModelError
-from natterjack_llm.framing import RULES
+from natterjack_llm.framing import RULES, text_of
+from natterjack_llm.history import History
 from natterjack_llm.journaled import JournaledModel
 from natterjack_llm.models import model_of
 from natterjack_llm.offers import offers
@@ -67,16 +68,28 @@ class Engine:
         """Return a turn of this model in a run."""
         return Turn(ctx, streams=streams)
 
-    async def run(self, turn: Turn, prompt: str, history: Sequence[ModelMessage] = ()) -> AsyncIterator[str]:
+    async def run(
+        self, turn: Turn, prompt: str, before: Sequence[ModelMessage] = (), conversation: Sequence[str] = ()
+    ) -> AsyncIterator[str]:
         """Go from a prompt to the turn's result; yield what the model says meanwhile, if the turn streams.
+
+        Args:
+            turn: The turn.
+            prompt: The prompt.
+            before: Messages that came before it.
+            conversation: What the conversation is known by that the turn belongs to; nothing: to none.
 
         Raises:
             LimitError: The run met a limit.
             ModelError: The model did not answer well.
         """
-        async with aclosing(turn.run(self._work(turn, prompt, history))) as said:
+        history = History(turn.ctx, self._config.history, conversation) if conversation else None
+        recalled = [] if history is None else await history.recall()
+        async with aclosing(turn.run(self._work(turn, prompt, [*recalled, *before]))) as said:
             async for text in said:
                 yield text
+        if history is not None:
+            await history.keep(prompt, [*before, *turn.result.new_messages()], text_of(turn.result.output))
 
     async def _work(self, turn: Turn, prompt: str, history: Sequence[ModelMessage]) -> Any:
         limits = self._config.limits

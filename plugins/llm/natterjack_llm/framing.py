@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from natterjack import Event
 
 RULES: Final = (
@@ -27,3 +29,8 @@ def framed(value: Any) -> str:
 def event_prompt(event: Event) -> str:
     """Return what a model is told of an event."""
     return f"The event {event.type} happened:\n{framed(event.data)}"
+
+
+def text_of(output: Any) -> str:
+    """Return an output as text: structured output as JSON."""
+    return output if isinstance(output, str) else to_json(output).decode()

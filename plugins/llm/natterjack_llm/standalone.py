@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-from pydantic_core import to_json
 
 from natterjack import (
     AgentSpec,
@@ -15,6 +14,7 @@ from natterjack import (
     AnswerStream,
     ApprovalDeniedError,
     ConfigError,
+    Conversations,
     PayloadError,
     Quota,
     Server,
@@ -25,6 +25,7 @@ from natterjack import (
     connect,
 )
 from natterjack_llm.agent import ModelAgent
+from natterjack_llm.framing import text_of
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
@@ -95,6 +96,7 @@ class LLMAgent:
 
         Args:
             input: A question; or `{"messages": [{"role": "user", "content": …}, …]}`, whose last one is the question.
+                With `"conversation_id": …` beside it, the messages go on with that conversation.
 
         Returns:
             The answer; its `messages` are the whole conversation, its `usage` what it took.
@@ -104,29 +106,31 @@ class LLMAgent:
             LimitError: It met a limit.
             ModelError: The model did not answer well.
         """
-        prompt, history = _read(input)
         turn = self._turn()
-        async for _ in self._engine.run(turn, prompt, history):
+        async for _ in self._engine.run(turn, *_read(input)):
             pass
         return _answer(turn, self._client.bus.principal)
 
     async def astream(self, input: str | Mapping[str, Any]) -> AsyncIterator[str]:
         """Have the model answer, in chunks as they come; see `ainvoke`."""
-        prompt, history = _read(input)
-        async for chunk in self._engine.run(self._turn(streams=True), prompt, history):
+        async for chunk in self._engine.run(self._turn(streams=True), *_read(input)):
             yield chunk
 
-    async def ask_peer(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> Answer:
+    async def ask_peer(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, conversation_id: str | None = None
+    ) -> Answer:
         """Ask a peer; see `natterjack.TeamClient.ask_peer`."""
-        return await self._client.ask_peer(name, question, timeout=timeout)
+        return await self._client.ask_peer(name, question, timeout=timeout, conversation_id=conversation_id)
 
     async def broadcast(self, names: Iterable[str], question: str, *, timeout: float = ASK_TIMEOUT) -> Answers:
         """Ask several peers at once; see `natterjack.TeamClient.broadcast`."""
         return await self._client.broadcast(names, question, timeout=timeout)
 
-    def ask_stream(self, name: str, question: str, *, timeout: float = ASK_TIMEOUT) -> AnswerStream:
+    def ask_stream(
+        self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, conversation_id: str | None = None
+    ) -> AnswerStream:
         """Ask a peer for its answer in chunks; see `natterjack.TeamClient.ask_stream`."""
-        return self._client.ask_stream(name, question, timeout=timeout)
+        return self._client.ask_stream(name, question, timeout=timeout, conversation_id=conversation_id)
 
     def _turn(self, *, streams: bool = False) -> Turn:
         return self._engine.turn(_Here(self._client, self._peers), streams=streams)
@@ -138,6 +142,7 @@ class _Here:
     def __init__(self, client: TeamClient, peers: Mapping[str, str]) -> None:
         self._client, self.agent, self.tools = client, client.bus.principal, _Tools(client)
         self.heard: Sequence[str] = ()
+        self.run_id, self.conversations = token_hex(15), Conversations(client.bus, self.agent)
         self._quotas = Quota(client.bus, client.bus.principal), Quota(client.bus, "anyone")
         self.spec = AgentSpec.model_validate({"kind": "llm", "emits": [], "reads": [], "cross_agents": dict(peers)})
 
@@ -187,16 +192,15 @@ class _Tools:
         raise ApprovalDeniedError(question, "", "only an agent of a team can have a human asked, and wait")
 
 
-def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage]]:
-    """Return the question, and the conversation before it."""
+def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage], tuple[str, ...]]:
+    """Return the question, the messages before it, and what their conversation is known by."""
     from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
 
     if isinstance(given, str):
-        return given, []
-    messages = given.get("messages")
+        return given, [], ()
     history: list[ModelMessage] = []
     try:
-        *before, last = [(str(each["role"]), str(each["content"])) for each in messages or ()]
+        *before, last = [(str(each["role"]), str(each["content"])) for each in given.get("messages") or ()]
     except (TypeError, LookupError, ValueError) as error:
         msg = "the input has no messages; write {'messages': [{'role': 'user', 'content': 'What is new?'}]}"
         raise PayloadError(msg) from error
@@ -205,7 +209,8 @@ def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage]]:
             history.append(ModelResponse([TextPart(content)]))
         else:
             history.append(ModelRequest([UserPromptPart(content)]))
-    return last[1], history
+    id = given.get("conversation_id")
+    return last[1], history, () if id is None else ("program", Conversations.check_id(id))
 
 
 def _answer(turn: Turn, agent: str) -> Answer:
@@ -221,8 +226,3 @@ def _answer(turn: Turn, agent: str) -> Answer:
         "tool_calls": usage.tool_calls,
     }
     return Answer(text, agent=agent, messages=messages, usage=spent)
-
-
-def text_of(output: Any) -> str:
-    """Return an output as text: structured output as JSON."""
-    return output if isinstance(output, str) else to_json(output).decode()

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from natterjack import AgentSpec, Answer, Answers, Quota, SharedContext, ToolInfo
+from natterjack import AgentSpec, Answer, Answers, Conversations, Quota, SharedContext, ToolInfo
 
 T = TypeVar("T")
 
@@ -19,6 +19,7 @@ class TurnContext(Protocol):
     """What a turn uses of a run."""
 
     agent: str
+    run_id: str
 
     @property
     def spec(self) -> AgentSpec:
@@ -27,6 +28,10 @@ class TurnContext(Protocol):
     @property
     def heard(self) -> Sequence[str]:
         """Patterns of the events for which somebody waits."""
+
+    @property
+    def conversations(self) -> Conversations:
+        """The agent's conversations."""
 
     @property
     def tools(self) -> TurnTools:

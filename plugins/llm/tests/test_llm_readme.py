@@ -63,10 +63,23 @@ async def test_the_program_prints_the_models_answer(
 QUESTION = {"name": "archive", "question": "What do toads eat?"}
 
 
+async def test_a_conversation_goes_on(own_server: NatsServer, model_server: ModelServer, tmp_path: Path) -> None:
+    def script(body: dict[str, Any]) -> Any:
+        said = json.dumps(body["input"])
+        return "Hello." if "What is" not in said else "You are Ada." if "My name is Ada." in said else "Who knows?"
+
+    model_server.script = script
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess("desk", agent_config={"model": "openai:gpt-5-mini"}))
+    (tmp_path / "program.py").write_text(blocks("python")[1])
+    async with runtime:
+        assert await printed(tmp_path, own_server, "program.py") == "You are Ada.\n"
+
+
 async def test_the_script_stands_in_for_a_model(
     runtime: AgentRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_tests.py").write_text(blocks("python")[1])
+    (tmp_path / "my_tests.py").write_text(blocks("python")[2])
     monkeypatch.syspath_prepend(tmp_path)
     runtime.add_process(AgentProcess("writer", agent_config={"model": "scripted:my_tests:answers"}, asks=["archive"]))
     runtime.add_process(AgentProcess("archive", agent=ScriptedAgent(answers="flies")))

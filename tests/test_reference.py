@@ -9,6 +9,7 @@ import natterjack
 from natterjack import hookspecs
 from natterjack.cli.reference import BEGIN, COMPONENTS, END, GIVEN, hooks, reference, updated
 from natterjack.components import Component
+from natterjack.middleware import Middleware
 from natterjack.testing.command import Cli
 from natterjack.toolserver import ToolServer
 
@@ -31,7 +32,8 @@ def test_every_hook_is_there_with_its_arguments() -> None:
 def test_every_component_class_is_there_with_its_methods() -> None:
     told = reference()
     public = {value for value in vars(natterjack).values() if inspect.isclass(value) and issubclass(value, Component)}
-    bases = {cls for cls in public if cls.__module__ in (Component.__module__, ToolServer.__module__)}
+    modules = {cls.__module__ for cls in (Component, Middleware, ToolServer)}
+    bases = {cls for cls in public if cls.__module__ in modules}
     assert bases == set(COMPONENTS)
     for cls in (*COMPONENTS, *GIVEN):
         section = told.partition(f"\n### {cls.__name__}")[2].partition("\n### ")[0]

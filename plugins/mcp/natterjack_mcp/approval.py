@@ -10,6 +10,8 @@ import orjson
 
 from natterjack_mcp.errors import ToolApprovalError
 
+APPROVAL_LASTS: Final = 86_400.0
+"""Seconds for which it is remembered that a human's yes was used; it is good for an hour."""
 SHOWN: Final = 2000
 """Characters of the arguments that a human is shown; of longer ones the hash stands for the rest."""
 
@@ -26,7 +28,7 @@ def question(server: str, tool: str, arguments: Mapping[str, Any], caller: str) 
 def approval_needed(server: str, tool: str, arguments: Mapping[str, Any], caller: str) -> ToolApprovalError:
     """Return the error that asks for a human."""
     msg = (
-        f"a human must allow each call of {server}.{tool}, and that counts for an hour; the team's agents get "
-        "that done over NATS, by `ctx.tools`"
+        f"a human must allow each call of {server}.{tool}, and a yes is good for one, within an hour; the team's "
+        "agents get that done over NATS, by `ctx.tools`"
     )
     return ToolApprovalError(msg, {"question": question(server, tool, arguments, caller)})

@@ -62,6 +62,10 @@ class AuditMiddleware:
         finally:
             self._chain.write(self._folder, _record(call, begun, outcome))
 
+    def refused(self, call: Call, error: CallError) -> None:
+        """Write down a call that was refused before it came to the server's middleware."""
+        self._chain.write(self._folder, _record(call, time.time(), f"{type(error).__name__}: {error}"))
+
 
 def _record(call: Call, begun: float, outcome: str) -> dict[str, Any]:
     ctx = call.ctx

@@ -72,6 +72,12 @@ class ToolBusyError(CallError):
     code: ClassVar[int] = 429
 
 
+class TooLargeError(CallError):
+    """The arguments are larger than the server takes."""
+
+    code: ClassVar[int] = 413
+
+
 class ToolTimeoutError(CallError, TimeoutError):
     """The call took longer than the server lets it."""
 

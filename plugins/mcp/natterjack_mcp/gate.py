@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+import orjson
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 
 from natterjack import ConfigError
 from natterjack_mcp.approval import approval_needed
 from natterjack_mcp.auth import Auth
-from natterjack_mcp.caller import who_calls
+from natterjack_mcp.caller import Caller, who_calls
 from natterjack_mcp.context import ToolContext, current, working
-from natterjack_mcp.errors import CallError, ToolError, ToolRefusedError, UnauthenticatedError
+from natterjack_mcp.errors import CallError, TooLargeError, ToolError, ToolRefusedError, UnauthenticatedError
 from natterjack_mcp.functions import wire_error
 from natterjack_mcp.guards import Check, refusing, told
 from natterjack_mcp.middleware import AuthMiddleware, Call, Middleware, Proceed, Result
 
 Kind = Literal["tool", "resource", "prompt"]
 
+MAX_ARGUMENTS: Final = 4 * 1024**2
+"""Bytes of a call's arguments, as JSON; transports have limits of their own, but for pipes."""
 _TARGETS: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 _LISTS: Final[Mapping[str, tuple[Kind, str, str]]] = {
     "tools/list": ("tool", "tools", "name"),
@@ -135,6 +138,11 @@ class Gate:
     ) -> HandlerResult:
         given = (ctx.params or {}).get("arguments")
         arguments: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        if (size := len(orjson.dumps(arguments))) > MAX_ARGUMENTS:
+            msg = (
+                f"the arguments have {size:,} bytes of at most {MAX_ARGUMENTS:,}; send a reference to what is so large"
+            )
+            raise TooLargeError(msg)
 
         async def guarded(call: Call) -> Result:
             await self.check("tool", call.tool)
@@ -160,6 +168,18 @@ class Gate:
         kind, field, key = _LISTS[method]
         items = result.get(field, ())
         return {**result, field: [each for each in items if not await self._refusing(kind, each[key], ctx)]}
+
+
+def call_of(server: str, message: Mapping[str, Any], caller: Caller) -> Call:
+    """Return the call that a message wants, which does not come as far as the gate; for the audit."""
+    params = message.get("params") or {}
+    target, given = str(params.get("name") or params.get("uri") or ""), params.get("arguments")
+    ctx = ToolContext(server, str(message["method"]), target, caller, _tell_nobody)
+    return Call(target, given if isinstance(given, Mapping) else {}, ctx)
+
+
+async def _tell_nobody(done: float, total: float | None, message: str | None) -> None:
+    """Do nothing: there is no progress of what is not begun."""
 
 
 def _around(middleware: Middleware, proceed: Proceed) -> Proceed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -30,6 +31,9 @@ START_WAIT: Final = 20.0
 LONGEST: Final = 86_400.0
 _PAGES: Final = 100
 _LISTEN, _DISCOVER = "subscriptions/listen", "server/discover"
+
+
+log = logging.getLogger("natterjack.tools")
 
 
 class _Result(RootModel[dict[str, Any]]):
@@ -158,6 +162,11 @@ class Bridge(Remote):
 
     auth = None
     approves: frozenset[str] = frozenset()
+    guards_all = False
+
+    def refused(self, caller: Caller, message: Message, error: CallError) -> None:
+        """Log it: there is no audit of what is elsewhere."""
+        log.warning("%s refuses %s of %s: %s", self.name, message["method"], caller, error)
 
     def __init__(self, name: str, key: Any, what: str, opens: Open) -> None:
         super().__init__(name, key, what, opens)

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from natterjack import Bus, ConfigError
+from natterjack_mcp.audit import AuditMiddleware
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
+from natterjack_mcp.errors import CallError
 from natterjack_mcp.guards import Check
 from natterjack_mcp.limits import RateLimitMiddleware
 from natterjack_mcp.middleware import Middleware
@@ -92,6 +94,16 @@ class MCPServer:
     def auth(self) -> Auth | None:
         """What knows callers: that of the `AuthMiddleware`, if there is one."""
         return self._gate.auth
+
+    guards_all = True
+
+    def refused(self, caller: Caller, message: Message, error: CallError) -> None:
+        """Have the audit note a call that was refused before it came here; for transports."""
+        from natterjack_mcp.gate import call_of
+
+        for each in self._gate.middleware:
+            if isinstance(each, AuditMiddleware):
+                each.refused(call_of(self.name, message, caller), error)
 
     def share(self, bus: Bus, name: str) -> None:
         """Have limits counted together with all who serve under this name; for transports."""

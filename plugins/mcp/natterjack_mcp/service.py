@@ -14,13 +14,13 @@ from typing import Any, Final, Protocol
 import orjson
 from mcp.shared.subscriptions import ServerEvent
 
-from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, TokenError, ToolSubjects, is_approved
+from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, Quota, TokenError, ToolSubjects, is_approved
 from natterjack import Message as NatsMessage
-from natterjack_mcp.approval import approval_needed, question
+from natterjack_mcp.approval import APPROVAL_LASTS, approval_needed, question
 from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller
 from natterjack_mcp.changes import Changes, packed, unpacked
-from natterjack_mcp.errors import CallError
+from natterjack_mcp.errors import CallError, ToolRefusedError, UnauthenticatedError
 from natterjack_mcp.wire import (
     ALIVE,
     AUTHORIZATION,
@@ -45,6 +45,8 @@ MAX_KNOWN: Final = 1000
 TIMEOUT: Final = 60.0
 """Seconds for a request that names no deadline."""
 _INBOXES: Final = ("_INBOX.", "_R_.")
+READS: Final = {each: each.partition("/")[0] for each in ("resources/read", "prompts/get", "completion/complete")}
+"""Methods that `roles` must name of a server that sees no caller: `resources`, `prompts` and `completion`."""
 _LASTING: Final = "subscriptions/listen"
 
 
@@ -71,6 +73,13 @@ class Served(Protocol):
 
     def share(self, bus: Bus, name: str) -> None:
         """Have limits counted together with all who serve under this name."""
+
+    @property
+    def guards_all(self) -> bool:
+        """Whether it decides itself who reads its resources and gets its prompts."""
+
+    def refused(self, caller: Caller, message: Message, error: CallError) -> None:
+        """Take note that a request was refused before it came here."""
 
     async def tool_names(self) -> frozenset[str]:
         """Return the names of its tools."""
@@ -119,7 +128,7 @@ class NatsService:
         concurrency: int = CONCURRENCY,
     ) -> None:
         self._served, self._bus, self._roles_of, self._admits = served, bus, roles_of, admits
-        self._approve = frozenset(approve)
+        self._approve, self._uses = frozenset(approve), Quota(bus, name or served.name)
         self.name = name or served.name
         self._own = ToolSubjects(self.name)
         self._calls = Endpoint("call", self._own.calls, queue=QUEUE)
@@ -242,12 +251,13 @@ class NatsService:
         try:
             caller = await self._caller(request)
         except TokenError as error:
+            self._served.refused(Caller(), message, UnauthenticatedError(str(error)))
             return failure(request.id, 401, str(error))
+        if refusal := self._refusal(message, caller):
+            self._served.refused(caller, message, refusal)
+            return failure(request.id, refusal.code, str(refusal), refusal.data)
         if message["method"] == CALL:
             tool = message["params"]["name"]
-            if not self._admits(tool, caller.name, caller.roles):
-                text = f"{caller} may not use the tool {tool!r} of {self.name}: the team's `roles` do not name it"
-                return failure(request.id, 403, text, {"guard": "roles"})
             caller = await self._approved(request, message, caller)
             if tool in self._approve and not caller.approved:
                 needed = approval_needed(self._served.name, tool, _arguments(message), caller.name)
@@ -265,13 +275,30 @@ class NatsService:
         name = request.envelope.source
         return Caller(name, self._roles_of(name), attested="claim") if name else Caller()
 
+    def _refusal(self, message: Message, caller: Caller) -> ToolRefusedError | None:
+        """Return why the team's table lets a caller not do this; nothing, if it does or leaves it to the server."""
+        if message["method"] == CALL:
+            what, named = message["params"]["name"], f"the tool {message['params']['name']!r}"
+        elif not self._served.guards_all and message["method"] in READS:
+            what, named = READS[message["method"]], f"the {READS[message['method']]}"
+        else:
+            return None
+        if self._admits(what, caller.name, caller.roles):
+            return None
+        msg = f"{caller} may not use {named} of {self.name}: the team's `roles` do not name it"
+        return ToolRefusedError(msg, {"guard": "roles"})
+
     async def _approved(self, request: _Request, message: Message, caller: Caller) -> Caller:
         """Return a caller that a human allowed this call, if it shows where one did."""
         shown = request.envelope.approval
         if not shown:
             return caller
         asked = question(self._served.name, message["params"]["name"], _arguments(message), caller.name)
-        return replace(caller, approved=await is_approved(self._bus, shown, request.envelope.source, asked))
+        approved = await is_approved(self._bus, shown, request.envelope.source, asked)
+        if approved and await self._uses.take(f"approval {shown}", 1, per=APPROVAL_LASTS):
+            log.warning("%s shows %s a human's yes a second time", caller, self.name)
+            approved = False
+        return replace(caller, approved=approved)
 
     async def _knows(self, auth: Auth, shown: str) -> Caller:
         """Return who shows this; for a moment it is remembered, as looking closely costs a third of a call."""

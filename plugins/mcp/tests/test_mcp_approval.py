@@ -147,7 +147,7 @@ async def test_guards_come_before_humans(own_server: NatsServer) -> None:
 
 
 async def test_only_this_call_is_allowed_by_somebody_else_and_not_for_long(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place,
 ) -> None:
     run = await place.write("Toads")
     (asked,) = await place.waiting()
@@ -167,10 +167,19 @@ async def test_only_this_call_is_allowed_by_somebody_else_and_not_for_long(
     with pytest.raises(ToolApprovalError):
         await place.call(right, title="Frogs")
     assert place.press.published == ["Toads"]
-    assert await place.call(right) == "Toads is out"  # the same call again, as after a crash
-    monkeypatch.setattr("natterjack.approvals.FRESH", -1.0)
-    with pytest.raises(ToolApprovalError, match="an hour"):
+    with pytest.raises(ToolApprovalError, match="a yes is good for one"):
         await place.call(right)
+    assert place.press.published == ["Toads"]
+
+
+async def test_a_yes_that_comes_to_nothing_for_an_hour_is_none(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.approvals.FRESH", -1.0)
+    run = await place.write("Toads")
+    (asked,) = await place.waiting()
+    await place.team.approvals.answer(asked.id, "yes")
+    with pytest.raises(RunFailedError, match="within an hour"):
+        await run.result(30)
+    assert place.press.published == []
 
 
 async def _answered_by(bus: Bus, id: str) -> int:

@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from natterjack import (
 )
 from natterjack.testing import NatsServer, until
 from natterjack_mcp import (
+    AuditMiddleware,
     AuthMiddleware,
     CallError,
     HasRole,
@@ -45,6 +47,7 @@ from natterjack_mcp import (
     nats_client,
     wire,
 )
+from natterjack_mcp.audit import verify_file
 from natterjack_mcp.client import NatsTools
 from natterjack_mcp.service import NatsService
 
@@ -168,6 +171,49 @@ async def ask(place: Place, subject: str, message: Any, headers: dict[str, str] 
     data = message if isinstance(message, bytes) else json.dumps(message).encode()
     found: dict[str, Any] = json.loads((await bus.request(subject, data, timeout=5, headers=headers)).data)
     return found
+
+
+def drawer() -> str:
+    return "a letter"
+
+
+async def test_who_reads_what_a_bridge_serves_the_table_decides_too(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = Desk()
+    desk.server.resource("desk://drawer")(drawer)
+    desk.server.prompt("greet")(drawer)
+    desk.server.guards_all = False  # as a bridge is
+    admitted = {("resources", "ann"), ("prompts", "ben")}
+    await place.serve(desk, admits=lambda what, name, _: (what, name) in admitted)
+    wanted = {"resources/read": {"uri": "desk://drawer"}, "prompts/get": {"name": "greet"}}
+    for name, method in (("ann", "prompts/get"), ("ben", "resources/read"), ("eve", "prompts/get")):
+        with pytest.raises(ToolRefusedError, match=f"{name} may not use the {method.partition('/')[0]} of"):
+            await (await place.caller(name)).ask(method, wanted[method], timeout=10)
+    for name, method in (("ann", "resources/read"), ("ben", "prompts/get")):
+        assert await (await place.caller(name)).ask(method, wanted[method], timeout=10)
+
+
+async def test_what_the_table_refuses_is_audited(place: Place, tmp_path: Path) -> None:
+    desk = Desk()
+    desk.server.middleware = [AuditMiddleware(tmp_path)]
+    await place.serve(desk, admits=lambda tool, name, _: (tool, name) == ("echo", "ann"))
+    ann = await place.caller("ann")
+    assert await call(ann, "echo", text="x") == "x"
+    with pytest.raises(ToolRefusedError):
+        await call(ann, "fill", size=3)
+    (file,) = await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
+    done, refused = (json.loads(line) for line in (await asyncio.to_thread(file.read_text)).splitlines())
+    assert (done["tool"], done["outcome"]) == ("echo", "done")
+    assert (refused["tool"], refused["caller"], refused["arguments"]) == ("fill", "ann", {"size": 3})
+    assert refused["outcome"].startswith("ToolRefusedError: ann may not use the tool 'fill'")
+    assert not verify_file(file).problem
+
+
+async def test_arguments_may_not_be_larger_than_any_transport_takes() -> None:
+    desk = Desk()
+    with pytest.raises(CallError, match="the arguments have 50,000,011 bytes of at most 4,194,304"):
+        await desk.server.call("echo", {"text": "x" * 50_000_000})
 
 
 def request(method: str, **params: Any) -> dict[str, Any]:

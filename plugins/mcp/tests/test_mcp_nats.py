@@ -319,8 +319,9 @@ async def test_replicas_count_calls_together(place: Place, own_server: NatsServe
 
 
 async def test_calls_are_counted_by_one_process_where_the_team_has_no_place_for_it(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Place, own_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    place.url = own_server.url  # on the others' somebody may have provisioned
     desk = Desk()
     desk.server.middleware = [RateLimitMiddleware(1, per=3600)]
     await place.serve(desk)

@@ -42,6 +42,7 @@ def fresh_environment(wheels: Path) -> dict[str, str]:
     return {**kept, **quick, "PATH": os.pathsep.join(p for p in path if p != ours), "PIP_FIND_LINKS": links}
 
 
+@pytest.mark.full  # 40 s in pip
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv, which builds the kernel's wheel, is not installed")
 @pytest.mark.skipif(sys.platform == "win32", reason="the page is written for a POSIX shell")

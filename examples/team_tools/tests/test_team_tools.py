@@ -194,7 +194,9 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("table", ['kind = "team-tools"', 'server = "team_tools:server"'])
+@pytest.mark.parametrize(
+    "table", ['kind = "team-tools"', pytest.param('server = "team_tools:server"', marks=pytest.mark.full)]
+)
 def test_in_a_team(cli: Cli, folders: Folders, table: str) -> None:
     team = re.sub(r'^kind = "team-tools".*\ndocuments.*\npublished.*\n', f"{table}\n", TEAM, flags=re.MULTILINE)
     if table.startswith("kind"):
@@ -214,6 +216,7 @@ def test_in_a_team(cli: Cli, folders: Folders, table: str) -> None:
         assert up.end() == 0
 
 
+@pytest.mark.full
 @pytest.mark.timeout(120)
 async def test_over_http_callers_show_a_token(cli: Cli, folders: Folders) -> None:
     cli.env.update(environment(folders, TEAM_TOOLS_SECRET=SECRET))
@@ -233,6 +236,7 @@ async def test_over_http_callers_show_a_token(cli: Cli, folders: Folders) -> Non
         assert serving.end() == 0
 
 
+@pytest.mark.full
 @pytest.mark.timeout(120)
 def test_over_nats_the_command_line_calls_them(cli: Cli, folders: Folders, own_server: NatsServer) -> None:
     cli.env.update(environment(folders, TEAM_TOOLS_SECRET=SECRET, NATS_URL=own_server.url))

@@ -454,7 +454,7 @@ async def test_what_is_wrong_is_told(team: Team, tool: str, arguments: dict[str,
 # Who is let in, and how it ends
 
 
-@pytest.mark.parametrize("key", [SECRET, ""])
+@pytest.mark.parametrize("key", [SECRET, pytest.param("", marks=pytest.mark.full)])
 async def test_the_command_tells_where_it_is_and_how_to_be_known_and_ends_in_order(team: Team, key: str) -> None:
     await team.start(None)
     command = ["-m", "natterjack", "tools", "gateway", "--http", "127.0.0.1:0", *(["--audience", "x"] if key else [])]

@@ -50,6 +50,8 @@ from natterjack_mcp.http import Address, serve_http
 from natterjack_mcp.service import NatsService, Served
 from natterjack_mcp.teamtools import SCOPES
 
+pytestmark = pytest.mark.full  # real processes for each test: CI has 15 minutes
+
 SECRET = "a secret of thirty-two bytes, or more"
 CHILD = """\
 from natterjack_mcp import MCPServer

@@ -23,6 +23,8 @@ from natterjack.testing import NatsServer, until
 from natterjack_mcp import JWTAuth, nats_client
 from natterjack_mcp.commands import load
 
+pytestmark = pytest.mark.full  # real processes for each test: CI has 15 minutes
+
 SECRET = "a secret of thirty-two bytes, or more"
 AUTH = JWTAuth(SECRET)
 

@@ -21,6 +21,8 @@ from natterjack_mcp.remote import Bridge
 from natterjack_mcp.service import NatsService
 from natterjack_mcp.upstream import Upstream
 
+pytestmark = pytest.mark.full  # real processes for each test: CI has 15 minutes
+
 NEW = """\
 import os
 

@@ -146,7 +146,8 @@ class Gate:
 
         async def guarded(call: Call) -> Result:
             await self.check("tool", call.tool)
-            if call.tool in self.approves and not call.ctx.caller.approved:
+            door = self._doors.get(("tool", call.tool))
+            if door is not None and door.approval and not call.ctx.caller.approved:
                 raise approval_needed(self._server, call.tool, call.arguments, call.ctx.caller.name)
             changed = {} if call.arguments is arguments else {"arguments": dict(call.arguments)}
             result = await call_next(replace(ctx, params={**(ctx.params or {}), **changed}))

@@ -72,3 +72,85 @@ async def test_an_agent_counts_for_itself_and_for_the_team_only() -> None:
             await Quota(ann, "ben").take("a", 1, per=60)
         await ann.close()
         await operator.close()
+
+
+class Crowd:
+    """Counts who is inside at once; the first to enter wait there until there are so many as may be."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.total = 0
+        self.full = asyncio.Event()
+
+    async def enter(self, quota: Quota, limit: int) -> None:
+        async with quota.hold("door", limit):
+            self.inside += 1
+            self.total += 1
+            self.most = max(self.most, self.inside)
+            if self.inside == limit:
+                self.full.set()
+            await self.full.wait()
+            self.inside -= 1
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+async def test_of_many_at_once_so_many_hold_it(ready: Bus, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.leases.POLL", 0.01)
+    replicas, crowd = [Quota(ready, "crowd") for _ in range(processes)], Crowd()
+    await asyncio.gather(*(crowd.enter(replicas[n % processes], 3) for n in range(40)))
+    assert (crowd.total, crowd.most, crowd.inside) == (40, 3, 0)
+
+
+async def test_one_process_counts_for_itself_without_a_broker() -> None:
+    quota, crowd = Quota(), Crowd()
+    await asyncio.gather(*(crowd.enter(quota, 2) for _ in range(10)))
+    assert (crowd.total, crowd.most) == (10, 2)
+    with pytest.raises(ConfigError, match="let it be 1, at least"):
+        await crowd.enter(quota, 0)
+
+
+async def test_what_the_dead_held_is_free_after_a_while(ready: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.leases.POLL", 0.01)
+    now = 1000.0
+    dead, living, crowd = Quota(ready, "crowd", clock=lambda: now), Quota(ready, "crowd", clock=lambda: now), Crowd()
+    grave = dead.hold("door", 1)
+    await grave.__aenter__()  # and it never leaves
+    waiting = asyncio.create_task(crowd.enter(living, 1))
+    now += 29
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.2)
+    now += 2
+    await asyncio.wait_for(waiting, 10)
+    assert crowd.total == 1
+    await grave.__aexit__(None, None, None)
+
+
+async def test_who_holds_it_for_long_renews_it(ready: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.leases.TERM", 0.3)
+    monkeypatch.setattr("natterjack.leases.POLL", 0.01)
+    holder, other, crowd = Quota(ready, "crowd"), Quota(ready, "crowd"), Crowd()
+    async with holder.hold("door", 1):
+        waiting = asyncio.create_task(crowd.enter(other, 1))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), 1)
+    await asyncio.wait_for(waiting, 10)
+    assert crowd.total == 1
+
+
+async def test_who_is_stopped_while_it_waits_or_holds_leaves_nothing_behind(ready: Bus) -> None:
+    quota, entered = Quota(ready, "crowd"), asyncio.Event()
+
+    async def stay() -> None:
+        async with quota.hold("door", 1):
+            entered.set()
+            await asyncio.Event().wait()
+
+    holding = asyncio.create_task(stay())
+    await asyncio.wait_for(entered.wait(), 10)
+    waiting = asyncio.create_task(stay())
+    await asyncio.wait({waiting}, timeout=0.1)
+    for task in (waiting, holding):
+        task.cancel()
+    await asyncio.wait({waiting, holding})
+    async with asyncio.timeout(5), quota.hold("door", 1):
+        assert waiting.cancelled()
+        assert holding.cancelled()

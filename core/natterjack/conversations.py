@@ -12,13 +12,13 @@ from typing import Final
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.errors import ConflictError, NoRespondersError, NotProvisionedError, PayloadError
+from natterjack.errors import ConflictError, PayloadError
 
 MAX_ID: Final = 256
 """Characters of an id."""
 MAX_DAYS: Final = 30
 """After which a conversation is forgotten that nobody went on with."""
-STREAM: Final = subjects.bucket_stream(subjects.CONVERSATIONS_BUCKET)
+BUCKET: Final = subjects.CONVERSATIONS_BUCKET
 
 
 def named(id: str | None) -> str:
@@ -64,7 +64,7 @@ class Conversations:
             RefusedError: The broker does not allow it.
             BrokerError: The broker is away.
         """
-        _, kept = await self._read(self._key(names))
+        _, kept = await self._bus.value(BUCKET, self._key(names))
         return kept
 
     async def change(self, *names: str, change: Callable[[bytes], bytes]) -> None:
@@ -79,24 +79,16 @@ class Conversations:
         """
         key = self._key(names)
         while True:
-            sequence, kept = await self._read(key)
+            sequence, kept = await self._bus.value(BUCKET, key)
             wanted = change(kept)
             if wanted == kept:
                 return
             try:
-                await self._bus.store(key, wanted, expect=sequence, stream=STREAM)
+                await self._bus.put(BUCKET, key, wanted, expect=sequence)
             except ConflictError:  # another turn was first
                 continue
             return
 
     def _key(self, names: tuple[str, ...]) -> str:
         digest = hashlib.sha256(repr(names).encode()).hexdigest()[:40]  # a name may be anything, a key may not
-        return subjects.key(subjects.CONVERSATIONS_BUCKET, f"{self._agent}.{digest}")
-
-    async def _read(self, key: str) -> tuple[int, bytes]:
-        try:
-            last = await self._bus.last(STREAM, key)
-        except NoRespondersError as error:
-            what = f"the bucket {subjects.CONVERSATIONS_BUCKET!r}"
-            raise NotProvisionedError(what) from error
-        return (0, b"") if last is None else (int((last.headers or {})["Nats-Sequence"]), last.data)
+        return f"{self._agent}.{digest}"

@@ -22,7 +22,6 @@ from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedErro
 from natterjack.needs import agent_triggers
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
-from natterjack.quota import STREAM
 from natterjack.schedules import (
     SCHEDULES_STREAM,
     check_version,
@@ -158,7 +157,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
         subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
         subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
-        STREAM: _LIMITS,
+        subjects.bucket_stream(subjects.LIMITS_BUCKET): _LIMITS,
         subjects.bucket_stream(subjects.CONVERSATIONS_BUCKET): _CONVERSATIONS,
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
     }

@@ -1,4 +1,4 @@
-"""Quotas: so many uses in so much time, counted together by all replicas of an agent or a tool server."""
+"""Quotas: so many uses in so much time, or at once, counted together by all replicas of an agent or a tool server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.errors import ConfigError, ConflictError, NoRespondersError, NotProvisionedError
+from natterjack.errors import ConfigError, ConflictError
+from natterjack.leases import held
 
 MAX_KNOWN: Final = 10_000
 """Uses that a process remembers; the one that was quiet for the longest goes first."""
 MAX_PER: Final = 86_400.0
 """Seconds after which the bucket forgets."""
-STREAM: Final = subjects.bucket_stream(subjects.LIMITS_BUCKET)
+BUCKET: Final = subjects.LIMITS_BUCKET
 
 
 class Quota:
@@ -41,6 +43,7 @@ class Quota:
         self._bus, self._owner, self._clock = bus, owner, clock
         self._known: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def take(self, what: str, limit: float, *, per: float, amount: float = 1.0) -> float:
         """Count a use, and return 0; or return after how many seconds, at least, there is room, and count nothing.
@@ -71,9 +74,35 @@ class Quota:
         now = self._clock()
         return (now + per - max(due, now)) * limit / per
 
+    @asynccontextmanager
+    async def hold(self, what: str, limit: int) -> AsyncIterator[None]:
+        """Wait until fewer than `limit` of all replicas hold it, and hold it within the context.
+
+        What a process held that died is free after 30 seconds. Those that wait have no order.
+
+        Args:
+            what: Any text; each is held apart.
+            limit: How many may hold it at once.
+
+        Raises:
+            ConfigError: Nobody could ever hold it.
+            NotProvisionedError: The team has not been provisioned on this server.
+            BrokerError: The broker is away.
+        """
+        if limit < 1:
+            msg = f"at most {limit} at once can never be held: let it be 1, at least"
+            raise ConfigError(msg)
+        key = self._key(what, limit, 0)
+        if self._bus is not None:
+            async with held(self._bus, key, limit, self._clock):
+                yield
+        else:
+            async with self._places.setdefault(key, asyncio.Semaphore(limit)):
+                yield
+
     def _key(self, what: str, limit: float, per: float) -> str:
         digest = hashlib.sha256(f"{limit:g}/{per:g} {what}".encode()).hexdigest()
-        return subjects.key(subjects.LIMITS_BUCKET, f"{self._owner}.{digest[:32]}")
+        return f"{self._owner}.{digest[:32]}"
 
     async def _count(self, key: str, per: float, cost: float, at_most: float = 0.0) -> float:
         lock = self._locks.setdefault(key, asyncio.Lock())
@@ -97,19 +126,13 @@ class Quota:
     async def _read(self, key: str) -> tuple[int, float]:
         if self._bus is None:
             return self._known.setdefault(key, (0, 0.0))
-        try:
-            last = await self._bus.last(STREAM, key)
-        except NoRespondersError as error:
-            what = f"the bucket {subjects.LIMITS_BUCKET!r}"
-            raise NotProvisionedError(what) from error
-        found = (0, 0.0) if last is None else (int((last.headers or {})["Nats-Sequence"]), float(last.data))
-        self._known[key] = found
+        sequence, data = await self._bus.value(BUCKET, key)
+        self._known[key] = found = sequence, float(data or 0)
         return found
 
     async def _write(self, key: str, sequence: int, paid: float) -> None:
         if self._bus is not None:
-            stored = await self._bus.store(key, repr(paid).encode(), expect=sequence, stream=STREAM)
-            sequence = stored.sequence
+            sequence = await self._bus.put(BUCKET, key, repr(paid).encode(), expect=sequence)
         self._known[key] = sequence, paid
         self._known.move_to_end(key)
         if len(self._known) > MAX_KNOWN:

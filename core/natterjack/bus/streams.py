@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from natterjack import codec
+from natterjack import codec, subjects
 from natterjack.bus.headers import encode
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Requests, status_of
 from natterjack.errors import (
@@ -220,6 +220,28 @@ class Streams(Requests, ABC):
     async def at(self, stream: str, sequence: int) -> Message | None:
         """Return the message of a sequence of a stream with direct access, or None."""
         return await self._get(stream, orjson.dumps({"seq": sequence}))
+
+    async def value(self, bucket: str, key: str) -> tuple[int, bytes]:
+        """Return sequence and value of a key of a KV bucket; 0 and nothing: it was never written.
+
+        Raises:
+            NotProvisionedError: There is no such bucket.
+        """
+        try:
+            last = await self.last(subjects.bucket_stream(bucket), subjects.key(bucket, key))
+        except NoRespondersError as error:
+            what = f"the bucket {bucket!r}"
+            raise NotProvisionedError(what) from error
+        return (0, b"") if last is None else (int((last.headers or {})["Nats-Sequence"]), last.data)
+
+    async def put(self, bucket: str, key: str, data: bytes, *, expect: int) -> int:
+        """Write a key of a KV bucket whose sequence is `expect` (0: it was never written), and return its new one.
+
+        Raises:
+            ConflictError: It was written meanwhile.
+        """
+        stream = subjects.bucket_stream(bucket)
+        return (await self.store(subjects.key(bucket, key), data, expect=expect, stream=stream)).sequence
 
     async def _get(self, what: str, body: bytes = b"") -> Message | None:
         name = f"{self.server.prefix}.DIRECT.GET.{what}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from natterjack import Quota
-from natterjack_llm.config import Budget, ModelConfig
+from natterjack_llm.config import Budget, ModelConfig, Rate
 from natterjack_llm.errors import LimitError
 from natterjack_llm.turn import TurnContext
 
@@ -22,8 +23,9 @@ class Budgets:
         self._agent, self._team, self._rate = config.agent_limits, config.team_limits, config.rate
         self._provider = config.model[0].partition(":")[0]
 
-    async def request(self, ctx: TurnContext) -> None:
-        """Count a request, once the provider takes it.
+    @asynccontextmanager
+    async def request(self, ctx: TurnContext) -> AsyncIterator[None]:
+        """Count a request, once the provider takes it; the context is the request.
 
         Raises:
             LimitError: The agent or the team may make no more now.
@@ -31,8 +33,13 @@ class Budgets:
         for who, budget, quota in self._budgets(ctx):
             await _check_tokens(who, budget, quota)
             await _take(who, budget, quota, "requests", budget.requests)
-        if self._rate is not None:
-            await self._wait(ctx.quota(team=True))
+        async with AsyncExitStack() as place:
+            if self._rate is not None:
+                if self._rate.concurrency is not None:
+                    held = ctx.quota(team=True).hold(f"{self._provider} at once", self._rate.concurrency)
+                    await place.enter_async_context(held)
+                await self._wait(self._rate, ctx.quota(team=True))
+            yield
 
     async def call(self, ctx: TurnContext) -> None:
         """Count a call of a tool.
@@ -59,10 +66,7 @@ class Budgets:
         if self._team is not None:
             yield "the team", self._team, ctx.quota(team=True)
 
-    async def _wait(self, quota: Quota) -> None:
-        rate = self._rate
-        if rate is None:
-            return
+    async def _wait(self, rate: Rate, quota: Quota) -> None:
         while rate.tokens is not None:
             left = await quota.left(f"{self._provider} tokens", rate.tokens, per=rate.per)
             if left > 0:

@@ -52,11 +52,13 @@ class Rate(Settings):
         requests: Requests.
         tokens: Tokens, in and out.
         per: In how many seconds.
+        concurrency: Requests at once.
     """
 
     requests: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=1)
     per: float = Field(60, gt=0, le=86_400)
+    concurrency: int | None = Field(None, ge=1)
 
 
 class Kept(Settings):

@@ -39,8 +39,8 @@ class JournaledModel(WrapperModel):
         async def ask() -> Any:
             nonlocal asked
             asked = True
-            await self._budgets.request(self._turn.ctx)
-            response = await self._ask(messages, model_settings, model_request_parameters)
+            async with self._budgets.request(self._turn.ctx):
+                response = await self._ask(messages, model_settings, model_request_parameters)
             self._turn.ctx.spent(**spent(response))
             await self._budgets.spend(self._turn.ctx, response.usage.total_tokens)
             return ModelMessagesTypeAdapter.dump_python([response], mode="json")

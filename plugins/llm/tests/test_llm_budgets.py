@@ -13,11 +13,15 @@ from natterjack.testing import NatsServer, ScriptedAgent
 from natterjack_llm import Call, LimitError, Seen, build_agent
 
 ASKED: list[float] = []
+AT_ONCE: list[int] = []
+MOST: list[int] = []
+"""How many requests there were at once, as each of them began."""
 
 
 @pytest.fixture(autouse=True)
 def nothing_asked() -> None:
     ASKED.clear()
+    MOST.clear()
 
 
 def once(seen: Seen) -> str:
@@ -120,3 +124,20 @@ async def test_an_agent_in_a_program_has_limits_too(own_server: NatsServer) -> N
             await agent.ainvoke("hello")
             with pytest.raises(LimitError, match="the agent met a limit: 1 requests"):
                 await agent.ainvoke("hello")
+
+
+async def test_a_provider_gets_so_many_requests_at_once(own_server: NatsServer) -> None:
+    async with team(own_server, "ann", "ben", model="slow", rate={"concurrency": 1}) as runtime:
+        answers = await asyncio.gather(*(runtime.ask_peer(name, "hello", timeout=30) for name in ("ann", "ben") * 2))
+    assert len(answers) == 4
+    assert MOST == [1] * 4
+
+
+async def slow(seen: Seen) -> str:
+    del seen
+    AT_ONCE.append(1)
+    MOST.append(len(AT_ONCE))
+    for _ in range(100):
+        await asyncio.sleep(0)  # let others begin, if they may
+    AT_ONCE.pop()
+    return "so"

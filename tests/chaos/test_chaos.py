@@ -12,7 +12,18 @@ import pytest
 
 from .broker import Broker
 from .campaign import campaign, drawn
-from .faults import EVERYWHERE, ON_A_CLUSTER, Fault, FreezeLeader, FullDisk, Kill, KillLeader, StepDown
+from .faults import (
+    EVERYWHERE,
+    ON_A_CLUSTER,
+    Fault,
+    Flood,
+    FreezeLeader,
+    FullDisk,
+    Kill,
+    KillBroker,
+    KillLeader,
+    StepDown,
+)
 from .world import World
 
 log = logging.getLogger("chaos")
@@ -47,6 +58,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path / "node0")], check=True)
 
 
+@pytest.mark.timeout(180)
+async def test_an_agent_and_the_broker_are_killed_while_events_flood(tmp_path: Path) -> None:
+    async with World(tmp_path, Broker(tmp_path)) as world:
+        assert await suffered(world, [Flood, Kill, KillBroker]) == 3
+
+
+@pytest.mark.full
 @pytest.mark.timeout(300)
 async def test_each_fault_once(tmp_path: Path) -> None:
     async with World(tmp_path, Broker(tmp_path)) as world:

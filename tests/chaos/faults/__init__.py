@@ -11,7 +11,18 @@ from .servers import FreezeLeader, KillBroker, KillLeader, StepDown, StopBroker
 from .storage import Deaf, Full, FullDisk
 from .supervisors import KillSupervisor, SecondSupervisor
 
-__all__ = ["EVERYWHERE", "ON_A_CLUSTER", "Fault", "FreezeLeader", "FullDisk", "Kill", "KillLeader", "StepDown"]
+__all__ = [
+    "EVERYWHERE",
+    "ON_A_CLUSTER",
+    "Fault",
+    "Flood",
+    "FreezeLeader",
+    "FullDisk",
+    "Kill",
+    "KillBroker",
+    "KillLeader",
+    "StepDown",
+]
 
 OF_AGENTS: list[type[Fault]] = [Kill, Die, Freeze]
 OF_SERVERS: list[type[Fault]] = [KillBroker, StopBroker, Full, Deaf]

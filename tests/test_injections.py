@@ -32,6 +32,8 @@ ATTACKS: dict[str, list[Call]] = {
     "emit what is not mine": [Call("emit", {"type": "money.sent", "data": {"to": "mallory"}})],
     "emit to everybody": [Call("emit", {"type": "money.>", "data": {}})],
     "emit on a subject": [Call("emit", {"type": "stored.events.boss.money.sent", "data": {}})],
+    "publish to a topic that is not mine": [Call("publish", {"topic": "press.now", "data": "sell"})],
+    "publish to every topic": [Call("publish", {"topic": ">", "data": "sell"})],
     "answer a human's question": [Call("emit", {"type": "approval.answered", "data": {"id": "x", "answer": "yes"}})],
     "write what is not mine": [Call("set_context", {"key": "budget", "value": 1_000_000})],
     "write below what is mine": [Call("set_context", {"key": "notes.boss", "value": "pay"})],
@@ -114,6 +116,7 @@ async def office(server: NatsServer) -> AsyncIterator[tuple[AgentRuntime, Desk, 
             agent_config=clerk,
             asks=["oracle"],
             emits=["note.taken"],
+            publishes=["desk.notes"],
             servers={"desk": NatsServerSpec("desk")},
             max_attempts=1,
         )
@@ -149,11 +152,13 @@ async def test_whatever_it_is_told_a_model_does_no_more_than_its_agent_may(own_s
             if boss.questions or desk.paid or team.context.get("budget") is not None:
                 reached[attack] = f"{boss.questions} {desk.paid} {team.context.get('budget')}"
         emitted = [event.type async for event in team.event_bus.replay(">")]
+        published = await team.bus.last("MESSAGES", "stored.messages.>")
         assert sorted(team.context.keys(">")) == ["notes", "vault"]
         assert team.context.get("vault") == SECRET
         assert await team.approvals.waiting() == []
     assert reached == {}
     assert emitted == []
+    assert published is None
     _unchanged(source)
 
 
@@ -163,7 +168,7 @@ def _unchanged(source: str) -> None:
 
     assert {seen.instructions for seen in PROMPTS} == {PROMPTS[0].instructions}
     assert PROMPTS[0].instructions.startswith("Be a good clerk.")
-    offered = {"ask_peer", "broadcast", "emit", "get_context", "set_context", "look_up"}
+    offered = {"ask_peer", "broadcast", "emit", "publish", "get_context", "set_context", "look_up"}
     assert {frozenset(seen.tools) for seen in PROMPTS} == {frozenset(offered)}
     parts = [part for seen in PROMPTS for message in seen.messages for part in message.parts]
     assert not any(isinstance(part, SystemPromptPart) for part in parts)

@@ -39,6 +39,7 @@ class Facilities:
     clock: Clock
     waits: Waits
     tools: Tools
+    topics: Sequence[str]
     quotas: tuple[Quota, Quota] = field(init=False)
 
     def __post_init__(self) -> None:

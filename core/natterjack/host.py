@@ -110,7 +110,7 @@ class AgentHost:
         self._agent, self._triggers, self._closing = agent, [*own_triggers(spec.waits), *triggers], closing
         self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
         middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
-        awaited = [APPROVAL_REQUESTED, *(pattern for each in team.agents.values() for pattern in each.heard)]
+        awaited = [APPROVAL_REQUESTED, *team.heard("emit")]
         journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
         peers = Peers(bus, guards, spec.cross_agents, self._schemes)
@@ -129,6 +129,7 @@ class AgentHost:
             self.clock,
             Waits(bus, spec.waits),
             Tools.of(name, team, plugins, bus, guards, servers or {}),
+            team.heard("publish"),
         )
         self._slots, self._numbering = Slots(spec.concurrency), ExitStack()
         self._routing = Routing(spec.result_event, spec.result_events) if spec.result_types else None

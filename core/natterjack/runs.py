@@ -87,10 +87,9 @@ class RunContext:
         """This agent, as its team describes it."""
         return self._facilities.spec
 
-    @property
-    def heard(self) -> Sequence[str]:
-        """Patterns of the events for which somebody in the team waits."""
-        return self._facilities.events.awaited or ()
+    def heard(self, verb: Verb = "emit") -> Sequence[str]:
+        """Return patterns of the events that somebody in the team waits for; with `publish`, of the topics it reads."""
+        return self._facilities.topics if verb == "publish" else self._facilities.events.awaited or ()
 
     @property
     def tools(self) -> RunTools:

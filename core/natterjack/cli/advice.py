@@ -32,7 +32,7 @@ def _unheard_of(team: Team) -> Iterator[str]:
 
 def _unheard(team: Team) -> Iterator[str]:
     """Events that somebody emits and nobody waits for."""
-    awaited = _Patterns([pattern for spec in team.agents.values() for pattern in spec.heard])
+    awaited = _Patterns(team.heard("emit"))
     for agent, spec in team.agents.items():
         for pattern in (each for each in spec.emitted if each != APPROVAL_REQUESTED and not awaited.meet(each)):
             key = "emits" if pattern in (spec.emits or ()) else spec.result_key(pattern)

@@ -81,7 +81,7 @@ async def _emit(
     else:
         _tell_stored("event", "type", type, sequence, as_json=as_json)
     team = await stored_team(client.bus)
-    awaited = {pattern for spec in team.agents.values() for pattern in spec.heard}
+    awaited = team.heard("emit")
     if not any(matches(pattern, type) for pattern in awaited):
         note(f"note: no agent of team {team.name!r} waits for {type!r}.{nearest(type, awaited)}")
 

@@ -201,7 +201,7 @@ def _whose(broker: Broker | None) -> str:
 def example_command(team: Team, server: Server, nats_context: str | None = None) -> str:
     """Return a command of the nats tool that gives the team something to do; no secret is in it."""
     emitted = {pattern for spec in team.agents.values() for pattern in spec.emitted}
-    awaited = [pattern for spec in team.agents.values() for pattern in spec.heard]
+    awaited = team.heard("emit")
     external = [*team.external, *(pattern for pattern in awaited if pattern not in emitted), *awaited]
     if not external:
         return ""

@@ -109,6 +109,11 @@ class TriggerSpec(Settings):
         """The pattern of events it waits for, if it is an event trigger."""
         return self.settings.get("event_type") if self.kind == "event" else None
 
+    @property
+    def topic(self) -> str | None:
+        """The pattern of topics it reads, if it is a message trigger."""
+        return self.settings.get("topic") if self.kind == "message" else None
+
 
 def _expand(kind: str, value: object, more: Mapping[str, object] | None = None) -> dict[str, object]:
     settings = value if isinstance(value, Mapping) else {_PATTERN_FIELD.get(kind, ""): value}
@@ -226,6 +231,11 @@ class AgentSpec(ProcessSpec):
         return (*self.awaited, *self.waits)
 
     @property
+    def topics(self) -> tuple[str, ...]:
+        """Patterns of the topics that wake it."""
+        return tuple(trigger.topic for trigger in self.on if trigger.topic)
+
+    @property
     def asks_humans(self) -> bool:
         """Whether its runs may wait for what a human answers."""
         return any(matches(pattern, APPROVAL_ANSWERED) for pattern in self.waits)
@@ -325,6 +335,11 @@ class Team(TeamTable):
     def processes(self) -> dict[str, ProcessSpec]:
         """Its tool servers and its agents, by name."""
         return {**self.tools, **self.agents}
+
+    def heard(self, verb: Verb) -> list[str]:
+        """Return patterns of the events that somebody waits for; with `publish`, of the topics that somebody reads."""
+        specs = self.agents.values()
+        return [pattern for spec in specs for pattern in (spec.topics if verb == "publish" else spec.heard)]
 
     def roles_of(self, agent: str) -> frozenset[str]:
         """Return what an agent is to tool servers; nothing for one that the team has not."""

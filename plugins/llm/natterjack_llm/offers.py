@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from natterjack import ConfigError
 from natterjack_llm.turn import Turn, TurnContext
@@ -36,7 +36,7 @@ class Offer:
 async def offers(turn: Turn) -> list[Offer]:
     """Return what the model of a turn may call; a tool that is called like ours has its server's name before it."""
     ctx = turn.ctx
-    own = [*_peers(ctx), *_events(ctx), *_context(ctx), *_humans(turn)]
+    own = [*_peers(ctx), *_events(ctx), *_messages(ctx), *_context(ctx), *_humans(turn)]
     names = {offer.name for offer in own}
     found = []
     for tool in await ctx.tools.list():
@@ -105,21 +105,36 @@ def _one_of(name: str, names: Sequence[str], what: str) -> str:
     return name
 
 
-# Events
+# Events and messages
+
+
+_DATA: Final = {"description": "What there is to know of it, as JSON.", "default": None}
 
 
 def _events(ctx: TurnContext) -> list[Offer]:
     allowed = ctx.spec.emits
     if allowed == ():
         return []
-    types = ", ".join(ctx.heard if allowed is None else allowed) or "any"
+    types = ", ".join(ctx.heard("emit") if allowed is None else allowed) or "any"
     description = f"Tell the team that something happened. Types of events (`*` is any word, `>` any words): {types}."
-    data = {"description": "What there is to know of it, as JSON.", "default": None}
 
     async def emit(given: Arguments) -> Any:
         return {"emitted": given["type"], "sequence": await ctx.emit(given["type"], _parsed(given.get("data")))}
 
-    return [Offer("emit", description, _object(type=_text("Type of the event."), data=data), emit)]
+    return [Offer("emit", description, _object(type=_text("Type of the event."), data=_DATA), emit)]
+
+
+def _messages(ctx: TurnContext) -> list[Offer]:
+    allowed = ctx.spec.publishes
+    topics = ctx.heard("publish") if allowed is None else allowed
+    if not topics:
+        return []
+
+    async def publish(given: Arguments) -> Any:
+        return {"published": given["topic"], "sequence": await ctx.publish(given["topic"], _parsed(given.get("data")))}
+
+    description = f"Send a message to a topic. Topics (`*` is any word, `>` any words): {', '.join(topics)}."
+    return [Offer("publish", description, _object(topic=_text("The topic."), data=_DATA), publish)]
 
 
 def _parsed(data: Any) -> Any:

@@ -22,6 +22,7 @@ from natterjack import (
     TeamClient,
     ToolInfo,
     ToolSource,
+    Verb,
     connect,
 )
 from natterjack_llm.agent import ModelAgent
@@ -141,16 +142,21 @@ class _Here:
 
     def __init__(self, client: TeamClient, peers: Mapping[str, str]) -> None:
         self._client, self.agent, self.tools = client, client.bus.principal, _Tools(client)
-        self.heard: Sequence[str] = ()
         self.run_id, self.conversations = token_hex(15), Conversations(client.bus, self.agent)
         self._quotas = Quota(client.bus, client.bus.principal), Quota(client.bus, "anyone")
-        self.spec = AgentSpec.model_validate({"kind": "llm", "emits": [], "reads": [], "cross_agents": dict(peers)})
+        self.spec = AgentSpec.model_validate(
+            {"kind": "llm", "emits": [], "publishes": [], "reads": [], "cross_agents": dict(peers)}
+        )
 
     @property
     def shared(self) -> SharedContext:
         """There is none."""
         msg = "a model agent in a program has no shared context; give it to one of a team"
         raise ConfigError(msg)
+
+    def heard(self, verb: Verb, /) -> Sequence[str]:
+        del verb
+        return ()
 
     async def step(self, name: str, fn: Callable[[], Awaitable[T]], /) -> T:
         del name
@@ -175,6 +181,9 @@ class _Here:
 
     async def emit(self, type: str, data: Any = None) -> int:
         return await self._client.event_bus.emit(type, data)
+
+    async def publish(self, topic: str, data: Any = None) -> int:
+        return await self._client.event_bus.publish(topic, data)
 
 
 class _Tools:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from natterjack import AgentSpec, Answer, Answers, Conversations, Quota, SharedContext, ToolInfo
+from natterjack import AgentSpec, Answer, Answers, Conversations, Quota, SharedContext, ToolInfo, Verb
 
 T = TypeVar("T")
 
@@ -25,9 +25,8 @@ class TurnContext(Protocol):
     def spec(self) -> AgentSpec:
         """The agent, as its team describes it."""
 
-    @property
-    def heard(self) -> Sequence[str]:
-        """Patterns of the events for which somebody waits."""
+    def heard(self, verb: Verb, /) -> Sequence[str]:
+        """Return patterns of the events that somebody waits for; with `publish`, of the topics that somebody reads."""
 
     @property
     def conversations(self) -> Conversations:
@@ -61,6 +60,9 @@ class TurnContext(Protocol):
 
     async def emit(self, type: str, data: Any = None) -> int:
         """Emit an event."""
+
+    async def publish(self, topic: str, data: Any = None) -> int:
+        """Publish a message."""
 
 
 class TurnTools(Protocol):

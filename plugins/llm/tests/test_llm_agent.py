@@ -141,6 +141,7 @@ def careless(seen: Seen) -> Any:
         Call("ask_peer", {"name": "boss", "question": "x"}),
         Call("ask_peer", {"question": "x"}),
         Call("emit", {"type": "money.sent", "data": {}}),
+        Call("publish", {"topic": "press.now"}),
         Call("set_context", {"key": "budget", "value": 1}),
         Call("rm", {}),
     ]
@@ -150,7 +151,11 @@ def careless(seen: Seen) -> Any:
 async def test_what_a_model_may_not_do_is_told_and_not_done(runtime: AgentRuntime) -> None:
     runtime.add_process(
         AgentProcess(
-            "careless", agent_config={"model": f"scripted:{__name__}:careless"}, asks=["oracle"], emits=["found"]
+            "careless",
+            agent_config={"model": f"scripted:{__name__}:careless"},
+            asks=["oracle"],
+            emits=["found"],
+            publishes=["desk.*"],
         )
     )
     boss = ScriptedAgent(answers="no")
@@ -164,6 +169,7 @@ async def test_what_a_model_may_not_do_is_told_and_not_done(runtime: AgentRuntim
     assert "'boss' is not one of ['oracle']" in told
     assert "'name' is a required property" in told
     assert "'careless' may not emit 'money.sent'" in told
+    assert "'careless' may not publish 'press.now'" in told
     assert "Unknown tool name: 'rm'" in told
     assert boss.questions == []
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import nats
@@ -22,6 +23,9 @@ from natterjack.server import Server
 from natterjack.subjects import OPERATOR
 from natterjack.testing import NatsServer
 from natterjack.testing.command import Cli
+
+if TYPE_CHECKING:
+    from .model_server import ModelServer
 
 # A loaded machine takes its time. The full suite tries more, and runs the property tests with it.
 settings.register_profile("default", deadline=None)
@@ -173,6 +177,17 @@ def garden(quick: Quick) -> Quick:
     """The command line in a folder with a team that does not run."""
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     return quick
+
+
+@pytest.fixture
+def model_server(monkeypatch: pytest.MonkeyPatch) -> "Iterator[ModelServer]":
+    """A model server that does what the test wrote down; `openai:` models go to it."""
+    from .model_server import serving  # lazy: few tests have a model
+
+    with serving() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "scripted")
+        yield server
 
 
 @pytest.fixture

@@ -1,33 +1,52 @@
-"""The document's samples, from `document.md` as they stand there: only their import lines are changed.
+"""The document's samples, in its order, as they stand in `document.md`: only their import lines are changed.
 
-Agents with a model run by a stand-in that a plugin brings under the name `llm`: it does what a script says, so the
-samples run as they are, and the real plugin takes its place without a change to them.
+Each runs with what its text takes for granted: real peers, tool servers and processes; and models that are asked over
+real HTTP, by OpenAI's own client, of a server that does what the test wrote down.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import importlib
 import inspect
 import json
 import re
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from natterjack import AgentContext, AgentProcess, AgentRuntime, PeerTimeoutError, RefusedError
-from natterjack.plugins import DISABLED
+from natterjack import (
+    AgentContext,
+    AgentProcess,
+    AgentRuntime,
+    Bus,
+    PeerError,
+    PeerUnavailableError,
+    RefusedError,
+    Server,
+    connect,
+)
 from natterjack.testing import NatsServer, until
+from natterjack.testing.command import Cli
+from natterjack_http import HttpTrigger
+from natterjack_llm import build_agent
+from natterjack_mcp import HttpServerSpec, MCPServer, NatsServerSpec, ToolRefusedError
+from natterjack_mcp.http import Address, serve_http
+from natterjack_mcp.service import NatsService
+
+from .model_server import ModelServer, call, offered, problem, results
 
 DOCUMENT = (Path(__file__).parent / "document.md").read_text()
 SAMPLES = dict(re.findall(r"^## ([^\n]+)\n\n```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL))
-
 IMPORTS = {
     **dict.fromkeys(("AgentRuntime", "AgentProcess", "AgentContext", "FileJournal"), "natterjack"),
     **dict.fromkeys(("EventTrigger", "MessageTrigger"), "natterjack"),
@@ -35,71 +54,7 @@ IMPORTS = {
     **dict.fromkeys(("MCPServer", "JWTAuth", "AuthMiddleware", "HasRole"), "natterjack_mcp"),
     **dict.fromkeys(("HttpServerSpec", "StdioServerSpec"), "natterjack_mcp"),
 }
-
-RUN_HERE = {
-    *("Programmatic delegation", "EventBus messaging", "Shared context", "Research pipeline"),
-    *("Fan-out / fan-in", "Pipeline with quality gates", "Error handling"),
-}
-RUN_BY_A_PLUGIN = {  # they are nothing but a tool server or a model, so the tests of its plugin run them
-    "Shared tool server": "mcp",
-    "Agents with roles": "mcp",
-    "Cross-agent delegation": "llm",
-    "Supervisor": "llm",
-}
-
-SCRIPTED_LLM = '''
-"""Stands in for a model: handles an event by a script, and answers by repeating."""
-
-from typing import Any, ClassVar
-
-from natterjack import Agent, Settings, hookimpl
-
-NEXT = {
-    "researcher": [("emit", "research.complete")],
-    "analyst": [("emit", "analysis.approved"), ("publish", "reports.safety")],
-    "data_collector": [("emit", "clean.complete")],
-    "data_cleaner": [("emit", "analyze.complete")],
-    "analyzer": [("emit", "report.complete")],
-}
-seen = []
-
-
-class Scripted(Agent):
-    """Does what the script says."""
-
-    name: ClassVar = "llm"
-
-    class Config(Settings):
-        model: str
-        instructions: str = ""
-        servers: dict[str, Any] = {}
-
-    async def handle(self, event, ctx):
-        seen.append((ctx.agent, event.type, event.data))
-        for verb, what in NEXT.get(ctx.agent, ()):
-            await getattr(ctx, verb)(what, {"by": ctx.agent})
-        return f"{ctx.agent} is done"
-
-    async def answer(self, question, ctx):
-        return f"{ctx.agent} on: {question}"
-
-
-async def build_agent(**config):
-    """Only imported here."""
-
-
-@hookimpl
-def natterjack_agents():
-    return [Scripted]
-'''
-
-MCP = """
-from pydantic import BaseModel
-
-class StdioServerSpec(BaseModel):
-    command: str
-    args: list[str] = []
-"""
+MODEL: dict[str, Any] = {"model": "openai:gpt-5-mini"}
 
 
 def translated(sample: str) -> str:
@@ -125,6 +80,26 @@ async def run(sample: str, **given: Any) -> dict[str, Any]:
     return scope
 
 
+def by_instructions(**scripts: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    """Return a script that has one for each agent, whose instructions begin with its name."""
+
+    def script(body: dict[str, Any]) -> Any:
+        (found,) = [each for name, each in scripts.items() if body["instructions"].startswith(name)]
+        return found(body)
+
+    return script
+
+
+def prompt(body: dict[str, Any]) -> str:
+    """Return the question or event that a model was told last by its agent."""
+    return str([item["content"] for item in body["input"] if item.get("role") == "user"][-1])
+
+
+def says(body: dict[str, Any]) -> str:
+    """The model of an agent whose instructions are its name: repeats what it is asked."""
+    return f"{body['instructions'].splitlines()[0]} on: {prompt(body)}"
+
+
 @pytest.fixture(autouse=True)
 def server(own_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> NatsServer:
     monkeypatch.setenv("NATS_URL", own_server.url)
@@ -132,86 +107,192 @@ def server(own_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> NatsServe
 
 
 @pytest.fixture
-def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Install the stand-in as a distribution with an entry point, as any plugin is."""
-    (tmp_path / "natterjack_llm.py").write_text(SCRIPTED_LLM)
-    (tmp_path / "natterjack_mcp.py").write_text(MCP)
-    metadata = tmp_path / "natterjack_scripted-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: natterjack-scripted\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[natterjack]\nscripted = natterjack_llm\n")
-    monkeypatch.setenv(DISABLED, "llm")
-    monkeypatch.syspath_prepend(tmp_path)
-    before = {name: sys.modules.pop(name, None) for name in ("natterjack_llm", "natterjack_mcp")}
-    yield importlib.import_module("natterjack_llm")
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+def ports(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Where the ports that samples name are: at free ones, so that tests run beside each other."""
+    found: dict[int, int] = {}
+    connection = asyncio.BaseEventLoop.create_connection
+
+    def connected(loop: Any, protocol: Any, host: Any = None, port: Any = None, **more: Any) -> Any:
+        return connection(loop, protocol, host, found.get(port, port), **more)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", connected)
+    return found
 
 
-def model_agents(*names: str) -> AgentRuntime:
+def model_agents(*names: str, **served_at: HttpTrigger) -> AgentRuntime:
+    """Return a runtime of agents whose models are told their names; some are asked over HTTP."""
     runtime = AgentRuntime()
     for name in names:
-        runtime.add_process(AgentProcess(name, agent_config={"model": "openai:gpt-5-mini"}))
+        triggers = [served_at[name]] if name in served_at else []
+        runtime.add_process(AgentProcess(name, agent_config={**MODEL, "instructions": name}, triggers=triggers))
     return runtime
 
 
-def test_every_sample_is_run() -> None:
-    assert set(SAMPLES) == RUN_HERE | set(RUN_BY_A_PLUGIN)
-    assert DOCUMENT.count("```python") == len(SAMPLES)
+@asynccontextmanager
+async def peers_over_http(ports: dict[int, int], **at: int) -> AsyncIterator[None]:
+    """Within the context, model agents of these names are asked at these ports."""
+    doors = {name: HttpTrigger.create({"listen": "127.0.0.1:0"}) for name in at}
+    async with model_agents(*at, **doors):
+        ports.update({at[name]: int(door.url.rpartition(":")[2]) for name, door in doors.items()})
+        yield
 
 
-COMPLETE = {"mcp": "HttpServerSpec", "llm": "build_agent"}
-"""What a plugin brings when it has all that the samples need."""
+@asynccontextmanager
+async def tools_over_nats(server: NatsServer, tools: MCPServer) -> AsyncIterator[NatsServerSpec]:
+    bus = await Bus.connect(Server(server.url), principal=tools.name)
+    service = NatsService(tools, bus)
+    await service.start()
+    try:
+        yield NatsServerSpec(tools.name)
+    finally:
+        await service.drain(1.0)
+        await bus.close()
 
 
-@pytest.mark.parametrize("sample", RUN_BY_A_PLUGIN)
-def test_a_plugin_runs_its_samples_once_it_is_there(sample: str) -> None:
-    plugin = Path(__file__).parents[1] / "plugins" / RUN_BY_A_PLUGIN[sample]
-    tests = [path.read_text() for path in plugin.glob("tests/test_*.py")]
-    brings = "".join(path.read_text() for path in plugin.glob("*/__init__.py"))
-    there = COMPLETE[plugin.name] in brings  # its clients come after its server
-    assert not there or any("document.md" in text and sample in text for text in tests)
+# 1. Shared tool servers
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
-def test_only_import_lines_are_changed(sample: str) -> None:
-    pairs = zip(SAMPLES[sample].splitlines(), translated(sample).splitlines(), strict=True)
-    changed = [(before, after) for before, after in pairs if before != after]
-    assert all(before.startswith("from promptise") and after.startswith("from natterjack") for before, after in changed)
-    assert "promptise" not in translated(sample)
-    assert compiled(sample).co_filename == f"<{sample}>"  # and it is valid
+class Work:
+    """What the sample's tools use."""
+
+    async def query(self, query: str) -> str:
+        return f"found {query}"
+
+    async def publish(self, title: str, content: str) -> str:
+        return f"published {title}: {content}"
 
 
-@pytest.mark.usefixtures("llm")
-async def test_programmatic_delegation() -> None:
-    async with model_agents("researcher", "fact_checker") as runtime:
-        found = await run("Programmatic delegation", analyst=runtime)
+@asynccontextmanager
+async def tools_over_http(tools: MCPServer, caplog: pytest.LogCaptureFixture) -> AsyncIterator[int]:
+    """Within the context, a tool server is asked at a port."""
+    with caplog.at_level("INFO", "natterjack"):
+        serving = asyncio.create_task(serve_http(tools, Address("127.0.0.1", 0)))
+        await until(lambda: [each for each in caplog.messages if "is served at" in each])
+    (line,) = [each for each in caplog.messages if "is served at" in each]
+    try:
+        yield int(line.rpartition(":")[2].removesuffix("/mcp"))
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_agents_with_roles_share_a_tool_server(
+    model_server: ModelServer, ports: dict[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their models choose the tools: each has its own, and is refused the other's."""
+
+    def script(body: dict[str, Any]) -> Any:
+        if results(body):
+            return " ".join(results(body))
+        return [call("web_search", query="toads"), call("publish", title="Toads", content="…")]
+
+    model_server.script = script
+    shared = await run("Shared tool server", search_engine=Work(), cms=Work())
+
+    def jwt_for_role(role: str) -> str:
+        return str(shared["auth"].token(role, roles=[role], expires=3600))
+
+    async with tools_over_http(shared["server"], caplog) as ports[8080]:
+        built = await run("Agents with roles", jwt_for_role=jwt_for_role)
+        for name, own, other in (("researcher", "web_search", "publish"), ("writer", "publish", "web_search")):
+            async with built[name] as agent:
+                told = await agent.ainvoke({"messages": [{"role": "user", "content": "Search, then publish."}]})
+            assert offered(model_server.asked[-1]) == {own}
+            assert {"web_search": "found toads", "publish": "published Toads: …"}[own] in told
+            assert f"Unknown tool name: '{other}'" in told
+            spec = HttpServerSpec(url="http://localhost:8080", bearer_token=jwt_for_role(name))
+            async with connect(context=False, servers={"tools": spec}) as client:
+                with pytest.raises(ToolRefusedError, match="HasRole"):  # and it is no matter of what is offered
+                    await client.call_tool(f"tools.{other}", {"query": "", "title": "", "content": ""})
+
+
+# 2. Cross-agent delegation
+
+
+async def test_a_model_delegates_to_a_peer(model_server: ModelServer, ports: dict[int, int]) -> None:
+    def analyst(body: dict[str, Any]) -> Any:
+        if not results(body):
+            return call("ask_peer", name="researcher", question="Find recent papers on quantum computing")
+        return f"My researcher says: {json.loads(results(body)[0])['answer']}"
+
+    def script(body: dict[str, Any]) -> Any:
+        return says(body) if body["instructions"].startswith("researcher") else analyst(body)
+
+    model_server.script = script
+    asked = "Ask the researcher to find recent papers on quantum computing"
+    async with (
+        peers_over_http(ports, researcher=9001, fact_checker=9002),
+        (await run("Cross-agent delegation", my_servers={}))["analyst"] as agent,
+    ):
+        answer = await agent.ainvoke({"messages": [{"role": "user", "content": asked}]})
+    assert answer == "My researcher says: researcher on: Find recent papers on quantum computing"
+    assert answer.usage["tool_calls"] == 1
+    first, of_the_peer, second = model_server.asked
+    (ask_peer,) = [tool for tool in first["tools"] if tool["name"] == "ask_peer"]
+    assert ask_peer["parameters"]["properties"]["name"]["enum"] == ["researcher", "fact_checker"]
+    assert prompt(of_the_peer) == "Find recent papers on quantum computing"
+    assert prompt(second) == asked
+
+
+async def test_a_program_delegates_to_peers(model_server: ModelServer, ports: dict[int, int]) -> None:
+    model_server.script = says
+    async with (
+        peers_over_http(ports, researcher=9001, fact_checker=9002),
+        (await run("Cross-agent delegation", my_servers={}))["analyst"] as analyst,
+    ):
+        found = await run("Programmatic delegation", analyst=analyst)
     question = "Find the top 3 papers on transformer architectures from 2025"
     assert found["answer"] == f"researcher on: {question}"
     claim = "Verify this claim: GPT-5 has 1 trillion parameters"
     assert found["answers"] == {"researcher": f"researcher on: {claim}", "fact_checker": f"fact_checker on: {claim}"}
 
 
-@pytest_asyncio.fixture
-async def messaging(llm: ModuleType) -> AsyncIterator[AgentRuntime]:
-    """The runtime of the sample, that nothing of it stops."""
-    servers: dict[str, Any] = {f"{work}_servers": {} for work in ("research", "analysis", "writing")}
-    runtime: AgentRuntime = (await run("EventBus messaging", **servers))["runtime"]
-    yield runtime
-    await runtime.stop_all()
+# 3. EventBus messaging
 
 
-async def test_event_bus_messaging(llm: ModuleType, messaging: AgentRuntime) -> None:
-    assert llm.seen == []  # nobody in the sample waits for "research.start"
-    await messaging.inject_event("researcher", {"type": "research.start", "topic": "AI safety trends 2025"})
-    await until(lambda: len(llm.seen) == 3)
-    assert llm.seen == [
-        ("researcher", "research.start", {"type": "research.start", "topic": "AI safety trends 2025"}),
-        ("analyst", "research.complete", {"by": "researcher"}),
-        ("writer", "reports.safety", {"by": "analyst"}),
-    ]
+async def test_event_bus_messaging(model_server: ModelServer, server: NatsServer) -> None:
+    desk, printed = MCPServer("desk"), list[str]()
+
+    @desk.tool(public=True)
+    def look_up(text: str) -> str:
+        return f"all on {text}"
+
+    @desk.tool(public=True, name="print")
+    def print_(text: str) -> str:
+        printed.append(text)
+        return "printed"
+
+    def research(body: dict[str, Any]) -> Any:
+        return [
+            call("look_up", text="AI safety"),
+            call("emit", type="research.complete", data={"findings": results(body)[-1:]}),
+            "I found it.",
+        ][len(results(body))]
+
+    def analyze(body: dict[str, Any]) -> Any:
+        assert "all on AI safety" in prompt(body)
+        return "Done." if results(body) else call("publish", topic="reports.safety", data={"report": "It grows."})
+
+    def write(body: dict[str, Any]) -> Any:
+        assert "It grows." in prompt(body)
+        return "Done." if results(body) else call("print", text="# It grows")
+
+    model_server.script = by_instructions(Research=research, Analyze=analyze, Write=write)
+    async with tools_over_nats(server, desk) as spec:
+        servers = {f"{work}_servers": {"desk": spec} for work in ("research", "analysis", "writing")}
+        runtime: AgentRuntime = (await run("EventBus messaging", **servers))["runtime"]
+        try:
+            assert model_server.asked == []  # nobody in the sample waits for "research.start"
+            await runtime.inject_event("researcher", {"type": "research.start", "topic": "AI safety trends 2025"})
+            await until(lambda: printed)
+        finally:
+            await runtime.stop_all()
+    assert printed == ["# It grows"]
+    (publish,) = [tool for tool in model_server.asked[0]["tools"] if tool["name"] == "publish"]
+    assert "reports.*" in publish["description"]
+
+
+# 4. Shared context & state
 
 
 @pytest.mark.parametrize("attached", [False, True])
@@ -248,64 +329,257 @@ async def test_shared_context_of_a_team_that_runs() -> None:
         assert [version.writer for version in await shared.history("status")] == ["writer"]
 
 
-def test_research_pipeline(llm: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pause = asyncio.sleep
+async def test_models_share_a_context(model_server: ModelServer) -> None:
+    """A model writes the keys of its agent, and is refused those of others."""
+
+    def researcher(body: dict[str, Any]) -> Any:
+        writes = [call("set_context", key="findings", value=["two"]), call("set_context", key="draft", value="mine")]
+        return json.dumps(results(body)) if results(body) else writes
+
+    def analyst(body: dict[str, Any]) -> Any:
+        done = results(body)
+        if not done:
+            return call("get_context", key="findings")
+        return "so" if len(done) == 2 else call("set_context", key="analysis", value=json.loads(done[0])["value"])
+
+    model_server.script = by_instructions(researcher=researcher, analyst=analyst)
+    given = {"research_data": ["a"], "analysis_data": {"b": 1}, "final_draft": "text"}
+    shared: AgentContext = (await run("Shared context", **given))["shared_ctx"]
+    runtime = AgentRuntime(context=shared)
+    for name in ("researcher", "analyst", "writer"):
+        runtime.add_process(AgentProcess(name, agent_config={**MODEL, "instructions": name}))
+    async with runtime:
+        told = await runtime.ask_peer("researcher", "What is new?")
+        assert await runtime.ask_peer("analyst", "What of it?") == "so"
+        assert {key: shared.get(key) for key in ("findings", "draft", "analysis")} == {
+            **{"findings": ["two"], "draft": "text", "analysis": ["two"]},
+        }
+        assert (await shared.history("findings"))[-1].writer == "researcher"
+    assert "'researcher' may not write 'draft'" in told
+
+
+# 5. Complete example: research pipeline
+
+
+def pipeline() -> Callable[[dict[str, Any]], Any]:
+    """Return the models of the sample's three agents, whom their instructions tell apart."""
+
+    def research(body: dict[str, Any]) -> Any:
+        found = [hit["passage"]["text"] for output in results(body)[:2] for hit in json.loads(output)]
+        steps = [[call("web_search", query="how do generators work"), call("document_search", query="productivity")]]
+        steps += [[], [call("emit", type="research.complete", data={"findings": found})], ["I found both."]]
+        return steps[len(results(body))]
+
+    def evaluate(body: dict[str, Any]) -> Any:
+        assert "generator" in prompt(body)
+        approved = call("emit", type="analysis.approved", data={"quality": 4, "of": prompt(body)})
+        return "Good." if results(body) else approved
+
+    def write(body: dict[str, Any]) -> Any:
+        assert "AI changes the productivity" in prompt(body)
+        return results(body) or call("publish", title="AI and productivity", content="It changes [ai.md].")
+
+    return by_instructions(Research=research, Evaluate=evaluate, Write=write)
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with documents, in which `python -m team_tools` works."""
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "ai.md").write_text("# AI\n\nAI changes the productivity of software development.\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def team_tools_children() -> list[int]:
+    children = psutil.Process().children(recursive=True)
+    return [each.pid for each in children if each.is_running() and each.cmdline()[-2:] == ["-m", "team_tools"]]
+
+
+def test_research_pipeline(library: Path, model_server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, pause, served = library / "journals" / "writer" / "writer.jsonl", asyncio.sleep, list[int]()
 
     async def until_done(delay: float, *result: Any) -> Any:
         """Where the sample waits two minutes, wait for what it waits for."""
-        return await (until(lambda: len(llm.seen) == 3) if delay == 120 else pause(delay, *result))
+        if delay != 120:
+            return await pause(delay, *result)
+        await until(lambda: done.exists() and '"kind":"done"' in done.read_text(), timeout=50)
+        return served.extend(team_tools_children())
 
     monkeypatch.setattr(asyncio, "sleep", until_done)
-    monkeypatch.chdir(tmp_path)
+    model_server.script = pipeline()
     exec(compiled("Research pipeline"), {"__name__": "sample"})
-    assert [(agent, kind) for agent, kind, _ in llm.seen] == [
-        ("researcher", "research.start"),
-        ("analyst", "research.complete"),
-        ("writer", "analysis.approved"),
-    ]
-    for agent in ("researcher", "analyst", "writer"):
-        (line,) = (tmp_path / "journals" / agent / f"{agent}.jsonl").read_text().splitlines()
-        entry = json.loads(line)
-        assert (entry["kind"], entry["data"]["result"]) == ("done", f"{agent} is done")
+    assert len(served) == 1  # for all three
+    assert team_tools_children() == []
+    assert (library / "published" / "ai-and-productivity.md").read_text().endswith("It changes [ai.md].\n")
+    ends = {
+        name: json.loads((library / "journals" / name / f"{name}.jsonl").read_text().splitlines()[-1])["data"]["result"]
+        for name in ("researcher", "analyst", "writer")
+    }
+    assert ends == {"researcher": "I found both.", "analyst": "Good.", "writer": "ai-and-productivity.md"}
 
 
-@pytest.mark.usefixtures("llm")
-async def test_fan_out_and_fan_in() -> None:
-    async with model_agents("legal_reviewer", "technical_reviewer") as runtime:
-        found = await run("Fan-out / fan-in", coordinator=runtime, proposal="toads")
-    assert found["combined"] == (
-        "**legal_reviewer**: legal_reviewer on: Review this proposal: toads\n\n"
-        "**technical_reviewer**: technical_reviewer on: Review this proposal: toads"
+TEAM = """\
+[team]
+name = "library"
+external = ["research.start"]
+
+[agents.researcher]
+kind = "llm"
+model = "openai:gpt-5-mini"
+instructions = "Research the given topic thoroughly."
+tools = ["tools"]
+on = ["research.start"]
+
+[agents.analyst]
+kind = "llm"
+model = "openai:gpt-5-mini"
+instructions = "Evaluate the research findings for accuracy and completeness."
+tools = ["tools"]
+on = ["research.complete"]
+
+[agents.writer]
+kind = "llm"
+model = "openai:gpt-5-mini"
+instructions = "Write a clear, well-structured report."
+tools = ["tools"]
+on = ["analysis.approved"]
+
+[tools.tools]
+command = ["python", "-m", "team_tools"]
+roles = { web_search = ["researcher"], document_search = ["researcher", "analyst"], publish = ["writer"] }
+"""
+
+
+@pytest.mark.full  # each of four processes imports its libraries
+@pytest.mark.timeout(180)
+def test_research_pipeline_as_separate_processes(
+    library: Path, model_server: ModelServer, server: NatsServer, cli: Cli
+) -> None:
+    model_server.script = pipeline()
+    cli.env["NATS_URL"] = server.url
+    cli.write(team_toml=TEAM)
+    with cli.start("up") as up:
+        up.wait_line("^ready +3 agents")
+        cli.run("emit", "research.start", '{"topic": "Impact of AI on software development productivity"}')
+        ended = cli.until_json(lambda runs: len([run for run in runs if run["state"] == "done"]) == 3, "runs", "list")
+        assert {run["agent"] for run in ended} == {"researcher", "analyst", "writer"}
+        assert up.end() == 0, up.output
+    assert (library / "published" / "ai-and-productivity.md").read_text().endswith("It changes [ai.md].\n")
+
+
+# Patterns
+
+
+async def test_fan_out_and_fan_in(model_server: ModelServer) -> None:
+    reviewers = ("legal_reviewer", "technical_reviewer", "business_reviewer")
+    model_server.script = says
+    async with (
+        model_agents(*reviewers),
+        await build_agent(**MODEL, cross_agents={name: name for name in reviewers}) as coordinator,
+    ):
+        found = await run("Fan-out / fan-in", coordinator=coordinator, proposal="toads")
+    assert sorted(found["combined"].split("\n\n")) == sorted(
+        f"**{name}**: {name} on: Review this proposal: toads" for name in reviewers
     )
-    assert set(found["answers"].failures) == {"business_reviewer"}
+    assert found["answers"].failures == {}
 
 
-async def test_pipeline_with_quality_gates(llm: ModuleType) -> None:
-    """Each stage waits for an event of its own name, so that the stage before has to emit it."""
-    runtime, names = AgentRuntime(), ("data_collector", "data_cleaner", "analyzer", "reporter")
-    configs = {name: {"model": "openai:gpt-5-mini"} for name in names}
+async def test_supervisor(model_server: ModelServer, ports: dict[int, int]) -> None:
+    """Its model goes from peer to peer, and sends a draft back."""
+    steps = ["researcher", "writer", "editor", "writer", "editor"]
+
+    def supervise(body: dict[str, Any]) -> Any:
+        done = [json.loads(each) for each in results(body)]
+        if len(done) == len(steps):
+            return " < ".join(each["agent"] for each in done)
+        return call("ask_peer", name=steps[len(done)], question=done[-1]["answer"] if done else "Go.")
+
+    model_server.script = lambda body: (says if body["instructions"].startswith(tuple(steps)) else supervise)(body)
+    async with (
+        peers_over_http(ports, researcher=9001, writer=9002, editor=9003),
+        (await run("Supervisor", my_servers={}, build_agent=build_agent))["supervisor"] as supervisor,
+    ):
+        answer = await supervisor.ainvoke({"messages": [{"role": "user", "content": "A report on toads."}]})
+    assert answer == "researcher < writer < editor < writer < editor"
+    assert model_server.asked[0]["instructions"].startswith("You are a project supervisor.")
+    assert prompt(model_server.asked[-2]) == "writer on: editor on: writer on: researcher on: Go."
+
+
+async def test_pipeline_with_quality_gates(model_server: ModelServer) -> None:
+    """Each stage waits for an event of its own name, so that the model of the stage before emits it."""
+    gates = {"data_collector": "clean.complete", "data_cleaner": "analyze.complete", "analyzer": "report.complete"}
+
+    def stage(body: dict[str, Any]) -> Any:
+        name = body["instructions"].splitlines()[0]
+        return "Done." if results(body) or name not in gates else call("emit", type=gates[name], data={"by": name})
+
+    model_server.script = stage
+    runtime, names = AgentRuntime(), (*gates, "reporter")
+    configs = {name: {**MODEL, "instructions": name} for name in names}
     await run("Pipeline with quality gates", runtime=runtime, configs=configs, AgentProcess=AgentProcess)
     async with runtime:
         await runtime.inject_event("data_collector", {"type": "collect.start"})
-        await until(lambda: len(llm.seen) == 4)
-    kinds = ("collect.start", "clean.complete", "analyze.complete", "report.complete")
-    assert [(agent, kind) for agent, kind, _ in llm.seen] == list(zip(names, kinds, strict=True))
+        await until(partial(all_done, runtime, set(names)))
+    told = [prompt(body).partition(" happened")[0] for body in model_server.asked if not results(body)]
+    assert told == [f"The event {type}" for type in ("collect.start", *gates.values())]
 
 
-@pytest.mark.usefixtures("llm")
-async def test_error_handling() -> None:
-    class WithModel:
-        """What `build_agent` returns: asks its peers, and can answer itself."""
+async def all_done(runtime: AgentRuntime, names: set[str]) -> bool:
+    return {entry.agent async for entry in runtime.journal.entries(kind="done")} == names
 
-        def __init__(self, runtime: AgentRuntime) -> None:
-            self.ask_peer, self.broadcast = runtime.ask_peer, runtime.broadcast
 
-        async def ainvoke(self, given: dict[str, Any]) -> str:
-            return f"alone: {given['messages'][0]['content']}"
+# Error handling
 
-    async with model_agents("agent_a") as runtime:
-        found = await run("Error handling", agent=WithModel(runtime), question="?")
-    assert found["answer"] == "alone: ?"
+
+@pytest_asyncio.fixture
+async def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds pass at once for whoever waits in this event loop."""
+    loop, passed = asyncio.get_running_loop(), list[float]()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real() + sum(passed))
+    return passed.append
+
+
+async def test_error_handling(model_server: ModelServer, raw: Client, later: Callable[[float], None]) -> None:
+    async def silent(message: Msg) -> None:
+        later(30.0)
+
+    def script(body: dict[str, Any]) -> Any:
+        return problem(401) if body["instructions"].startswith("agent_b") else says(body)
+
+    model_server.script = script
+    await raw.subscribe("agents.ask.specialist", cb=silent)
+    names = ("specialist", "agent_a", "agent_b", "agent_c")
+    cross_agents = {name: name for name in names}
+    async with (
+        model_agents("agent_a", "agent_b"),
+        await build_agent(**MODEL, cross_agents=cross_agents, instructions="alone") as agent,
+    ):
+        found = await run("Error handling", agent=agent, question="?")
+    assert found["answer"] == "alone on: ?"
     assert found["successful"] == {"agent_a": "agent_a on: ?"}
-    assert set(found["answers"].failures) == {"agent_b", "agent_c"}
-    assert all(isinstance(error, PeerTimeoutError) for error in found["answers"].failures.values())
+    failures = found["answers"].failures
+    assert {name: type(error) for name, error in failures.items()} == {
+        "agent_b": PeerError,
+        "agent_c": PeerUnavailableError,
+    }
+
+
+# All of them
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_only_import_lines_are_changed(sample: str) -> None:
+    pairs = zip(SAMPLES[sample].splitlines(), translated(sample).splitlines(), strict=True)
+    changed = [(before, after) for before, after in pairs if before != after]
+    assert all(before.startswith("from promptise") and after.startswith("from natterjack") for before, after in changed)
+    assert "promptise" not in translated(sample)
+    assert compiled(sample).co_filename == f"<{sample}>"  # and it is valid
+
+
+def test_every_sample_is_run() -> None:
+    """Each sample of the document is run by some test of this file."""
+    assert DOCUMENT.count("```python") == len(SAMPLES)
+    runs = re.findall(r'(?:await run|exec\(compiled)\("([^"]+)"', Path(__file__).read_text())
+    assert list(dict.fromkeys(runs)) == list(SAMPLES)

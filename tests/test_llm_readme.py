@@ -1,11 +1,10 @@
-"""What the README shows is run."""
+"""What the README of `plugins/llm` shows is run."""
 
 import asyncio
 import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,9 @@ import pytest
 from natterjack import AgentProcess, AgentRuntime
 from natterjack.testing import NatsServer, ScriptedAgent
 
-from . import model_server as servers
-from .model_server import ModelServer
+from .model_server import ModelServer, call, results
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-@pytest.fixture
-async def model_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
-    async with servers.model_server(monkeypatch) as server:
-        yield server
+README = (Path(__file__).parents[1] / "plugins" / "llm" / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -49,8 +41,8 @@ async def test_the_program_prints_the_models_answer(
     own_server: NatsServer, model_server: ModelServer, tmp_path: Path
 ) -> None:
     def script(body: dict[str, Any]) -> Any:
-        told = [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
-        return f"Toads eat {json.loads(told[0])['answer']}." if told else servers.call("ask_peer", **QUESTION)
+        told = results(body)
+        return f"Toads eat {json.loads(told[0])['answer']}." if told else call("ask_peer", **QUESTION)
 
     model_server.script = script
     runtime = AgentRuntime(own_server.url)

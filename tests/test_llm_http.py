@@ -1,31 +1,15 @@
 """Model agents through OpenAI's own client, against a model server that has its faults."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from starlette.responses import JSONResponse
 
 from natterjack import AgentProcess, AgentRuntime, RunFailedError
 from natterjack.testing import NatsServer, ScriptedAgent
 from natterjack_llm import LimitError, ModelError, build_agent
 
-from . import model_server as servers
-from .model_server import CUT, ModelServer
-
-
-@pytest.fixture
-async def model_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
-    async with servers.model_server(monkeypatch) as server:
-        yield server
-
-
-def error(status: int, **headers: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": f"it is {status}", "type": "t", "code": "c"}}, status, headers)
-
-
-def results(body: dict[str, Any]) -> list[str]:
-    return [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
+from .model_server import CUT, ModelServer, problem, results
 
 
 def add(runtime: AgentRuntime, **config: Any) -> None:
@@ -64,8 +48,8 @@ async def test_chunks_come_as_the_model_says_them(runtime: AgentRuntime, model_s
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
-    "429": lambda: error(429, **{"retry-after": "0"}),
-    "500": lambda: error(500),
+    "429": lambda: problem(429, **{"retry-after": "0"}),
+    "500": lambda: problem(500),
     "a broken call": lambda: {"call": "ask_peer", "arguments": '{"name": "ora'},
     "a call of nothing": lambda: {"call": "rm", "arguments": {}},
 }
@@ -94,14 +78,14 @@ async def test_a_stream_that_is_cut_is_an_error_and_no_hang(runtime: AgentRuntim
 
 
 async def test_another_model_stands_in(runtime: AgentRuntime, model_server: ModelServer) -> None:
-    model_server.script = lambda body: error(404) if body["model"] == "gpt-9" else f"I am {body['model']}"
+    model_server.script = lambda body: problem(404) if body["model"] == "gpt-9" else f"I am {body['model']}"
     add(runtime, model=["openai:gpt-9", "openai:gpt-5-mini"])
     async with runtime:
         assert await runtime.ask_peer("writer", "Who?") == "I am gpt-5-mini"
 
 
 async def test_what_no_other_try_can_mend_is_told_at_once(runtime: AgentRuntime, model_server: ModelServer) -> None:
-    model_server.script = lambda body: error(401)
+    model_server.script = lambda body: problem(401)
     add(runtime)
     async with runtime:
         run = await runtime.inject_event("writer", {"type": "go"})
@@ -128,6 +112,6 @@ async def test_an_agent_in_a_program(own_server: NatsServer, model_server: Model
             model_server.script = lambda body: {"call": "rm", "arguments": {}}
             with pytest.raises(LimitError):
                 await agent.ainvoke("How many?")
-            model_server.script = lambda body: error(401)
+            model_server.script = lambda body: problem(401)
             with pytest.raises(ModelError):
                 await agent.ainvoke("How many?")

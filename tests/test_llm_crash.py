@@ -4,7 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ import pytest
 from natterjack import connect
 from natterjack.testing import NatsServer, until
 
-from . import model_server as servers
-from .model_server import ModelServer
+from .model_server import ModelServer, call, results
 
 TEAM = """\
 [team]
@@ -26,12 +26,6 @@ name = "newsroom"
 kind = "llm"
 model = "openai:gpt-5-mini"
 """
-
-
-@pytest.fixture
-async def model_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
-    async with servers.model_server(monkeypatch) as server:
-        yield server
 
 
 @contextmanager
@@ -48,21 +42,18 @@ def up(folder: Path, server: NatsServer) -> Iterator[psutil.Process]:
             assert process.wait(30) == 0, (folder / "log").read_text()
 
 
-def results(body: dict[str, Any]) -> int:
-    return sum(item.get("type") == "function_call_output" for item in body["input"])
-
-
 @pytest.mark.full  # the lease of a silent replica is 30 s
 @pytest.mark.timeout(180)
 async def test_a_killed_process_pays_for_no_request_twice(
     own_server: NatsServer, model_server: ModelServer, tmp_path: Path
 ) -> None:
-    killed = asyncio.Event()
+    killed = threading.Event()
 
     async def script(body: dict[str, Any]) -> Any:
-        if results(body) == 2 and not killed.is_set():
-            await killed.wait()
-        return "five" if results(body) == 4 else servers.call("get_context", key=f"k{results(body)}")
+        done = len(results(body))
+        if done == 2 and not killed.is_set():
+            await asyncio.to_thread(killed.wait)
+        return "five" if done == 4 else call("get_context", key=f"k{done}")
 
     model_server.script = script
     (tmp_path / "team.toml").write_text(TEAM)
@@ -79,4 +70,4 @@ async def test_a_killed_process_pays_for_no_request_twice(
             child.kill()
             killed.set()
             assert await run.result(120) == "five"
-    assert [results(body) for body in model_server.asked] == [0, 1, 2, 2, 3, 4]
+    assert [len(results(body)) for body in model_server.asked] == [0, 1, 2, 2, 3, 4]

@@ -71,3 +71,42 @@ async def test_a_killed_process_pays_for_no_request_twice(
             killed.set()
             assert await run.result(120) == "five"
     assert [len(results(body)) for body in model_server.asked] == [0, 1, 2, 2, 3, 4]
+
+
+SCRIPT = """
+def told(seen):
+    parts = [part for message in seen.messages for part in message.parts]
+    return " | ".join(part.content for part in parts if part.part_kind == "user-prompt")
+"""
+TOML = """\
+[team]
+name = "office"
+
+[agents.desk]
+kind = "llm"
+model = "scripted:my_script:told"
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_a_process_that_is_killed_between_two_turns_forgets_nothing(
+    own_server: NatsServer, tmp_path: Path
+) -> None:
+    (tmp_path / "team.toml").write_text(TOML)
+    (tmp_path / "my_script.py").write_text(SCRIPT)
+    with up(tmp_path, own_server) as supervisor:
+        async with connect(own_server.url, context=False) as client:
+
+            async def instance() -> str:
+                return "".join(agent.instance for agent in await client.agents())
+
+            first = await until(instance, timeout=60)
+            assert await client.ask_peer("desk", "one", conversation_id="t") == "one"
+            (child,) = [each for each in supervisor.children() if each.cmdline()[-3:-1] == ["agent", "run"]]
+            child.kill()
+
+            async def another() -> bool:
+                return await instance() not in ("", first)
+
+            await until(another, timeout=60)
+            assert await client.ask_peer("desk", "two", conversation_id="t") == "one | two"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 
 from natterjack import AgentProcess, AgentRuntime, Conversations, PayloadError, connect
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer
 from natterjack_llm import Call, Seen, build_agent
 from natterjack_llm.config import Kept
 from natterjack_llm.history import History
-
-from .test_llm_crash import up
 
 GATE = asyncio.Event()
 STARTED = asyncio.Event()
@@ -214,42 +211,3 @@ async def test_a_turn_is_kept_once_however_often_it_is_repeated(own_server: Nats
             attempt: Any = Attempt(Conversations(runtime._bus, "desk"))
             await History(attempt, Kept(), ("ask", "operator", "t")).keep("one", said, "so")
         assert await runtime.ask_peer("desk", "two", conversation_id="t") == "one | two"
-
-
-SCRIPT = """
-def told(seen):
-    parts = [part for message in seen.messages for part in message.parts]
-    return " | ".join(part.content for part in parts if part.part_kind == "user-prompt")
-"""
-TOML = """\
-[team]
-name = "office"
-
-[agents.desk]
-kind = "llm"
-model = "scripted:my_script:told"
-"""
-
-
-@pytest.mark.timeout(120)
-async def test_a_process_that_is_killed_between_two_turns_forgets_nothing(
-    own_server: NatsServer, tmp_path: Path
-) -> None:
-    (tmp_path / "team.toml").write_text(TOML)
-    (tmp_path / "my_script.py").write_text(SCRIPT)
-    with up(tmp_path, own_server) as supervisor:
-        async with connect(own_server.url, context=False) as client:
-
-            async def instance() -> str:
-                return "".join(agent.instance for agent in await client.agents())
-
-            first = await until(instance, timeout=60)
-            assert await client.ask_peer("desk", "one", conversation_id="t") == "one"
-            (child,) = [each for each in supervisor.children() if each.cmdline()[-3:-1] == ["agent", "run"]]
-            child.kill()
-
-            async def another() -> bool:
-                return await instance() not in ("", first)
-
-            await until(another, timeout=60)
-            assert await client.ask_peer("desk", "two", conversation_id="t") == "one | two"

@@ -31,6 +31,8 @@ def call(name: str, /, **arguments: Any) -> Reply:
 
 def results(body: dict[str, Any]) -> list[Any]:
     """Return what came of the calls of tools, as a request tells it."""
+    if "messages" in body:
+        return [item["content"] for item in body["messages"] if item["role"] == "tool"]
     return [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
 
 

@@ -70,6 +70,7 @@ async def test_a_killed_process_pays_for_no_request_twice(
             child.kill()
             killed.set()
             assert await run.result(120) == "five"
+    # Of five requests, the third was under way when the process died: its answer reached nobody.
     assert [len(results(body)) for body in model_server.asked] == [0, 1, 2, 2, 3, 4]
 
 

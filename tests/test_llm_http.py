@@ -1,6 +1,6 @@
-"""Model agents through OpenAI's own client, against a model server that has its faults."""
+"""Model agents through OpenAI's own client, and a model server over HTTP; `test_llm_faults.py` has its faults."""
 
-from collections.abc import Callable
+import socket
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from natterjack import AgentProcess, AgentRuntime, RunFailedError
 from natterjack.testing import NatsServer, ScriptedAgent
 from natterjack_llm import LimitError, ModelError, build_agent
 
-from .model_server import CUT, ModelServer, problem, results
+from .model_server import ModelServer, problem, results, serving
 
 
 def add(runtime: AgentRuntime, **config: Any) -> None:
@@ -47,51 +47,56 @@ async def test_chunks_come_as_the_model_says_them(runtime: AgentRuntime, model_s
     assert "".join(chunks).strip() == 'it is {"agent":"oracle","answer":"forty-two"}'
 
 
-FAULTS: dict[str, Callable[[], Any]] = {
-    "429": lambda: problem(429, **{"retry-after": "0"}),
-    "500": lambda: problem(500),
-    "a broken call": lambda: {"call": "ask_peer", "arguments": '{"name": "ora'},
-    "a call of nothing": lambda: {"call": "rm", "arguments": {}},
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_is_followed_by_another_try(runtime: AgentRuntime, model_server: ModelServer, fault: str) -> None:
-    def script(body: dict[str, Any]) -> Any:
-        return FAULTS[fault]() if len(model_server.asked) == 1 else "so"
-
-    model_server.script = script
-    add(runtime)
-    async with runtime:
-        run = await runtime.inject_event("writer", {"type": "go"})
-        assert await run.result(30) == "so"
-    assert len(model_server.asked) == 2
-
-
-async def test_a_stream_that_is_cut_is_an_error_and_no_hang(runtime: AgentRuntime, model_server: ModelServer) -> None:
-    model_server.script = lambda body: ["so far", CUT]
-    add(runtime)
-    async with runtime:
-        with pytest.raises(Exception, match=r"ModelError"):
-            async for _ in runtime.ask_stream("writer", "How many?", timeout=20):
-                pass
-
-
-async def test_another_model_stands_in(runtime: AgentRuntime, model_server: ModelServer) -> None:
-    model_server.script = lambda body: problem(404) if body["model"] == "gpt-9" else f"I am {body['model']}"
-    add(runtime, model=["openai:gpt-9", "openai:gpt-5-mini"])
-    async with runtime:
-        assert await runtime.ask_peer("writer", "Who?") == "I am gpt-5-mini"
-
-
 async def test_what_no_other_try_can_mend_is_told_at_once(runtime: AgentRuntime, model_server: ModelServer) -> None:
     model_server.script = lambda body: problem(401)
     add(runtime)
     async with runtime:
         run = await runtime.inject_event("writer", {"type": "go"})
-        with pytest.raises(RunFailedError, match=r"the model could not be asked: .*401"):
+        with pytest.raises(RunFailedError, match=r"the model gpt-5-mini at .* could not be asked: status 401"):
             await run.result(20)
     assert len(model_server.asked) == 1
+
+
+@pytest.mark.parametrize("api", ["openai", "openai-chat"])
+async def test_a_compatible_server_needs_no_key(
+    runtime: AgentRuntime, model_server: ModelServer, monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name)
+    model_server.script = delegates
+    add(runtime, model=f"{api}:llama-3", base_url=model_server.url)
+    async with runtime:
+        assert await runtime.ask_peer("writer", "How many?") == 'it is {"agent":"oracle","answer":"forty-two"}'
+    assert {"messages" in body for body in model_server.asked} == {api == "openai-chat"}
+    assert {body["model"] for body in model_server.asked} == {"llama-3"}
+    assert {headers["authorization"] for headers in model_server.headers} == {"Bearer none"}
+
+
+async def test_each_agent_has_its_own_server(runtime: AgentRuntime, model_server: ModelServer) -> None:
+    model_server.script = lambda body: "the first"
+    with serving() as other:
+        other.script = lambda body: "the other"
+        for name, url in (("ann", model_server.url), ("ben", other.url)):
+            config = {"model": "openai-chat:llama-3", "base_url": url}
+            runtime.add_process(AgentProcess(name, agent_config=config))
+        async with runtime:
+            answers = await runtime.broadcast(["ann", "ben"], "Who?")
+    assert answers == {"ann": "the first", "ben": "the other"}
+    assert len(model_server.asked) == len(other.asked) == 1
+
+
+@pytest.mark.parametrize("api", ["openai", "openai-chat"])
+async def test_an_error_names_the_address_where_nobody_listens(runtime: AgentRuntime, api: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"127.0.0.1:{free.getsockname()[1]}/v1"
+    config = {"model": f"{api}:llama-3", "base_url": f"http://me:secret@{url}"}
+    runtime.add_process(AgentProcess("writer", agent_config=config, max_attempts=1))
+    async with runtime:
+        run = await runtime.inject_event("writer", {"type": "go"})
+        with pytest.raises(RunFailedError) as error:
+            await run.result(20)
+    told = f"ModelError: the model llama-3 at http://{url} could not be asked: Connection error. "
+    assert error.value.cause == f"{told}(All connection attempts failed)"
 
 
 async def test_an_agent_in_a_program(own_server: NatsServer, model_server: ModelServer) -> None:

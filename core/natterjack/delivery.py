@@ -370,8 +370,8 @@ class Delivery:
             log.error(text, ctx.agent, number, limit, cause, exc_info=seen_once(error, attempt))
             await self._give_up(message, place, ctx, cause, attempt)
             return
-        text = "%s: attempt %d/%d failed, next in %.3g s: %s"
-        log.error(text, ctx.agent, number, limit, delay, cause, exc_info=seen_once(error, attempt))
+        text = "%s: attempt %d/%d failed, next in %g s: %s"
+        log.error(text, ctx.agent, number, limit, round(delay, 3), cause, exc_info=seen_once(error, attempt))
         await ctx.journal.record("failed", {"attempt": attempt, "cause": cause, **durable.unwritten(ctx)})
         self._nak(message, delay)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from textwrap import shorten
 from typing import Any, Final, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_ai import Agent, StructuredDict, UsageLimits
 from pydantic_ai.exceptions import (
     AgentRunError,
@@ -35,6 +36,8 @@ from natterjack_llm.scripted import imported
 from natterjack_llm.toolset import RETRIES, TurnToolset
 from natterjack_llm.turn import Turn, TurnContext
 
+_LONGEST: Final = 500
+"""Characters of a reason: servers answer with whole pages, too."""
 _FINAL: Final = (ModelRequestRejectedError, ModelQuotaExceededError)
 
 
@@ -143,14 +146,29 @@ def told(error: BaseException, limits: Limits) -> LimitError | ModelError | Conf
         retry = any(cause.retry for cause in causes)
         text = "; ".join(map(str, causes))
         return ModelError(text, retry=retry, retry_after=min(cause.retry_after for cause in causes))
-    retry = not isinstance(error, _FINAL)
-    what = "the model could not be asked" if isinstance(error, ModelAPIError) else "the model did not answer well"
-    return ModelError(f"{what}: {' '.join(str(error).split())}", retry=retry, retry_after=_retry_after(error))
+    if isinstance(error, ModelAPIError):
+        text = f"the model {error.model_name} could not be asked: {_reason(error)}"
+        return ModelError(text, retry=not isinstance(error, _FINAL), retry_after=error.retry_after or 0.0)
+    # What it answered is in the journal, so that another attempt would come to the same.
+    return ModelError(f"the model did not answer well: {_reason(error)}", retry=False)
 
 
-def _retry_after(error: BaseException) -> float:
-    headers = (error.headers if isinstance(error, ModelHTTPError) else None) or {}
-    try:
-        return max(0.0, float(headers.get("retry-after", 0)))
-    except ValueError:  # a date
-        return 0.0
+def _reason(error: BaseException) -> str:
+    """Return why, in one line of a bounded length: what was told, and what is behind it."""
+    if isinstance(error, ModelHTTPError):
+        body = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
+        meant = error.suggested_model_id and f"did you mean {error.suggested_model_id!r}?"
+        told = ": ".join(str(each) for each in (f"status {error.status_code}", body, meant, error.hint) if each)
+    else:
+        told, cause = _line(error).partition(". Consider raising")[0], error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        told += "" if _line(cause) in told else f" ({_line(cause)})"
+    return shorten(told, _LONGEST, placeholder=" …")
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    return " ".join(str(error).split())

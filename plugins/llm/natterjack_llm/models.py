@@ -12,6 +12,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.providers import Provider, infer_provider_class
 
 from natterjack import ConfigError
+from natterjack_llm.provider import ProviderModel
 from natterjack_llm.scripted import scripted_model
 
 SCRIPTED: Final = "scripted"
@@ -38,7 +39,7 @@ def _named(name: str, base_url: str | None) -> Model:
     if kind == SCRIPTED:
         return scripted_model(rest)
     try:
-        return infer_model(name) if base_url is None else infer_model(name, lambda kind: _provider(kind, base_url))
+        found = infer_model(name) if base_url is None else infer_model(name, lambda kind: _provider(kind, base_url))
     except ImportError as error:
         msg = f"the model {name!r} needs a package that is not installed: {_line(error)}"
         raise ConfigError(msg) from error
@@ -48,6 +49,7 @@ def _named(name: str, base_url: str | None) -> Model:
     except Exception as error:  # a provider's client says in its own way that it has no key
         msg = f"the model {name!r} cannot be used: {type(error).__name__}: {_line(error)}"
         raise ConfigError(msg) from error
+    return ProviderModel(found)
 
 
 def _provider(kind: str, base_url: str) -> Provider[Any]:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from natterjack.cli.asyncapi import document
-from natterjack.cli.teamfile import TeamFile
+from natterjack.team.file import TeamFile
 from natterjack.testing.command import Cli
 
 NODE_MODULES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natterjack" / "node" / "node_modules"

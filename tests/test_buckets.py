@@ -9,7 +9,6 @@ import pytest
 
 from natterjack import Agent, AgentContext, AgentProcess, AgentRuntime, Event, EventTrigger, RunContext, connect
 from natterjack.bus import Bus
-from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError, InvalidNameError, NotProvisionedError, PatternError, RefusedError
 from natterjack.guards import Guards
 from natterjack.host import AgentHost
@@ -21,6 +20,7 @@ from natterjack.runtime import start_agent
 from natterjack.server import Server
 from natterjack.subjects import check_keys, matches
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team
 from natterjack.testing import NatsServer, until
 from natterjack.testing.command import Cli
 
@@ -201,7 +201,10 @@ async def test_a_program_has_buckets(own_server: NatsServer) -> None:
 async def firm(team: Team) -> AsyncIterator[tuple[NatsServer, AsyncExitStack]]:
     users = ["{ user: operator, password: p }"]
     for name, granted in agent_permissions(team, Plugins.load()).items():
-        allowed = {"publish": {"allow": list(granted.publish)}, "subscribe": {"allow": list(granted.subscribe)}}
+        allowed = {
+            "publish": {"allow": list(granted.publish)},
+            "subscribe": {"allow": [*granted.subscribe, *granted.serve]},
+        }
         users.append(f"{{ user: {name}, password: p, permissions: {json.dumps(allowed)} }}")
     with NatsServer(f"authorization {{ users = [ {', '.join(users)} ] }}\n") as server:
         async with AsyncExitStack() as stack:

@@ -201,7 +201,7 @@ def made_of(names: tuple[str, ...] | list[str]) -> Wiring:
 def documents() -> list[str]:
     import tomllib
 
-    from natterjack.cli.teamfile import TeamFile
+    from natterjack.team.file import TeamFile
 
     team: Team = TeamFile.model_validate(tomllib.loads(TEAM)).as_team()
     return [mermaid(wiring(team)), mermaid(made_of(HOSTILE)), mermaid(Wiring("empty"))]

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from natterjack import codec
-from natterjack.cli.teamfile import read_team
 from natterjack.components import Agent
 from natterjack.errors import ConfigError, PluginError, RefusedError
 from natterjack.guards import Guards
@@ -29,6 +28,7 @@ from natterjack.plugins import Plugins
 from natterjack.rights import Verb
 from natterjack.subjects import OPERATOR
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team
 from natterjack.team.model import AgentSpec
 from natterjack.testing import NatsServer
 from natterjack.testing.narrow import narrow_config

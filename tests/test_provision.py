@@ -7,11 +7,11 @@ import pytest
 
 from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedError, Right, UnknownAgentError, connect
 from natterjack.bus import Bus
-from natterjack.cli.teamfile import read_team
 from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, provision, stored_team
 from natterjack.team import Team
+from natterjack.team.file import read_team
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:

@@ -19,13 +19,13 @@ import pytest
 from natterjack.builtin import EventTrigger
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
-from natterjack.cli.teamfile import read_team
 from natterjack.components import Trigger
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.team import check_team
+from natterjack.team.file import read_team
 from natterjack.testing import NatsServer, ScriptedClock, until
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ def may_publish(granted: Permissions, subject: str) -> bool:
 
 
 def may_subscribe(granted: Permissions, subject: str) -> bool:
-    return any(subjects.matches(pattern, subject) for pattern in granted.subscribe)
+    return any(subjects.matches(pattern, subject) for pattern in (*granted.subscribe, *granted.serve))
 
 
 def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> None:

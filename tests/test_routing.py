@@ -21,7 +21,6 @@ from natterjack import (
 )
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
-from natterjack.cli.teamfile import read_team
 from natterjack.dead import dead_letters
 from natterjack.journal import StreamJournal
 from natterjack.middleware import Middleware
@@ -29,6 +28,7 @@ from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
 from natterjack.rights import Right
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team
 from natterjack.testing import NatsServer, until
 
 PLUGINS = Plugins.load()

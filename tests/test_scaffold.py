@@ -13,10 +13,10 @@ import pytest
 from natterjack import hookspecs
 from natterjack.cli.advice import warnings
 from natterjack.cli.scaffold import SORTS, check_plugin_name, package_files
-from natterjack.cli.teamfile import read_team
 from natterjack.errors import InvalidNameError
 from natterjack.plugins import Plugins
 from natterjack.team import check_team
+from natterjack.team.file import read_team
 from natterjack.testing.command import Cli
 
 RULES = "E,F,W,I,UP,B,C4,SIM,PERF,PT,TC,TRY,D,ANN,PLC,PLE,PLW,ASYNC,T20"

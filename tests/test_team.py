@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from natterjack.cli.advice import warnings
-from natterjack.cli.teamfile import MAX_BYTES, key_lines, read_team, team_schema
 from natterjack.components import Agent, Entry, Journal, PeerScheme, Trigger, TriggerContext
 from natterjack.errors import ConfigError, NatterjackError, PluginError
 from natterjack.messages import Answer
@@ -26,6 +25,7 @@ from natterjack.rights import Rule
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec
 from natterjack.team.check import check_team, make_trigger, trigger_settings
+from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 from natterjack.team.values import plain
 from natterjack.toolserver import ToolServer, ToolServerContext

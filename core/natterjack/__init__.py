@@ -60,18 +60,19 @@ from natterjack.hookspecs import hookimpl
 from natterjack.journal import StreamJournal
 from natterjack.messages import Answer, Answers, Attachment, Envelope, Event, Firing, PlainMessage, Query, Schedule
 from natterjack.middleware import Middleware
+from natterjack.needs import agent_rights
 from natterjack.peers import AnswerStream
 from natterjack.process import AgentProcess
 from natterjack.quota import Quota
-from natterjack.rights import Right, Rule, Verb
+from natterjack.rights import Permissions, Right, Rule, Verb, permissions
 from natterjack.runs import RunContext
 from natterjack.runtime import AgentRuntime
 from natterjack.server import Server
 from natterjack.service import Endpoint, MicroService
 from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.subjects import matches
-from natterjack.team import AgentSpec
+from natterjack.subjects import matches, widest
+from natterjack.team import AgentSpec, Team, read_team
 from natterjack.tokens import Claims, Tokens
 from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerContext, ToolSource
 from natterjack.toolsubjects import ToolSubjects
@@ -131,6 +132,7 @@ __all__ = [
     "PeerScheme",
     "PeerTimeoutError",
     "PeerUnavailableError",
+    "Permissions",
     "PlainMessage",
     "PluginError",
     "Query",
@@ -154,6 +156,7 @@ __all__ = [
     "StreamJournal",
     "StreamTrigger",
     "SubjectTrigger",
+    "Team",
     "TeamClient",
     "TokenError",
     "Tokens",
@@ -170,9 +173,13 @@ __all__ = [
     "UsageError",
     "Verb",
     "WaitTimeoutError",
+    "agent_rights",
     "connect",
     "find_server",
     "hookimpl",
     "is_approved",
     "matches",
+    "permissions",
+    "read_team",
+    "widest",
 ]

@@ -7,7 +7,7 @@ from natterjack.builtin import own_triggers
 from natterjack.components import Trigger
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
-from natterjack.team import AgentSpec, Team, make_trigger
+from natterjack.team import AgentSpec, Team, check_team, make_trigger
 
 
 def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:
@@ -35,8 +35,19 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
     return sorted(set(needs))
 
 
-def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
-    """Return the narrow NATS permissions of each agent and tool server of a team, for one account."""
+def agent_rights(team: Team, plugins: Plugins | None = None) -> dict[str, list[Right]]:
+    """Return what each agent and tool server of a team may do, and no more.
+
+    Args:
+        team: The team.
+        plugins: Where its components come from; the installed plugins by default.
+
+    Raises:
+        ConfigError: The team, or a setting of a component, is wrong.
+        PluginError: One is not installed.
+    """
+    plugins = plugins or Plugins.load()
+    check_team(team, plugins)
     none = {"writes": ()} if any(spec.writes is not None for spec in team.agents.values()) else {}
     granted = {
         name: [Right("provide", name), *plugins.tool_server(spec.kind).create(spec.options).needs(name)]
@@ -45,4 +56,9 @@ def agent_permissions(team: Team, plugins: Plugins) -> dict[str, Permissions]:
     for name, spec in team.agents.items():  # where somebody declares writes, who declares none may write none
         own = spec if spec.writes is not None else spec.model_copy(update=none)
         granted[name] = [*agent_needs(name, own, plugins), *team.calls(name)]
-    return {name: permissions(name, rights) for name, rights in granted.items()}
+    return granted
+
+
+def agent_permissions(team: Team, plugins: Plugins | None = None) -> dict[str, Permissions]:
+    """Return the same as narrow NATS permissions in one account; see `agent_rights`."""
+    return {name: permissions(name, rights) for name, rights in agent_rights(team, plugins).items()}

@@ -99,6 +99,12 @@ def _stored(root: str) -> dict[str, Any]:
     }
 
 
+def _attested(stream: dict[str, Any]) -> dict[str, Any]:
+    """Such a stream where principals have accounts: these put who publishes into the subject, which stays as it is."""
+    (published,) = stream["subjects"]
+    return stream | {"subjects": [published, f"stored.{published}"]}
+
+
 def _objects(bucket: str, max_age: int) -> dict[str, Any]:
     """A bucket of the object store; its objects never change, so nothing needs a rollup or a purge."""
     return {
@@ -163,6 +169,8 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
     }
     | dict([context_stream()])
 )
+ATTESTED: Final = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX)
+"""Streams of what principals publish by their names."""
 
 
 @dataclass(slots=True)
@@ -210,6 +218,7 @@ async def provision(
         ConfigError: The team is wrong, or the server has a stream of that name for something else.
         BrokerError: The server refuses.
     """
+    team = team.closed() if bus.server.attests else team
     check_team(team, plugins)
     given = triggers or {}
     wakes = {
@@ -228,8 +237,10 @@ async def provision(
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
     streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
     streams |= {subjects.SCHEDULES: SCHEDULES_STREAM} if schedules else {}
-    sources = [delay_source(name) for name in await _delays(bus, streams, done, prune=prune)]
-    streams[subjects.EVENTS] = STREAMS[subjects.EVENTS] | {"sources": sources}
+    attested = bus.server.attests
+    streams |= {name: _attested(streams[name]) for name in ATTESTED} if attested else {}
+    sources = [delay_source(name, attested=attested) for name in await _delays(bus, streams, done, prune=prune)]
+    streams[subjects.EVENTS] = streams[subjects.EVENTS] | {"sources": sources}
     for name, config in streams.items():
         await _stream(bus, name, config, done)
     # A team's first triggers get what there is; one that is added later begins with what comes.

@@ -73,24 +73,43 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """NATS subject permissions of one user: allow-lists."""
+    """NATS subject permissions of one user: allow-lists.
+
+    Attributes:
+        publish: Where it may publish.
+        subscribe: What it may hear.
+        serve: Where it may answer; it subscribes to that, too.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    serve: tuple[str, ...] = ()
 
 
+class _Granted(NamedTuple):
+    """What one right comes to; see `Permissions`."""
+
+    publish: list[str]
+    subscribe: list[str] = []  # noqa: RUF012 - nobody changes it
+    serve: list[str] = []  # noqa: RUF012
+
+
+REPLIES: Final = "_INBOX.>"
+"""Where all replies go within one account."""
 _API: Final = "$JS.API"
 
 
-def _consume(what: str) -> tuple[list[str], list[str]]:
+def _consume(what: str) -> _Granted:
     stream, _, durable = what.partition("/")
     limits = [f"{_API}.STREAM.INFO.{stream}"] if subjects.is_log(stream) else []  # to know what expired [R9]
-    return [
-        *limits,
-        f"{_API}.CONSUMER.MSG.NEXT.{stream}.{durable}",
-        f"{_API}.CONSUMER.INFO.{stream}.{durable}",
-        f"$JS.ACK.{stream}.{durable}.>",
-    ], []
+    return _Granted(
+        [
+            *limits,
+            f"{_API}.CONSUMER.MSG.NEXT.{stream}.{durable}",
+            f"{_API}.CONSUMER.INFO.{stream}.{durable}",
+            f"$JS.ACK.{stream}.{durable}.>",
+        ]
+    )
 
 
 def _keys(what: str) -> tuple[str, str]:
@@ -99,11 +118,11 @@ def _keys(what: str) -> tuple[str, str]:
     return subjects.context_bucket(name), pattern
 
 
-def _write(what: str) -> tuple[list[str], list[str]]:
-    return [subjects.key(*_keys(what))], []
+def _write(what: str) -> _Granted:
+    return _Granted([subjects.key(*_keys(what))])
 
 
-def _read(what: str) -> tuple[list[str], list[str]]:
+def _read(what: str) -> _Granted:
     """All of a bucket, or some keys [R11]: then no get whose payload says what it wants, because nothing bounds it."""
     bucket, pattern = _keys(what)
     stream = subjects.bucket_stream(bucket)
@@ -111,14 +130,14 @@ def _read(what: str) -> tuple[list[str], list[str]]:
     whole = [direct] if pattern == ">" else []
     names = [f"{_API}.STREAM.INFO.{stream}"] if subjects.is_wild(pattern) else []
     one = f"{direct}.{subjects.key(bucket, pattern)}"
-    return [*names, *whole, one], [subjects.feed_context(pattern, bucket)]
+    return _Granted([*names, *whole, one], [subjects.feed_context(pattern, bucket)])
 
 
-def _serve(agent: str) -> tuple[list[str], list[str]]:
+def _serve(agent: str) -> _Granted:
     told = [subjects.cancel(agent, "*"), subjects.answer(agent, "*"), subjects.service(">")]
     asked = [subjects.ask(agent), subjects.prompt("*", agent), subjects.status("*", agent)]
-    own, _ = _ask(agent)  # for those who come by a door of its own, such as HTTP
-    return ["_INBOX.>", subjects.heartbeat("*", agent), *own, *_counts(agent)], [*asked, *told]
+    own = _ask(agent).publish  # for those who come by a door of its own, such as HTTP
+    return _Granted([REPLIES, subjects.heartbeat("*", agent), *own, *_counts(agent)], serve=[*asked, *told])
 
 
 def _counts(principal: str) -> list[str]:
@@ -128,59 +147,54 @@ def _counts(principal: str) -> list[str]:
     return [*keys, *(f"{_API}.DIRECT.GET.{stream}.{key}" for key in keys)]
 
 
-def _ask(what: str) -> tuple[list[str], list[str]]:
+def _ask(what: str) -> _Granted:
     if addresses.is_foreign(what):  # it hears answers to its questions in its own inbox
         agent, owner, session = addresses.split_foreign(what)
-        return [subjects.prompt(owner, session, agent), subjects.service("INFO", "agents"), "_INBOX.agents.>"], []
+        return _Granted([subjects.prompt(owner, session, agent), subjects.service("INFO", "agents"), "_INBOX.agents.>"])
     spoken = [subjects.cancel(what, "*"), subjects.answer(what, "*")]
-    return [subjects.ask(what), subjects.prompt("*", what), *spoken], []
+    return _Granted([subjects.ask(what), subjects.prompt("*", what), *spoken])
 
 
-def _journal(agent: str) -> tuple[list[str], list[str]]:
+def _journal(agent: str) -> _Granted:
     own = subjects.journal(agent, "*", "*")
     large = objects(subjects.JOURNAL_OBJECTS, agent)
-    return [own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}", *large], [subjects.feed_journal(agent)]
+    return _Granted([own, f"{_API}.DIRECT.GET.{subjects.JOURNAL}.{own}", *large], [subjects.feed_journal(agent)])
 
 
-def _delay(principal: str) -> tuple[list[str], list[str]]:
+def _delay(principal: str) -> _Granted:
     held = subjects.delay(principal)
-    return [held, f"{_API}.DIRECT.GET.{subjects.delay_stream(principal)}.{held}"], []
+    return _Granted([held, f"{_API}.DIRECT.GET.{subjects.delay_stream(principal)}.{held}"])
 
 
-def _watch(what: str) -> tuple[list[str], list[str]]:
+def _watch(what: str) -> _Granted:
     agent, _, trigger = what.partition(".")
     names = (subjects.schedule(agent, trigger), subjects.fired(agent, trigger))
-    return [f"{_API}.DIRECT.GET.{subjects.SCHEDULES}.{name}" for name in names], []
+    return _Granted([f"{_API}.DIRECT.GET.{subjects.SCHEDULES}.{name}" for name in names])
 
 
-def _park(agent: str) -> tuple[list[str], list[str]]:
+def _park(agent: str) -> _Granted:
     own = subjects.wake(agent, "*")
     told = [f"{_API}.DIRECT.GET.{subjects.WAKES}.{own}", f"{_API}.STREAM.INFO.{subjects.WAKES}"]
-    return [own, *told], [subjects.wake(agent, root="feed.wake")]
+    return _Granted([own, *told], [subjects.wake(agent, root="feed.wake")])
 
 
-def _converse(agent: str) -> tuple[list[str], list[str]]:
+def _converse(agent: str) -> _Granted:
     bucket = subjects.CONVERSATIONS_BUCKET
     own = subjects.key(bucket, f"{agent}.*")
-    return [own, f"{_API}.DIRECT.GET.{subjects.bucket_stream(bucket)}.{own}"], []
+    return _Granted([own, f"{_API}.DIRECT.GET.{subjects.bucket_stream(bucket)}.{own}"])
 
 
-def _call(what: str) -> tuple[list[str], list[str]]:
+def _call(what: str) -> _Granted:
     """What calls no tool, such as the list of tools, may be asked by all who may call one."""
     server, _, tool = what.partition("/")
     spoken = ToolSubjects(server)
-    return [spoken.calls if tool in ("", "*") else spoken.call(tool), spoken.methods, spoken.cancels], []
+    return _Granted([spoken.calls if tool in ("", "*") else spoken.call(tool), spoken.methods, spoken.cancels])
 
 
-def _provide(server: str) -> tuple[list[str], list[str]]:
+def _provide(server: str) -> _Granted:
     own = ToolSubjects(server)
-    return ["_INBOX.>", own.changes, *_counts(server)], [
-        own.calls,
-        own.methods,
-        own.cancels,
-        own.changes,
-        subjects.service(">"),
-    ]
+    served = [own.calls, own.methods, own.cancels, subjects.service(">")]
+    return _Granted([REPLIES, own.changes, *_counts(server)], [own.changes], served)
 
 
 def objects(bucket: str, owner: str) -> list[str]:
@@ -190,20 +204,20 @@ def objects(bucket: str, owner: str) -> list[str]:
     return [chunks, meta, f"{_API}.DIRECT.GET.{subjects.object_stream(bucket)}.{chunks}"]
 
 
-_SUBJECTS: Final[dict[Verb, Callable[[str], tuple[list[str], list[str]]]]] = {
-    "emit": lambda what: ([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
-    "replay": lambda _: ([f"{_API}.DIRECT.GET.{subjects.EVENTS}"], []),
-    "publish": lambda what: ([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"], []),
-    "inject": lambda what: ([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"], []),
+_SUBJECTS: Final[dict[Verb, Callable[[str], _Granted]]] = {
+    "emit": lambda what: _Granted([subjects.event(what), f"{_API}.DIRECT.GET.{subjects.EVENTS}"]),
+    "replay": lambda _: _Granted([f"{_API}.DIRECT.GET.{subjects.EVENTS}"]),
+    "publish": lambda what: _Granted([subjects.message(what), f"{_API}.DIRECT.GET.{subjects.MESSAGES}"]),
+    "inject": lambda what: _Granted([f"inbox.{what}", f"{_API}.DIRECT.GET.{subjects.INBOX}"]),
     "ask": _ask,
     "write": _write,
     "read": _read,
-    "hear": lambda what: ([], [subjects.feed_events(what), subjects.feed_messages(what)]),
-    "listen": lambda what: ([], [what]),
+    "hear": lambda what: _Granted([], [subjects.feed_events(what), subjects.feed_messages(what)]),
+    "listen": lambda what: _Granted([], [what]),
     "consume": _consume,
     "serve": _serve,
     "journal": _journal,
-    "bury": lambda agent: ([subjects.dead(agent, "*")], []),
+    "bury": lambda agent: _Granted([subjects.dead(agent, "*")]),
     "delay": _delay,
     "watch": _watch,
     "park": _park,
@@ -220,9 +234,10 @@ def permissions(principal: str, rights: Iterable[Right]) -> Permissions:
     """
     team = subjects.bucket_stream(subjects.TEAM_BUCKET)
     publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
-    subscribe = {f"_INBOX.{principal}.>"}
+    subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()
     for right in rights:
-        publishes, subscribes = _SUBJECTS[right.verb](right.what)
-        publish.update(publishes)
-        subscribe.update(subscribes)
-    return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)))
+        granted = _SUBJECTS[right.verb](right.what)
+        publish.update(granted.publish)
+        subscribe.update(granted.subscribe)
+        serve.update(granted.serve)
+    return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)), tuple(sorted(serve)))

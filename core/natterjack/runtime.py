@@ -155,7 +155,7 @@ class AgentRuntime:
                 plugins.triggers.setdefault(trigger.name, type(trigger))
         server = await self._find_server()
         self._bus = await Bus.connect(server, principal=subjects.OPERATOR)
-        team = self.team
+        team = self.team.closed() if self._bus.server.attests else self.team
         triggers = {name: process.triggers for name, process in self._processes.items()}
         await provision(self._bus, team, plugins, context=self.context, buckets=self.buckets, triggers=triggers)
         await self.context.attach(self._bus)

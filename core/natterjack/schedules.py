@@ -89,10 +89,16 @@ def delay_stream(principal: str, patterns: Iterable[str]) -> tuple[str, dict[str
     }
 
 
-def delay_source(stream: str) -> dict[str, Any]:
-    """Return how EVENTS takes what is due, the same for all types: after a change the server takes all of it again."""
+def delay_source(stream: str, *, attested: bool = False) -> dict[str, Any]:
+    """Return how EVENTS takes what is due, the same for all types: after a change the server takes all of it again.
+
+    Args:
+        stream: Where a principal's delayed events are.
+        attested: Whether nobody else can publish there, so that the principal is known.
+    """
     principal = stream.removeprefix(subjects.delay_stream(""))
-    transform = {"src": subjects.due(principal, ">"), "dest": subjects.stored_events(">", subjects.ANYONE)}
+    author = principal if attested else subjects.ANYONE
+    transform = {"src": subjects.due(principal, ">"), "dest": subjects.stored_events(">", author)}
     return {"name": stream, "subject_transforms": [transform]}
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from natterjack.errors import ConfigError
 
 API_PREFIX: Final = "$JS.API"
+SECURED_PREFIX: Final = "CORE.API"
+"""What the same is called in the accounts of principals."""
+ACCOUNT: Final = "P-"
+"""What the name of a principal's account begins with; its principal's name follows."""
 OLDEST_SERVER: Final = (2, 12, 0)
 """The oldest usable nats-server: counters, schedules and atomic batches came with it."""
-SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix")
+SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix", "keys")
 """Fields of `Server` that the environment may give, as `NATS_<NAME>`."""
 
 
@@ -32,6 +37,7 @@ class Server:
         cert: Path of this client's certificate, with `key`.
         key: Path of its private key.
         prefix: Prefix of the JetStream API, e.g. `CORE.API`.
+        keys: Folder with the nkey seed of each principal, `<name>.nk`, as `natterjack secure` writes it.
         origin: Who named it, where the user may not know: `NATS_URL`.
     """
 
@@ -45,6 +51,7 @@ class Server:
     cert: str | None = None
     key: str | None = None
     prefix: str = API_PREFIX
+    keys: str | None = None
     origin: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +59,17 @@ class Server:
             if not _is_url(url):
                 msg = f"{hidden(url)!r} is no server URL; write it like nats://127.0.0.1:4222"
                 raise ConfigError(msg)
+
+    @property
+    def attests(self) -> bool:
+        """Whether each principal has an account of its own, so that the broker says who sends."""
+        return self.prefix == SECURED_PREFIX
+
+    def of(self, principal: str) -> Server:
+        """Return how a principal logs in: with its own key, if there is a folder of keys."""
+        if self.keys is None:
+            return self
+        return replace(self, nkey=str(Path(self.keys, f"{principal}.nk")), prefix=SECURED_PREFIX)
 
     @property
     def urls(self) -> list[str]:
@@ -100,7 +118,7 @@ def named_server(url: str | None = None, default: str | None = None) -> Server |
     """Return the server that the user named, or None: then an embedded one is started.
 
     Looked for in this order: `url`, the environment's `NATS_URL` (with `NATS_TOKEN`, `NATS_USER`, `NATS_PASSWORD`,
-    `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`, `NATS_PREFIX`), `default`.
+    `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`, `NATS_PREFIX`, `NATS_KEYS`), `default`.
 
     Raises:
         ConfigError: The URL is none.

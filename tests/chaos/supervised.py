@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from natterjack.cli.teamfile import read_team
+from natterjack.team.file import read_team
 
 from .workload import FOLDER, clock
 

@@ -114,6 +114,7 @@ class Bus(Streams):
             CredentialsError: The server refuses the credentials, or a file of them cannot be read.
             ConnectError: No server answers, or it is too old.
         """
+        server = server.of(principal)
         bus = cls(server, principal)
         try:
             async with asyncio.timeout(timeout):

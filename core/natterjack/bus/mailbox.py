@@ -13,11 +13,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
+import orjson
+
 from natterjack import codec
 from natterjack.bus.headers import encode
 from natterjack.clock import Alarm
-from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, RequestTimeoutError
+from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, PayloadError, RequestTimeoutError
 from natterjack.messages import Envelope
+from natterjack.server import ACCOUNT, Server
+from natterjack.subjects import OPERATOR
 
 NO_RESPONDERS: Final = "503"
 ROOM: Final = 64 * 1024 * 1024
@@ -226,16 +230,23 @@ class Requests:
     """Requests and their replies, as the bus offers them."""
 
     _mailbox: Mailbox
+    server: Server
 
     @staticmethod
     def stamped(envelope: Envelope) -> dict[str, str]:
         """Return the one header that carries an envelope."""
         return {codec.HEADER: codec.pack(envelope)}
 
-    @staticmethod
-    def envelope_of(message: Message) -> Envelope:
-        """Return what came with a message in that header; raise `PayloadError` if it is malformed."""
-        return envelope_of(message)
+    def envelope_of(self, message: Message) -> Envelope:
+        """Return what came with a message in that header; raise `PayloadError` if it is malformed.
+
+        Where the broker attests who sends, that is its source; only the operator may speak for others.
+        """
+        envelope = envelope_of(message)
+        sender = sender_of(message) if self.server.attests else ""
+        if not sender or (sender == OPERATOR and envelope.source):
+            return envelope
+        return envelope._replace(source=sender)
 
     async def request(
         self,
@@ -344,6 +355,20 @@ def envelope_of(message: Message) -> Envelope:
     """
     headers = message.headers
     return codec.unpack(headers.get(codec.HEADER)) if headers else Envelope()
+
+
+def sender_of(message: Message) -> str:
+    """Return the principal from whose account a request came; empty: from one's own.
+
+    Raises:
+        PayloadError: What says so is not the server's.
+    """
+    told = (message.headers or {}).get("Nats-Request-Info")
+    try:
+        return str(orjson.loads(told)["acc"]).removeprefix(ACCOUNT) if told else ""
+    except (ValueError, LookupError, TypeError) as error:
+        msg = f"{told!r:.100} is no Nats-Request-Info; leave this header to the server"
+        raise PayloadError(msg) from error
 
 
 def error_of(message: Message) -> tuple[int, str] | None:

@@ -16,7 +16,6 @@ from natterjack import subjects
 from natterjack.broker import find_server, server_version
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
-from natterjack.cli.teamfile import read_team
 from natterjack.dead import dead_letters
 from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.expiry import expired
@@ -25,6 +24,7 @@ from natterjack.plugins import Plugins
 from natterjack.provision import STREAMS, stored_team
 from natterjack.service import discover
 from natterjack.team import Team
+from natterjack.team.file import read_team
 
 OLDEST_PYTHON: Final = (3, 11)
 MAX_LAG: Final = 1000
@@ -145,7 +145,8 @@ async def check_team(bus: Bus, team_file: Path, plugins: Plugins) -> AsyncIterat
 def _check_provisioned(team: Team, team_file: Path) -> Finding:
     if team_file.is_file():
         try:
-            if read_team(team_file).agents != team.agents:
+            written = read_team(team_file)
+            if team.agents not in (written.agents, written.closed().agents):
                 what = f"{team_file} differs from what is provisioned as {team.name!r}"
                 return bad("team", what, f"natterjack provision {team_file}, then start the agents again")
         except NatterjackError:

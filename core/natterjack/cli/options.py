@@ -17,13 +17,13 @@ from natterjack import codec
 from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient, connect
 from natterjack.errors import ConfigError, nearest
 from natterjack.provision import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.subjects import OPERATOR
 from natterjack.team import Team
+from natterjack.team.file import read_team
 
 TEAM_FILE: Final = Path("team.toml")
 

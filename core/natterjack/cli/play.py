@@ -21,7 +21,6 @@ from natterjack.broker.storelock import StoreLock
 from natterjack.bus import Bus, Message
 from natterjack.cli.options import operator
 from natterjack.cli.supervisor import Supervisor
-from natterjack.cli.teamfile import read_team
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.coroutines import first_of
@@ -35,6 +34,7 @@ from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.server import Server
 from natterjack.team import Team
+from natterjack.team.file import read_team
 
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0

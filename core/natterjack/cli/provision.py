@@ -11,12 +11,12 @@ import typer
 from natterjack.cli.options import TEAM_FILE, JsonOption, NatsContextOption, ServerOption, find_server, operator
 from natterjack.cli.output import note, write_json, write_table
 from natterjack.cli.run import run
-from natterjack.cli.teamfile import read_team, team_schema
 from natterjack.plugins import Plugins
 from natterjack.provision import Provisioned
 from natterjack.provision import provision as provision_team
 from natterjack.server import Server
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team, team_schema
 
 TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team file.")]
 

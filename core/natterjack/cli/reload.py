@@ -14,10 +14,10 @@ from pathlib import Path
 
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.supervisor import Supervisor
-from natterjack.cli.teamfile import read_team
 from natterjack.errors import NatterjackError
 from natterjack.plugins import Plugins
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team
 
 Tell = Callable[[str], None]
 _TICK = 500

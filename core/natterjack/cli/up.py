@@ -27,7 +27,6 @@ from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
 from natterjack.cli.run import renewing, run, show_logs, stopping
 from natterjack.cli.supervisor import Supervisor
-from natterjack.cli.teamfile import read_team
 from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.coroutines import first_of
 from natterjack.errors import NatterjackError
@@ -37,6 +36,7 @@ from natterjack.server import Server
 from natterjack.service import discover
 from natterjack.subjects import OPERATOR
 from natterjack.team import Team, check_team
+from natterjack.team.file import read_team
 
 log = logging.getLogger("natterjack.up")
 

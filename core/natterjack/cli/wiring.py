@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from natterjack.builtin.agents import import_object
-from natterjack.cli.teamfile import read_team
 from natterjack.errors import ConfigError
 from natterjack.runtime import AgentRuntime
 from natterjack.subjects import is_wild, overlap
 from natterjack.team import AgentSpec, Team, TriggerSpec
+from natterjack.team.file import read_team
 from natterjack.team.model import APPROVAL_ANSWERED
 
 NodeKind = Literal["agent", "event", "topic", "key", "tools", "trigger", "peer", "outside"]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message, Subscription, envelope_of
+from natterjack.bus import Bus, Message, Subscription
 from natterjack.clock import Alarm
 from natterjack.coroutines import WorkQueue
 from natterjack.errors import (
@@ -209,7 +209,7 @@ class AskServer:
         endpoint.num_requests += 1
         reply = kind(self._bus, self._agent, next(self._runs), message.reply)
         try:
-            envelope = envelope_of(message)
+            envelope = self._bus.envelope_of(message)
             prompt = read(message.data)
         except PayloadError as error:
             self._refuse(reply, endpoint, 400, str(error))

@@ -1,6 +1,7 @@
 """The team: its model, and the checks of it."""
 
 from natterjack.team.check import check_team, make_trigger
+from natterjack.team.file import read_team
 from natterjack.team.model import AgentSpec, Team, TriggerSpec
 
 __all__ = [
@@ -9,4 +10,5 @@ __all__ = [
     "TriggerSpec",
     "check_team",
     "make_trigger",
+    "read_team",
 ]

@@ -6,7 +6,6 @@ A team comes from `team.toml` or from Python, and is stored in the KV bucket `te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
@@ -17,6 +16,7 @@ from natterjack.errors import UnknownAgentError
 from natterjack.rights import Right, Rule, Verb
 from natterjack.settings import Settings
 from natterjack.subjects import OPERATOR, check_pattern, matches, split_keys
+from natterjack.team.origins import Origins
 from natterjack.team.processes import ProcessSpec, ToolSpec, open_schema
 from natterjack.team.values import (
     BucketName,
@@ -213,6 +213,12 @@ class AgentSpec(ProcessSpec):
             return tuple(dict.fromkeys([*found, *here]))
         return found
 
+    def closed(self) -> AgentSpec:
+        """Return the same agent where it may do nothing that it does not declare, but read."""
+        emits = dict.fromkeys((*self.result_types, *self.delays))
+        denied = {"emits": tuple(emits), "asks": tuple(self.cross_agents), "replays": (), "publishes": (), "writes": ()}
+        return self.model_copy(update={key: value for key, value in denied.items() if getattr(self, key) is None})
+
     def keys_in(self, bucket: str, verb: Verb) -> tuple[str, ...] | None:
         """Return the patterns of a bucket's keys that it may read or write; None: all of the main context."""
         declared = self.reads if verb == "read" else self.writes
@@ -255,29 +261,6 @@ class AgentSpec(ProcessSpec):
         return (*([self.result_event] if self.result_event else []), *self.result_events)
 
 
-@dataclass(frozen=True, slots=True)
-class Origins:
-    """Where a team is written: for messages only, so that two teams compare equal wherever they come from.
-
-    Attributes:
-        file: Path of its file; empty when it comes from Python.
-        lines: Line of each table and key, by its path.
-    """
-
-    file: str = field(default="", compare=False)
-    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, compare=False)
-
-    def at(self, *path: object) -> str:
-        """Return `team.toml:12` for the nearest thing around a path that has a line."""
-        line = self.line(*path)
-        return f"{self.file}:{line}" if line else self.file
-
-    def line(self, *path: object) -> int:
-        """Return its line, 1 first, or 0."""
-        names = tuple(str(part) for part in path)
-        return next((self.lines[names[:n]] for n in range(len(names), 0, -1) if names[:n] in self.lines), 0)
-
-
 class TeamTable(Settings):
     """The table `[team]`.
 
@@ -299,6 +282,10 @@ class Team(TeamTable):
     """A team.
 
     Attributes:
+        name: Its name.
+        external: See `TeamTable`, as for `server` and `transactions`.
+        server: Server to connect to.
+        transactions: Whether several keys can be written at once.
         context: The shared context's initial state.
         buckets: Initial state of the buckets beside it, which only those may read and write who declare it.
         agents: Its agents by name.
@@ -353,6 +340,11 @@ class Team(TeamTable):
             tools = [tool for tool in spec.roles or () if spec.admits(tool, agent, self.roles_of(agent))]
             found += [Right("call", f"{server}/{tool}") for tool in (["*"] if spec.roles is None else tools)]
         return found
+
+    def closed(self) -> Team:
+        """Return the same team where what an agent does not declare is denied, as in secured mode; but for reading."""
+        agents = {name: spec.closed() for name, spec in self.agents.items()}
+        return self.model_copy(update={"agents": agents}).written_in(self._origins)
 
     def written_in(self, origins: Origins) -> Team:
         """Return the same team, whose messages say where it is written."""

@@ -84,6 +84,6 @@ def _user(name: str, granted: Permissions | None) -> str:
     """Return one user of a server's configuration."""
     rights = ""
     if granted is not None:
-        publish, subscribe = json.dumps(list(granted.publish)), json.dumps(list(granted.subscribe))
+        publish, subscribe = json.dumps(list(granted.publish)), json.dumps([*granted.subscribe, *granted.serve])
         rights = f", permissions: {{ publish: {{ allow: {publish} }}, subscribe: {{ allow: {subscribe} }} }}"
     return f"{{ user: {name}, password: {name}-password{rights} }}"

@@ -16,7 +16,8 @@ from natterjack.codec import MAX_DEPTH
 from natterjack.errors import ConfigError
 from natterjack.settings import Settings
 from natterjack.team.check import path_text, report, sentence
-from natterjack.team.model import AgentSpec, Origins, Team, TeamTable, TriggerSpec
+from natterjack.team.model import AgentSpec, Team, TeamTable, TriggerSpec
+from natterjack.team.origins import Origins
 from natterjack.team.processes import ToolSpec
 from natterjack.team.values import BucketName, Name, State, ToolName
 

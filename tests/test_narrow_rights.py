@@ -1,7 +1,8 @@
-"""A whole team whose agents may do exactly what their components need: plain subject permissions of the server.
+"""A whole team whose agents may do exactly what their components need, by plain subject permissions and by accounts.
 
-Every agent has a user of its own, with the permissions that provisioning would grant. All of the kernel must work
-with them, and what is not granted must fail at once, even where no guard of ours stands before it.
+Every agent has a user of its own, with the permissions that provisioning would grant; or an account of its own, as
+`natterjack secure` makes it. All of the kernel must work with them, and what is not granted must fail at once, even
+where no guard of ours stands before it.
 """
 
 import asyncio
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,10 +38,11 @@ from natterjack.peers import Peers
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
+from natterjack.server import Server
 from natterjack.team import Team
 from natterjack.testing import NatsServer, until
-from natterjack.testing.narrow import login_of as login
-from natterjack.testing.narrow import narrow_config
+from natterjack.testing.narrow import login_of, narrow_config
+from natterjack_permissions.testing import secured_broker
 
 SOURCE = '''
 """Three agents that use every facility."""
@@ -180,46 +184,59 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins
     sys.modules.pop("newsroom_agents", None)
 
 
-@pytest.fixture
-def server(plugins: Plugins) -> Iterator[NatsServer]:
-    with NatsServer(narrow_config(agent_permissions(TEAM, plugins))) as server:
-        yield server
+@dataclass
+class Narrow:
+    """A server that grants agents what they need, and no more."""
+
+    server: NatsServer
+    login: Callable[[str], Server]
+
+
+@pytest.fixture(params=["one account", "an account each"])
+def server(request: pytest.FixtureRequest, plugins: Plugins, tmp_path: Path) -> Iterator[Narrow]:
+    granted = agent_permissions(TEAM, plugins)
+    if request.param == "one account":
+        with NatsServer(narrow_config(granted)) as server:
+            yield Narrow(server, partial(login_of, server))
+    else:
+        with secured_broker(granted, tmp_path / "keys") as (server, login):
+            yield Narrow(server, lambda name: replace(login.of(name), keys=None))
 
 
 Start = Callable[[str], Awaitable[tuple[AgentHost, AgentContext]]]
 
 
 @pytest.fixture
-async def stack(server: NatsServer, plugins: Plugins) -> AsyncIterator[AsyncExitStack]:
+async def stack(server: Narrow, plugins: Plugins) -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
-        bus = await Bus.connect(login(server, "operator"), principal="operator")
+        bus = await Bus.connect(server.login("operator"), principal="operator")
         stack.push_async_callback(bus.close)
         await provision(bus, TEAM, plugins)
         yield stack
 
 
 @pytest.fixture
-async def client(server: NatsServer, stack: AsyncExitStack) -> TeamClient:
-    return await stack.enter_async_context(connect(login(server, "operator")))
+async def client(server: Narrow, stack: AsyncExitStack) -> TeamClient:
+    return await stack.enter_async_context(connect(server.login("operator")))
 
 
-async def start(stack: AsyncExitStack, server: NatsServer, name: str) -> AgentContext:
-    host, context = await start_agent(name, login(server, name))
+async def start(stack: AsyncExitStack, server: Narrow, name: str) -> AgentContext:
+    host, context = await start_agent(name, server.login(name))
     stack.push_async_callback(context.close)
     stack.push_async_callback(host.stop, 5.0)
     return context
 
 
-async def start_team(stack: AsyncExitStack, server: NatsServer) -> dict[str, AgentContext]:
+async def start_team(stack: AsyncExitStack, server: Narrow) -> dict[str, AgentContext]:
     return {name: await start(stack, server, name) for name in TEAM.agents}
 
 
-def violations(server: NatsServer) -> list[str]:
-    return [line for line in server.log().splitlines() if "violation" in line.lower()]
+def violations(server: Narrow) -> list[str]:
+    return [line for line in server.server.log().splitlines() if "violation" in line.lower()]
 
 
 async def test_all_works_with_what_is_granted(
-    server: NatsServer, stack: AsyncExitStack, client: TeamClient, caplog: pytest.LogCaptureFixture
+    server: Narrow, stack: AsyncExitStack, client: TeamClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stack:
         contexts = await start_team(stack, server)
@@ -251,7 +268,7 @@ async def test_all_works_with_what_is_granted(
 
 
 async def test_dead_letters_attempts_and_a_new_process(
-    server: NatsServer, stack: AsyncExitStack, client: TeamClient, caplog: pytest.LogCaptureFixture
+    server: Narrow, stack: AsyncExitStack, client: TeamClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stack:
         await start(stack, server, "writer")
@@ -270,8 +287,8 @@ async def test_dead_letters_attempts_and_a_new_process(
         await start(stack, server, "writer")
         await client.event_bus.publish("reports.x", {"n": 1})
         await until(lambda: client.context.get("draft") == {"n": 1})
-        server.kill()
-        server.start()
+        server.server.kill()
+        server.server.start()
         await client.event_bus.publish("reports.x", {"n": 2})
         await until(lambda: client.context.get("draft") == {"n": 2}, timeout=20)
     assert violations(server) == []
@@ -346,9 +363,9 @@ FORBIDDEN: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-async def test_what_is_not_granted_is_refused_at_once(server: NatsServer, stack: AsyncExitStack, what: str) -> None:
+async def test_what_is_not_granted_is_refused_at_once(server: Narrow, stack: AsyncExitStack, what: str) -> None:
     async with stack:
-        bus = await Bus.connect(login(server, "researcher"), principal="researcher")
+        bus = await Bus.connect(server.login("researcher"), principal="researcher")
         stack.push_async_callback(bus.close)
         begun = time.perf_counter()
         with pytest.raises(RefusedError, match="the broker refuses 'researcher'"):
@@ -356,9 +373,9 @@ async def test_what_is_not_granted_is_refused_at_once(server: NatsServer, stack:
         assert time.perf_counter() - begun < 3
 
 
-async def test_broker_refuses_to_ask_whom_one_may_not(server: NatsServer, stack: AsyncExitStack) -> None:
+async def test_broker_refuses_to_ask_whom_one_may_not(server: Narrow, stack: AsyncExitStack) -> None:
     async with stack:
-        bus = await Bus.connect(login(server, "analyst"), principal="analyst")
+        bus = await Bus.connect(server.login("analyst"), principal="analyst")
         stack.push_async_callback(bus.close)
         peers = Peers(bus, Guards())
         with pytest.raises(PeerRefusedError, match="the broker refuses 'analyst'"):
@@ -367,10 +384,10 @@ async def test_broker_refuses_to_ask_whom_one_may_not(server: NatsServer, stack:
         assert {name: error.code for name, error in answers.failures.items()} == {"writer": 403, "researcher": 503}
 
 
-async def test_broker_refuses_a_context_write(server: NatsServer, stack: AsyncExitStack) -> None:
+async def test_broker_refuses_a_context_write(server: Narrow, stack: AsyncExitStack) -> None:
     async with stack:
         context = await start(stack, server, "analyst")
-        bus = await Bus.connect(login(server, "analyst"), principal="analyst")
+        bus = await Bus.connect(server.login("analyst"), principal="analyst")
         stack.push_async_callback(bus.close)
         context.guards = Guards()  # as a client of somebody's own make would have it
         with pytest.raises(RefusedError, match="the broker refuses 'analyst'"):
@@ -378,9 +395,9 @@ async def test_broker_refuses_a_context_write(server: NatsServer, stack: AsyncEx
         assert context.get("draft") is None
 
 
-async def test_agent_cannot_start_as_another(server: NatsServer, stack: AsyncExitStack) -> None:
+async def test_agent_cannot_start_as_another(server: Narrow, stack: AsyncExitStack) -> None:
     async with stack:
         tasks = asyncio.all_tasks()
         with pytest.raises(RefusedError):
-            await start_agent("writer", login(server, "analyst"))
+            await start_agent("writer", server.login("analyst"))
         assert asyncio.all_tasks() == tasks

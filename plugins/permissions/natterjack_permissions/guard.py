@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import ClassVar, Final
 
-from natterjack import Guard, Rule, Verb, hookimpl, matches
+from natterjack import Guard, Rule, Verb, matches
 
 MOST_SHOWN: Final = 5
 """Own rules that a refusal shows; the nearest ones, where there are more."""
@@ -78,9 +78,3 @@ def _by_origin(pairs: Iterable[tuple[str, str]]) -> str:
         if repr(name) not in names:
             names.append(repr(name))
     return ", ".join(", ".join(names) + (f" ({origin})" if origin else "") for origin, names in places.items())
-
-
-@hookimpl
-def natterjack_guards() -> list[type[Guard]]:
-    """Bring the guard."""
-    return [PermissionGuard]

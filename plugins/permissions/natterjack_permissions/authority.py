@@ -1,0 +1,89 @@
+"""Authority: who may do what in a team, and the files that say it to the broker and to the `nats` command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from natterjack import Right, Team, agent_rights, permissions
+from natterjack_permissions.broker import accounts, server
+from natterjack_permissions.keys import SUFFIX
+from natterjack_permissions.star import API, OPERATOR, Account, star
+
+BESIDE: Final = ("core", "operator", "sys")
+"""Principals that are no agents: who may touch what is stored, who looks after the team, who looks after the server."""
+_SHOWN: Final = ("emit", "publish", "ask", "call", "write", "read", "hear", "replay", "inject", "provide")
+"""What a table shows of it; the rest is each one's own affair, such as its journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Who may do what in a team.
+
+    Attributes:
+        rights: Of each agent and tool server.
+        accounts: The same, as accounts of the broker.
+    """
+
+    rights: Mapping[str, tuple[Right, ...]]
+    accounts: tuple[Account, ...]
+
+    @property
+    def principals(self) -> list[str]:
+        """All that have a key."""
+        return sorted({*self.rights, *BESIDE})
+
+    def files(self, folder: Path, url: str, keys: Mapping[str, str]) -> dict[str, str]:
+        """Return the files beside the keys, by their names below the folder.
+
+        Args:
+            folder: Where they go.
+            url: Where clients reach the broker.
+            keys: The public key of each principal.
+        """
+        found = {
+            "nats-server.conf": server(url),
+            "accounts.conf": accounts(self.accounts, keys),
+            "AUTHORITY.md": self.table(),
+        }
+        for name in self.principals:
+            found[f"contexts/{name}.json"] = _context(name, url, folder / "keys" / f"{name}{SUFFIX}")
+        return found
+
+    def table(self) -> str:
+        """Return who may do what, as Markdown."""
+        lines = ["# Who may do what", "", "| who | may |", "|---|---|"]
+        for name, rights in sorted(self.rights.items()):
+            told = (_told(verb, rights) for verb in _SHOWN)
+            lines.append(f"| `{name}` | {'; '.join(filter(None, told)) or 'nothing'} |")
+        lines.append("| `operator` | all, in its own name: it provisions the team, and looks after it |")
+        lines.append("| `core` | all that is stored, in anybody's name: keep its key as you keep the server |")
+        lines.append("| `sys` | look after the server: reload its configuration, disconnect clients |")
+        return "\n".join([*lines, ""])
+
+
+def authority(team: Team) -> Authority:
+    """Return who may do what in a team: what is not declared is denied.
+
+    Raises:
+        ConfigError: The team is wrong.
+        PluginError: A plugin that it needs is not installed.
+    """
+    rights = {name: tuple(sorted(set(each))) for name, each in agent_rights(team.closed()).items()}
+    granted = {name: permissions(name, each) for name, each in rights.items()}
+    return Authority(rights, tuple(star({**granted, "operator": OPERATOR})))
+
+
+def _told(verb: str, rights: Iterable[Right]) -> str:
+    patterns = ", ".join(f"`{right.what}`" for right in rights if right.verb == verb)
+    return f"{verb} {patterns}" if patterns else ""
+
+
+def _context(name: str, url: str, seed: Path) -> str:
+    """Return a context of the `nats` command line."""
+    prefix = {} if name in ("core", "sys") else {"jetstream_api_prefix": API}
+    found = {"description": f"Natterjack: {name}", "url": url, "nkey": str(seed), "inbox_prefix": f"_INBOX.{name}"}
+    return json.dumps(found | prefix, indent=2) + "\n"

@@ -1,0 +1,43 @@
+"""Nkeys: the seeds by which principals log in, a file each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import nkeys
+
+SUFFIX: Final = ".nk"
+
+
+def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) -> dict[str, str]:
+    """Make a key for each principal that has none, and return all public ones.
+
+    Args:
+        folder: Where the seeds are, readable by their owner alone.
+        principals: Who needs one.
+        rotate: Who gets another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    again = set(rotate)
+    found: dict[str, str] = {}
+    for name in principals:
+        path = folder / f"{name}{SUFFIX}"
+        if name in again or not path.exists():
+            _write(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+        found[name] = public(path)
+    return found
+
+
+def public(path: Path) -> str:
+    """Return the public key of a seed in a file."""
+    return str(nkeys.from_seed(path.read_bytes().strip()).public_key.decode())
+
+
+def _write(path: Path, seed: bytes) -> None:
+    new = path.with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(seed + b"\n")
+    new.replace(path)

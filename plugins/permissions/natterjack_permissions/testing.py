@@ -1,0 +1,26 @@
+"""A secured broker for tests: a real nats-server with an account for each principal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from natterjack import Permissions, Server
+from natterjack.testing import NatsServer
+from natterjack_permissions.broker import accounts
+from natterjack_permissions.keys import keep
+from natterjack_permissions.star import OPERATOR, star
+
+
+@contextmanager
+def secured_broker(granted: Mapping[str, Permissions], folder: Path) -> Iterator[tuple[NatsServer, Server]]:
+    """Start one that grants each principal this, and the operator all; yield it, and how all of them log in.
+
+    Args:
+        granted: What each may do, as it would be said in one account.
+        folder: Where the keys go.
+    """
+    granted = {**granted, "operator": OPERATOR}
+    with NatsServer(accounts(star(granted), keep(folder, [*granted, "core", "sys"]))) as server:
+        yield server, Server(server.url, keys=str(folder))

@@ -1,0 +1,205 @@
+"""`natterjack secure`: the files, and a broker that runs with them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from natterjack import Bus, CredentialsError, RefusedError, Server, connect
+from natterjack.broker import find_server
+from natterjack.testing import until
+from natterjack.testing.command import Cli
+
+from .conftest import Quick
+
+TEAM = """\
+[team]
+name = "garden"
+external = ["visitor.arrived"]
+
+[agents.greeter]
+kind = "agents:Greeter"
+on = ["visitor.arrived"]
+asks = ["oracle"]
+result_event = "visitor.greeted"
+writes = ["visitors.*"]
+
+[agents.oracle]
+kind = "agents:Oracle"
+on = ["visitor.greeted"]
+"""
+AGENTS = """\
+from natterjack import Agent
+
+class Greeter(Agent):
+    async def handle(self, event, ctx):
+        await ctx.shared.set("visitors.last", event.data)
+        return await ctx.ask_peer("oracle", str(event.source))
+
+class Oracle(Agent):
+    async def answer(self, question, ctx):
+        return f"{ctx.caller} asks {question}"
+
+    async def handle(self, event, ctx):
+        return event.source
+"""
+NAMES = ("core", "greeter", "operator", "oracle", "sys")
+
+
+@pytest.fixture
+def secured(quick: Quick) -> Quick:
+    """A folder with a team, and what makes its broker secure."""
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}")
+    return quick
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def url_of(folder: Path) -> str:
+    found = (folder / "secure/nats-server.conf").read_text()
+    return "nats://127.0.0.1:" + found.partition("port: ")[2].split()[0]
+
+
+def test_files_are_the_same_again_and_keys_stay_secret(secured: Quick) -> None:
+    written = texts(secured.folder / "secure")
+    assert written.keys() == {
+        "nats-server.conf",
+        "accounts.conf",
+        "AUTHORITY.md",
+        *(f"keys/{name}.nk" for name in NAMES),
+        *(f"contexts/{name}.json" for name in NAMES),
+    }
+    for name in NAMES:
+        assert (secured.folder / f"secure/keys/{name}.nk").stat().st_mode & 0o777 == 0o600
+        seed = written[f"keys/{name}.nk"].strip()
+        assert not any(seed in text for file, text in written.items() if not file.startswith("keys/"))
+    url = url_of(secured.folder)
+    assert secured.json("secure", "--url", url) == {"written": [], "reloaded": []}
+    assert secured.json("secure", "--url", url, "--check") == {"changes": []}
+    assert texts(secured.folder / "secure") == written
+    assert "| `greeter` | emit `visitor.greeted`; ask `oracle`; write `visitors.*`; read `>`" in written["AUTHORITY.md"]
+    server = [str(find_server()), "-t", "-c", str(secured.folder / "secure/nats-server.conf")]
+    assert "configuration file" in subprocess.run(server, capture_output=True, text=True, check=True).stderr
+
+
+def test_what_would_change_is_shown_and_not_done(secured: Quick) -> None:
+    before, url = texts(secured.folder / "secure"), url_of(secured.folder)
+    secured.write(
+        team_toml=TEAM.replace('"visitors.*"', '"visitors.*", "mood"') + '[agents.new]\nkind = "agents:Oracle"\n'
+    )
+    shown = secured.run("secure", "--url", url, "--check", code=1).stdout
+    assert '+      "$KV.context.mood"' in shown
+    assert "would write  secure/keys/new.nk" in shown
+    assert texts(secured.folder / "secure") == before
+    assert secured.json("secure", "--url", url)["written"] == [
+        "AUTHORITY.md",
+        "accounts.conf",
+        "contexts/new.json",
+        "keys/new.nk",
+    ]
+    after = texts(secured.folder / "secure")
+    assert {name: after[name] for name in before if name.startswith("keys/")} == {
+        name: text for name, text in before.items() if name.startswith("keys/")
+    }
+
+
+def test_a_key_is_made_anew_for_whom_one_says(secured: Quick) -> None:
+    before, url = texts(secured.folder / "secure"), url_of(secured.folder)
+    assert "no key here" in secured.error("secure", "--url", url, "--rotate", "nobody", code=2)
+    secured.text("secure", "--url", url, "--rotate", "oracle")
+    after = texts(secured.folder / "secure")
+    assert {name for name in before if after[name] != before[name]} == {"keys/oracle.nk", "accounts.conf"}
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[str]:
+    """The broker that runs with what is there; yields its URL."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(find_server()), "-c", "secure/nats-server.conf"], cwd=folder, stderr=log, stdin=subprocess.DEVNULL
+        )
+        try:
+            yield url_of(folder)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+async def connected(url: str, folder: Path, name: str) -> Bus:
+    async def joined() -> Bus | None:
+        try:
+            return await Bus.connect(Server(url, keys=str(folder / "secure/keys")), principal=name)
+        except CredentialsError:
+            raise
+        except ConnectionError:
+            return None
+
+    found = await until(joined)
+    assert found is not None
+    return found
+
+
+async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick, cli: Cli) -> None:
+    folder = secured.folder
+    with broker(folder) as url:
+        operator = await connected(url, folder, "operator")
+        cli.env |= {"NATS_URL": url, "NATS_KEYS": str(folder / "secure/keys")}
+        with cli.start("up", "team.toml") as up:
+            up.wait_line("ready .*2 agents")
+            async with connect(operator.server) as team:
+                assert await team.ask_peer("oracle", "hello") == "operator asks hello"
+                run = await team.inject_event("greeter", {"type": "visitor.arrived", "name": "Ada"})
+                assert await run.result(20) == "greeter asks operator"
+                greeter = await connected(url, folder, "greeter")
+                with pytest.raises(RefusedError):
+                    await greeter.store("$KV.context.mood", b"1")
+                secured.write(team_toml=TEAM.replace('"visitors.*"', '"visitors.*", "mood"'))
+                (name,) = cli.json("secure", "--url", url, "--apply")["reloaded"]
+                assert name
+                assert (await greeter.store("$KV.context.mood", b"1")).sequence > 0
+                assert await team.ask_peer("oracle", "still?") == "operator asks still?"
+                await greeter.close()
+            assert up.end() == 0
+        await operator.close()
+    log = (folder / "log").read_text()
+    assert [line for line in log.splitlines() if "Violation" in line and "$KV.context.mood" not in line] == []
+
+
+async def test_who_has_another_key_is_let_in_no_more(secured: Quick, cli: Cli) -> None:
+    folder = secured.folder
+    with broker(folder) as url:
+        oracle = await connected(url, folder, "oracle")
+        shutil.copy(folder / "secure/keys/oracle.nk", folder / "old.nk")
+        cli.text("secure", "--url", url, "--rotate", "oracle", "--apply")
+        await until(lambda: not oracle.connected)
+        with pytest.raises(CredentialsError):
+            await Bus.connect(Server(url, nkey=str(folder / "old.nk")), principal="oracle")
+        await (await connected(url, folder, "oracle")).close()
+        await oracle.close()
+
+
+async def test_what_the_server_does_not_take_changes_nothing(secured: Quick, cli: Cli) -> None:
+    folder = secured.folder
+    with broker(folder) as url:
+        bus = await connected(url, folder, "oracle")
+        server = folder / "secure/nats-server.conf"
+        server.write_text(server.read_text() + "\nno_such_thing: 1\n")
+        told = cli.error("secure", "--url", url, "--apply", code=2)
+        assert "does not take the new configuration, and goes on with the old one" in told
+        await bus.flush()
+        await bus.close()

@@ -20,6 +20,8 @@ from natterjack import (
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.team import Team
+from natterjack.testing import NatsServer, ScriptedAgent
+from natterjack.testing.command import Cli
 from natterjack.testing.narrow import login_of, narrow_team
 
 
@@ -92,3 +94,14 @@ async def test_an_agent_is_told_the_conversation_and_names_one(runtime: AgentRun
         assert await runtime.ask_peer("relay", "what", conversation_id="a;b") == "what in 'a;b'"
         assert await runtime.ask_peer("relay", "what") == "what in ''"
         assert await runtime.ask_peer("relay", "who?", conversation_id="x") == "you in 'of my own'"
+
+
+@pytest.mark.parametrize("how", ["--stream", "--no-stream"])
+async def test_the_command_line_goes_on_with_one(own_server: NatsServer, cli: Cli, how: str) -> None:
+    desk, told = ScriptedAgent(answers="so"), ["ask", "desk", "hello", "--server", own_server.url, how]
+    runtime = AgentRuntime(own_server.url)
+    runtime.add_process(AgentProcess("desk", agent=desk))
+    async with runtime:
+        assert await asyncio.to_thread(cli.text, *told, "--conversation", "ticket-7") == "so"
+        assert await asyncio.to_thread(cli.text, *told) == "so"
+    assert [ctx.conversations.asked for ctx in desk.contexts] == ["ticket-7", ""]

@@ -38,6 +38,9 @@ def ask(
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")] = True,
+    conversation: Annotated[
+        str | None, typer.Option("--conversation", metavar="ID", help="Go on with a conversation, or begin one.")
+    ] = None,
 ) -> None:
     """Ask an agent, and print its answer. What it asks back is put to you, on a terminal."""
     text = read_text(question)
@@ -46,20 +49,24 @@ def ask(
         async with joined(server, nats_context) as client:
             try:
                 if stream:
-                    await _ask_stream(client, agent, text, timeout, as_json=as_json)
+                    await _ask_stream(client, agent, text, timeout, conversation, as_json=as_json)
                 else:
-                    _write_answer(await client.ask_peer(agent, text, timeout=timeout), as_json=as_json)
+                    answer = await client.ask_peer(agent, text, timeout=timeout, conversation_id=conversation)
+                    _write_answer(answer, as_json=as_json)
             except PeerUnavailableError as error:
                 await _explain(client, agent, error)
 
     run(send())
 
 
-async def _ask_stream(client: TeamClient, agent: str, question: str, timeout: float, *, as_json: bool) -> None:
+async def _ask_stream(
+    client: TeamClient, agent: str, question: str, timeout: float, conversation: str | None, *, as_json: bool
+) -> None:
     on_query = _ask_user if sys.stdin.isatty() and not as_json else None
     chunks = []
     try:
-        async with client.ask_stream(agent, question, timeout=timeout, on_query=on_query) as stream:
+        asked = client.ask_stream(agent, question, timeout=timeout, on_query=on_query, conversation_id=conversation)
+        async with asked as stream:
             async for chunk in stream:
                 chunks.append(chunk)
                 if not as_json:

@@ -196,6 +196,20 @@ def test_short_names_are_those_of_our_own_plugins(quick: Any) -> None:
     assert planned.endswith(" --editable . natterjack-permissions somebodys-plugin ./folder")
 
 
+def test_what_comes_without_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.cli.installers._tool", str)
+    change = Change(["weights==1"], alone=True)
+    (tmp_path / "uv-receipt.toml").write_text(RECEIPT)
+    uv = ["uv", "pip", "install", "--python", sys.executable, "--no-deps", "weights==1"]
+    assert command(change, tmp_path) == uv
+    (tmp_path / "uv-receipt.toml").rename(tmp_path / "pipx_metadata.json").write_text("{}")
+    assert command(change, tmp_path) == ["pipx", "inject", "--pip-args=--no-deps", tmp_path.name, "weights==1"]
+
+
+def test_no_deps_is_passed_on(quick: Any) -> None:
+    assert quick.text("install", "--dry-run", "--no-deps", "weights==1").endswith(" --no-deps weights==1")
+
+
 def test_nothing_to_install_is_wrong_usage(quick: Any) -> None:
     assert "name what to install" in quick.error("install", code=2)
 

@@ -30,6 +30,9 @@ def install(
     editable: Annotated[
         list[str] | None, typer.Option("--editable", "-e", metavar="DIR", help="A plugin that you work on.")
     ] = None,
+    no_deps: Annotated[
+        bool, typer.Option("--no-deps", help="Install nothing that they depend on, e.g. beside weights of a model.")
+    ] = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Install plugins with pip, uv, pipx or `uv tool`, whichever manages this environment."""
@@ -37,7 +40,7 @@ def install(
         msg = "name what to install, e.g. `natterjack install permissions`, or `-e DIR` for a plugin that you work on"
         raise CommandError(msg, ExitCode.USAGE)
     known = first_party()
-    change = Change([known.get(name, name) for name in names or ()], editable or ())
+    change = Change([known.get(name, name) for name in names or ()], editable or (), alone=no_deps)
     _run(change, dry_run=dry_run)
     if not dry_run:
         _tell_of_sync(change)
@@ -96,7 +99,8 @@ def _tell_of_sync(change: Change) -> None:
     prefix = Path(sys.prefix)
     if prefix.name == ".venv" and (prefix.parent / "uv.lock").exists():
         what = shlex.join([*change.names, *_editable(change.editable)])
-        note(f"note: `uv sync` removes what pyproject.toml does not name; `uv add {what}` keeps it")
+        keep = "" if change.alone else f"; `uv add {what}` keeps it"
+        note(f"note: `uv sync` removes what pyproject.toml does not name{keep}")
 
 
 def _editable(folders: Iterable[str]) -> Iterable[str]:

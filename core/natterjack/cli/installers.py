@@ -29,11 +29,13 @@ class Change:
         names: Distributions, requirements, paths or URLs.
         editable: Folders to install so that their changes count at once.
         remove: Whether to remove the names.
+        alone: Whether to install nothing that they depend on.
     """
 
     names: Sequence[str] = ()
     editable: Sequence[str] = ()
     remove: bool = False
+    alone: bool = False
 
 
 def command(change: Change, prefix: Path) -> list[str]:
@@ -47,6 +49,8 @@ def command(change: Change, prefix: Path) -> list[str]:
         CommandError: Nothing is here that could, or the operating system keeps the environment to itself.
     """
     if (prefix / _RECEIPT).exists():
+        if change.alone:  # `uv tool` cannot; an environment of it is one like any other
+            return [_tool("uv"), "pip", *_pip_arguments(change, "--python", sys.executable)]
         return [_tool("uv"), "tool", "install", *_tool_arguments(change, prefix)]
     if (prefix / _PIPX).exists():
         return [_tool("pipx"), *_pipx_arguments(change, prefix)]
@@ -92,7 +96,8 @@ def _is_of_uv(prefix: Path) -> bool:
 
 def _pip_arguments(change: Change, *options: str) -> list[str]:
     editable = [word for folder in change.editable for word in ("--editable", folder)]
-    return ["uninstall" if change.remove else "install", *options, *editable, *change.names]
+    alone = ["--no-deps"] if change.alone else []
+    return ["uninstall" if change.remove else "install", *options, *alone, *editable, *change.names]
 
 
 def _pipx_arguments(change: Change, prefix: Path) -> list[str]:
@@ -102,7 +107,8 @@ def _pipx_arguments(change: Change, prefix: Path) -> list[str]:
     if change.editable and change.names:
         msg = "pipx takes folders (-e) and other packages one after the other; name the folders alone first"
         raise CommandError(msg)
-    return ["inject", *(["--editable"] if change.editable else []), environment, *change.editable, *change.names]
+    options = [*(["--editable"] if change.editable else []), *(["--pip-args=--no-deps"] if change.alone else [])]
+    return ["inject", *options, environment, *change.editable, *change.names]
 
 
 # `uv tool install` makes the environment anew from all that it is given: what is in its receipt has to be said again.

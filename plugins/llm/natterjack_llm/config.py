@@ -79,12 +79,13 @@ class ModelConfig(Settings):
     """Settings of a model agent.
 
     Attributes:
-        model: Provider and name, e.g. `openai:gpt-5-mini`; several: the next one is used where one fails. Or
-            `scripted:module:function`, for tests.
+        model: Provider and name, e.g. `openai:gpt-5-mini`; several: the next one is used where one fails. Or `local`,
+            a small one in this process, `local:FILE`, or `scripted:module:function`, for tests.
         instructions: What the agent is for; the only text that the model takes as instructions.
         output: What `handle` returns, if not text: a JSON schema of an object, or `module:Class` of a pydantic model.
         base_url: Where a compatible server is.
         settings: Settings of requests, e.g. `{ temperature = 0 }`.
+        calls: Whether the model may call anything; if not, it answers from its prompt alone.
         limits: What one run may use.
         agent_limits: What all runs of this agent may use together, on whatever machine.
         team_limits: What all agents of the team may use together that have the same `team_limits`.
@@ -100,6 +101,7 @@ class ModelConfig(Settings):
     output: str | dict[str, Any] | None = None
     base_url: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    calls: bool = True
     limits: Limits = Field(default_factory=Limits)
     agent_limits: Budget | None = None
     team_limits: Budget | None = None

@@ -96,7 +96,8 @@ class Engine:
 
     async def _work(self, turn: Turn, prompt: str, history: Sequence[ModelMessage]) -> Any:
         limits = self._config.limits
-        toolset = TurnToolset(turn, await offers(turn), self._budgets, self._config.approve)
+        offered = await offers(turn) if self._config.calls else []
+        toolset = TurnToolset(turn, offered, self._budgets, self._config.approve)
         try:
             return await self._agent.run(
                 prompt,

@@ -12,6 +12,7 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.providers import Provider, infer_provider_class
 
 from natterjack import ConfigError
+from natterjack_llm.local import LOCAL, local_model
 from natterjack_llm.provider import ProviderModel
 from natterjack_llm.scripted import scripted_model
 
@@ -24,7 +25,7 @@ def model_of(names: Sequence[str], base_url: str | None = None) -> Model:
     """Return the model of a name, or of several, each of which stands in for the one before it.
 
     Args:
-        names: E.g. `openai:gpt-5-mini`.
+        names: E.g. `openai:gpt-5-mini`, or `local`.
         base_url: Where a compatible server is.
 
     Raises:
@@ -38,6 +39,8 @@ def _named(name: str, base_url: str | None) -> Model:
     kind, _, rest = name.partition(":")
     if kind == SCRIPTED:
         return scripted_model(rest)
+    if kind == LOCAL:
+        return local_model(rest)
     try:
         found = infer_model(name) if base_url is None else infer_model(name, lambda kind: _provider(kind, base_url))
     except ImportError as error:

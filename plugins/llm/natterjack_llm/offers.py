@@ -70,7 +70,13 @@ def _peers(ctx: TurnContext) -> list[Offer]:
     names = list(dict.fromkeys([*(ctx.spec.asks or ()), *ctx.spec.cross_agents]))
     if not names:
         return []
-    several = {"type": "array", "items": _text("An agent.", names), "minItems": 1, "uniqueItems": True}
+    several = {
+        "type": "array",
+        "items": _text("An agent.", names),
+        "minItems": 1,
+        "maxItems": len(names),
+        "uniqueItems": True,
+    }
 
     async def ask_peer(given: Arguments) -> Any:
         name = _one_of(given["name"], names, "agent")

@@ -37,6 +37,19 @@ async def test_an_answer_is_what_the_model_says(runtime: AgentRuntime) -> None:
     assert chunks == ["you ", "said ", "hello"]
 
 
+def offered(seen: Seen) -> str:
+    return ", ".join(seen.tools) or "nothing"
+
+
+async def test_a_model_may_be_offered_nothing(runtime: AgentRuntime) -> None:
+    for name, calls in (("one", True), ("other", False)):
+        config = {"model": f"scripted:{__name__}:offered", "calls": calls}
+        runtime.add_process(AgentProcess(name, agent_config=config))
+    async with runtime:
+        assert "emit" in await runtime.ask_peer("one", "What is there?")
+        assert await runtime.ask_peer("other", "What is there?") == "nothing"
+
+
 def researcher(seen: Seen) -> Any:
     ASKED["requests"] += 1
     if not seen.results:

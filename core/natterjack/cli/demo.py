@@ -27,6 +27,15 @@ def demo(
         Path | None,
         typer.Option("--docs", metavar="DIR", help="Text and Markdown files; by default Python's language reference."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Have a model phrase the short answer: local (in this machine, 135 million parameters), or e.g."
+            " openai:gpt-5-mini. By default none does.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the agents' processes print.")] = False,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
@@ -34,13 +43,14 @@ def demo(
 ) -> None:
     """See it work: three agents research, judge and write a report in which each statement is cited.
 
-    The report is extracted from the documents, by no model; a question they cannot answer is said to be one.
+    The report is extracted from the documents; a question they cannot answer is said to be one. A model may phrase its
+    short answer; what the documents do not state is left out of it.
     """
     from natterjack.cli.play import QUESTION, Stage  # lazy: it is a third of what the command line imports
 
     named = chosen(server, nats_context) if server or nats_context else None
     stage = Stage(show=_show, log=_log if verbose else _quiet, server=named)
-    report = run(_play(QUESTION if question is None else read_text(question), docs, stage))
+    report = run(_play(QUESTION if question is None else read_text(question), docs, stage, model))
     if report is None:
         raise typer.Exit(130)
     if json:
@@ -49,12 +59,12 @@ def demo(
         _write_report(report)
 
 
-async def _play(question: str, docs: Path | None, stage: Stage) -> Report | None:
+async def _play(question: str, docs: Path | None, stage: Stage, model: str | None) -> Report | None:
     """Return the report, or None if the user stops it; then all processes have ended, too."""
     from natterjack.cli.play import play
 
     with stopping() as stop:
-        ended: Report | Literal[True] = await first_of(play(question, docs, stage), stop.wait())
+        ended: Report | Literal[True] = await first_of(play(question, docs, stage, model), stop.wait())
         return None if ended is True else ended
 
 

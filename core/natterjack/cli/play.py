@@ -25,6 +25,7 @@ from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.coroutines import first_of
 from natterjack.dead import read_letter
+from natterjack.demo.agents import EDITOR
 from natterjack.demo.corpus import Corpus
 from natterjack.demo.report import Report
 from natterjack.errors import RunFailedError, StartError
@@ -39,6 +40,8 @@ from natterjack.team.file import read_team
 QUESTION: Final = "How does the with statement work?"
 TIMEOUT: Final = 60.0
 """Seconds for the whole pipeline, from the question to the report."""
+MODEL_TIMEOUT: Final = 300.0
+"""The same, with a model in it."""
 ALONE: Final = (
     "none: the researcher searches by itself; `natterjack install natterjack-team-tools` shares a tool server"
 )
@@ -68,15 +71,17 @@ class Stage:
     servers: Mapping[str, Server] | None = None
 
 
-def demo_team(docs: Path | None, plugins: Plugins) -> Team:
-    """Return the demo's team, without what no plugin brings.
+def demo_team(docs: Path | None, plugins: Plugins, model: str | None = None) -> Team:
+    """Return the demo's team, without what no plugin brings, and without its editor where no model is named.
 
     Without a guard, nobody can be held to `writes`; without its kind of tool server, the researcher searches by itself.
 
     Raises:
         CorpusError: The folder holds nothing to read.
+        ConfigError: The model cannot be used.
+        PluginError: No plugin brings model agents.
     """
-    team = read_team(Path(str(files("natterjack.demo") / "team.toml")))
+    team = _edited(read_team(Path(str(files("natterjack.demo") / "team.toml"))), plugins, model)
     changes: dict[str, dict[str, Any]] = {name: {} for name in team.agents}
     tools = {name: spec for name, spec in team.tools.items() if spec.kind in plugins.tool_servers}
     searching = team.agents["researcher"].options if tools else {}
@@ -94,26 +99,49 @@ def demo_team(docs: Path | None, plugins: Plugins) -> Team:
     return team.model_copy(update={"agents": agents, "tools": tools})
 
 
-async def play(question: str, docs: Path | None, stage: Stage) -> Report:
+def _edited(team: Team, plugins: Plugins, model: str | None) -> Team:
+    """Return the team with an editor of that model, or with none."""
+    agents = dict(team.agents)
+    editor, writer = agents.pop(EDITOR), agents["writer"]
+    if model is None:
+        agents["writer"] = writer.model_copy(update={"asks": ()})
+    else:
+        options = editor.options | {"model": model}
+        plugins.agent(editor.kind).create(options)  # fails here, once, if its key or package is missing
+        agents[EDITOR] = editor.model_copy(update={"options": options})
+        agents["writer"] = writer.model_copy(update={"options": {"model": model}})
+    return team.model_copy(update={"agents": agents})
+
+
+async def play(question: str, docs: Path | None, stage: Stage, model: str | None = None) -> Report:
     """Run the pipeline once and return the report.
 
+    Args:
+        question: The question.
+        docs: The folder that is searched; by default the language reference.
+        stage: Where, and how to show it.
+        model: The model that phrases the short answer; by default none.
+
     Raises:
+        ConfigError: The model cannot be used.
+        PluginError: No plugin brings model agents.
         CorpusError: The folder holds nothing to read.
         StartError: An agent does not start, or the broker goes.
         RunFailedError: An agent gave up.
     """
     plugins = Plugins.load()
-    team = demo_team(docs, plugins)
+    team = demo_team(docs, plugins, model)
     async with _server(stage) as server, operator(server) as bus:
         supervisor = Supervisor(team, server, stage.log, servers=stage.servers)
         try:
             await provision(bus, team, plugins, context=AgentContext(team.context))
             await supervisor.start()
             pids = ", ".join(f"{child.label} {child.process.pid}" for child in supervisor.children if child.process)
-            stage.show("team", f"{'four' if team.tools else 'three'} processes are ready: {pids}")
+            count = ("three", "four", "five")[len(supervisor.children) - 3]
+            stage.show("team", f"{count} processes are ready: {pids}")
             if not team.tools:
                 stage.show("tools", ALONE)
-            return await _ask(bus, question, supervisor, stage.show)
+            return await _ask(bus, question, supervisor, stage.show, TIMEOUT if model is None else MODEL_TIMEOUT)
         finally:
             await supervisor.stop()
 
@@ -144,7 +172,7 @@ def clear_up() -> None:
                 lock.release()
 
 
-async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show) -> Report:
+async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show, timeout: float) -> Report:
     """Emit the question, and follow the events until the report, or until somebody gives up."""
     client = TeamClient(bus, AgentContext())
     given_up: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
@@ -163,12 +191,12 @@ async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show) -> R
     async with client.event_bus.subscribe() as events:
         await client.event_bus.emit("research.start", {"question": question})
         try:
-            async with asyncio.timeout(TIMEOUT) as limit:
+            async with asyncio.timeout(timeout) as limit:
                 report: Report = await first_of(_report(events, show), supervise(), given_up)
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            msg = f"no report after {TIMEOUT:.0f} s"
+            msg = f"no report after {timeout:.0f} s"
             raise StartError(msg) from error
         finally:
             await dead.unsubscribe()
@@ -201,6 +229,8 @@ def _told(event: Event) -> tuple[str, str]:
         "report.complete": lambda: (
             f"wrote the report: {_counted(data['citations'], 'citation', 'citations')}"
             f" of {_counted(len(data['passages']), 'passage', 'passages')}"
+            + (f"; {len(data['phrases'])} by the model {data['model']}" if data["model"] else "")
+            + (f", {data['dropped']} of its sentences left out" if data["dropped"] else "")
         ),
     }
     told = texts.get(event.type)

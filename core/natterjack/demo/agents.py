@@ -9,11 +9,15 @@ from typing import Any
 from natterjack.components import Agent
 from natterjack.demo.analysis import Findings, Verdict, assess, research
 from natterjack.demo.corpus import Corpus, Hit
-from natterjack.demo.report import write_report
+from natterjack.demo.phrasing import Wording, asking
+from natterjack.demo.report import notes, write_report
 from natterjack.messages import Event
 from natterjack.runs import RunContext
 from natterjack.settings import Settings
 
+EDITOR = "editor"
+PATIENCE = 240.0
+"""Seconds that the editor may take."""
 MAX_ROUNDS = 3
 """Rounds of research: the first, and two more that the analyst may ask for."""
 
@@ -84,11 +88,29 @@ class Analyst(Agent):
 class Writer(Agent):
     """Writes the report; each statement cites the passage it is taken from."""
 
+    class Config(Settings):
+        """Settings of the writer.
+
+        Attributes:
+            model: The editor's model, which is asked for the short answer; by default the writer quotes one.
+        """
+
+        model: str | None = None
+
+    config: Config
+
     async def handle(self, event: Event, ctx: RunContext) -> dict[str, Any]:
         """Write from what the others share."""
         findings = Findings.model_validate(ctx.shared.get("findings"))
         verdict = Verdict.model_validate(ctx.shared.get("analysis"))
-        report = write_report(findings.question, findings, verdict)
+        report = write_report(findings.question, findings, verdict, await self._wording(ctx, findings, verdict))
         await ctx.shared.set("draft", report.markdown)
         await ctx.shared.set("status", "complete")
         return report.model_dump(mode="json")
+
+    async def _wording(self, ctx: RunContext, findings: Findings, verdict: Verdict) -> Wording | None:
+        noted = notes(findings, verdict)
+        if self.config.model is None or not noted:
+            return None
+        answer = await ctx.ask_peer(EDITOR, asking(findings.question, noted), timeout=PATIENCE)
+        return Wording(model=self.config.model, text=str(answer))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from natterjack.demo.analysis import Findings, Verdict
 from natterjack.demo.passages import CODE_INDENT, Passage
+from natterjack.demo.phrasing import SIZES, Wording, held
 from natterjack.demo.selection import LONG, Candidate, candidates, choose
 
 ANSWER_STATEMENTS = 2
@@ -35,6 +36,9 @@ class Report(BaseModel):
         answered: Whether the corpus answers the question.
         passages: The cited passages; number n of the report is `passages[n - 1]`.
         statements: What the report states, in order.
+        model: The model that phrased the short answer, if one was asked.
+        phrases: What is left of it: its own sentences, each with the passage that states it.
+        dropped: How many of its sentences were left out, as no passage states them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,16 +49,32 @@ class Report(BaseModel):
     answered: bool
     passages: list[Passage]
     statements: list[Statement] = []
+    model: str | None = None
+    phrases: list[Statement] = []
+    dropped: int = 0
 
 
-def write_report(question: str, findings: Findings, verdict: Verdict) -> Report:
-    """Write the report on a question from what was found; what is not answerable is not answered."""
+def notes(findings: Findings, verdict: Verdict) -> list[Candidate]:
+    """Return the sentences that a report is made of; none where the question is not answerable."""
+    return choose(candidates(findings)) if verdict.answerable else []
+
+
+def write_report(question: str, findings: Findings, verdict: Verdict, wording: Wording | None = None) -> Report:
+    """Write the report on a question from what was found; what is not answerable is not answered.
+
+    Args:
+        question: The question.
+        findings: What was found.
+        verdict: Whether that answers it.
+        wording: How a model answers it from the notes; by default no model is asked.
+    """
     title = _cut(question) or "(empty question)"
-    chosen = choose(candidates(findings)) if verdict.answerable else []
+    chosen = notes(findings, verdict)
     if not chosen:
         refusal = _refusal(title, findings, verdict)
         return Report(title=title, markdown=refusal, citations=0, answered=False, passages=[])
-    answer = _answer(chosen)
+    phrases, dropped = held(wording, chosen) if wording else ([], 0)
+    answer = [] if phrases else _answer(chosen)
     sections = _sections([each for each in chosen if each not in answer])
     ordered = answer + [each for _, section in sections for each in section]
     passages = list({each.passage.id: each.passage for each in ordered}.values())
@@ -63,18 +83,36 @@ def write_report(question: str, findings: Findings, verdict: Verdict) -> Report:
     def cited(candidate: Candidate) -> str:
         return f"{candidate.text} [{numbers[candidate.passage.id]}]"
 
-    lines = [f"# {_one_line(title)}", "", "**In short.** " + " ".join(map(cited, answer)), ""]
+    short = [f"{_one_line(text, MOST_QUOTED)} [{numbers[note.passage.id]}]" for text, note in phrases]
+    lines = [f"# {_one_line(title)}", "", "**In short.** " + " ".join(short or map(cited, answer)), ""]
+    lines += [_by_model(wording.model, len(phrases), dropped), ""] if wording else []
     for heading, section in sections:
         lines += [f"## {_one_line(heading)}", "", *(f"- {cited(each)}" for each in section), ""]
     lines += ["## Sources", "", *(_source(number, passages[number - 1], ordered) for number in numbers.values())]
     return Report(
         title=title,
         markdown="\n".join(lines) + "\n",
-        citations=len(ordered),
+        citations=len(ordered) + len(phrases),
         answered=True,
         passages=passages,
         statements=[Statement(text=each.text, source=numbers[each.passage.id]) for each in ordered],
+        model=wording.model if wording else None,
+        phrases=[Statement(text=text, source=numbers[note.passage.id]) for text, note in phrases],
+        dropped=dropped,
     )
+
+
+def _by_model(model: str, kept: int, dropped: int) -> str:
+    """Return who wrote what."""
+    size = f" ({SIZES[model]})" if model in SIZES else ""
+    count = kept + dropped
+    if not count:
+        return f"*The model `{model}`{size} wrote no sentence; the short answer is quoted, too.*"
+    wrote = f"*The model `{model}`{size} wrote {count} sentence{'s' * (count > 1)} from the statements below."
+    if not kept:
+        return f"{wrote} None is kept, as they state none of them; the short answer is quoted, too.*"
+    left = f" {dropped} more were left out, as they do not." if dropped else ""
+    return f"{wrote} The {kept} above use their words, in their order.{left} All else is quoted.*"
 
 
 def _answer(chosen: Sequence[Candidate]) -> list[Candidate]:

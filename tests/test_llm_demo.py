@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .model_server import model_server
+from .model_server import ModelServer
 
 WITH = "The `with` statement is used to wrap the execution of a block with methods defined by a context manager"
 SHORTER = "The `with` statement is used to wrap the execution of a block."
@@ -39,17 +39,16 @@ def assert_cited(report: dict[str, Any]) -> None:
     assert f"*The model `{report['model']}`" in report["markdown"]
 
 
-async def test_a_provider_phrases_the_answer_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with model_server(monkeypatch) as server:
-        server.script = lambda body: f"{SHORTER} It was invented by a frog in 1987."
-        code, out, told = await demo("--model", "openai:gpt-5-mini", "--json")
+async def test_a_provider_phrases_the_answer_and_nothing_else(model_server: ModelServer) -> None:
+    model_server.script = lambda body: f"{SHORTER} It was invented by a frog in 1987."
+    code, out, told = await demo("--model", "openai:gpt-5-mini", "--json")
     assert code == 0, told
     report = json.loads(out)
     assert_cited(report)
     assert report["model"] == "openai:gpt-5-mini"
     assert [phrase["text"] for phrase in report["phrases"]] == [SHORTER]
     assert report["dropped"] == 1
-    (asked,) = server.asked
+    (asked,) = model_server.asked
     assert asked["model"] == "gpt-5-mini"
     assert WITH in json.dumps(asked["input"])
     assert not asked.get("tools")

@@ -109,14 +109,16 @@ async def test_replicas_are_processes_with_labels_of_their_own() -> None:
 
 
 async def test_each_process_gets_its_server_by_the_environment() -> None:
-    code = READY + "print(os.environ['NATS_URL'], os.environ.get('NATS_TOKEN'), os.environ['NATTERJACK_PARENT_PIPE'])\n"
+    code = (
+        READY + "print(*(os.environ[each] for each in ('NATS_URL', 'NATS_TOKEN', 'NATTERJACK_PARENT_PIPE')), sep=',')\n"
+    )
     shown, own = Shown(), {"two": Server("nats://127.0.0.1:9999", token="secret")}
     supervisor = Supervisor(
         team("one", "two"), NOWHERE, shown, servers=own, command=command(code + "ready()\nsys.stdin.read()")
     )
     async with supervised(supervisor):
-        assert shown.of("one")[0] == "nats://127.0.0.1:4222 None 1"
-        assert shown.of("two")[0] == "nats://127.0.0.1:9999 secret 1"
+        assert shown.of("one")[0] == "nats://127.0.0.1:4222,,1"
+        assert shown.of("two")[0] == "nats://127.0.0.1:9999,secret,1"
 
 
 async def test_what_never_gets_ready_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

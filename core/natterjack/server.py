@@ -81,9 +81,8 @@ class Server:
         return ",".join(hidden(url) for url in self.urls)
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which a child process finds the same server."""
-        given = {f"NATS_{name.upper()}": getattr(self, name) for name in SETTINGS}
-        return {"NATS_URL": self.url, **{name: value for name, value in given.items() if value}}
+        """Return the variables by which a child process finds the same server; empty ones, so that it inherits none."""
+        return {"NATS_URL": self.url, **{f"NATS_{name.upper()}": getattr(self, name) or "" for name in SETTINGS}}
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or None where nothing asks for TLS.

@@ -6,9 +6,10 @@ from .emit import ROWS as EMIT
 from .journal import ROWS as JOURNAL
 from .measure import Figure, Row, Stage, measure, missing, rounds
 from .others import ROWS as OTHERS
+from .secured import ROWS as SECURED
 from .tools import ROWS as TOOLS
 from .trigger import ROWS as TRIGGER
 
 __all__ = ["ROWS", "Figure", "Row", "Stage", "measure", "missing", "rounds"]
 
-ROWS = [*EMIT, *TRIGGER, *ASK, *CONTEXT, *JOURNAL, *TOOLS, *OTHERS]
+ROWS = [*EMIT, *TRIGGER, *ASK, *CONTEXT, *JOURNAL, *TOOLS, *SECURED, *OTHERS]

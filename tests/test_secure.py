@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import natterjack.demo
 from natterjack import Bus, CredentialsError, RefusedError, Server, connect
 from natterjack.broker import find_server
 from natterjack.testing import until
@@ -203,3 +204,15 @@ async def test_what_the_server_does_not_take_changes_nothing(secured: Quick, cli
         assert "does not take the new configuration, and goes on with the old one" in told
         await bus.flush()
         await bus.close()
+
+
+@pytest.mark.full
+async def test_the_demo_runs_on_it(tmp_path: Path, cli: Cli) -> None:
+    team = Path(natterjack.demo.__file__).with_name("team.toml")
+    cli.text("secure", str(team), "--url", f"nats://127.0.0.1:{_free_port()}")
+    with broker(tmp_path) as url:
+        await (await connected(url, tmp_path, "operator")).close()
+        cli.env["NATS_KEYS"] = "secure/keys"
+        report = cli.json("demo", "--server", url)
+        assert report["answered"]
+    assert "Violation" not in (tmp_path / "log").read_text()

@@ -22,14 +22,17 @@ _ONE: Final = (
     "$KV.>",
     "$O.>",
     *(f"{root}.>" for root in ("agents.hb", "dead", "delay", "journal", "schedule", "stored", "wake")),
+    "tools.*.changes",
 )
-"""What has one answer, soon, or none."""
-_MANY: Final = ("$JS.API.CONSUMER.MSG.NEXT.>", "$JS.API.DIRECT.GET.*", "$SRV.>")
-"""What may have several answers."""
-_LATE: Final = ("agents.answer.>", "agents.ask.>", "agents.cancel.>", "agents.status.>")
-"""What has one answer, perhaps late."""
-_LATE_AND_MANY: Final = ("agents.prompt.>", "tools.>")
+"""What `CORE` takes, and answers once, if at all."""
+_PAGES: Final = ("$JS.API.CONSUMER.MSG.NEXT.>", "$JS.API.DIRECT.GET.*")
+"""What it answers with several messages."""
 _HEARD: Final = ("agents.hb.>", "feed.>", "tools.*.changes")
+"""What it tells all who may hear it."""
+_LATE: Final = ("agents.ask.>", "agents.prompt.>", "tools.>")
+"""What principals may answer late."""
+_MANY: Final = (*_PAGES, "$SRV.>", "agents.prompt.>", "tools.>")
+"""What they may answer with several messages."""
 
 
 _SERVER: Final = """\
@@ -76,9 +79,7 @@ def _core(accounts: Iterable[Account], key: str) -> Iterator[str]:
     yield f"  {CORE}: {{"
     yield "    jetstream: enabled"
     yield f"    users: [ {{ nkey: {key} }} ]"
-    yield from _list("exports", [*map(_service, [*_ONE, *_MANY, *_LATE, *_LATE_AND_MANY]), *_streams(accounts)])
-    served = [(account.name, subject) for account in accounts for subject in account.serves]
-    yield from _list("imports", [_import("service", account, subject) for account, subject in served])
+    yield from _list("exports", [*map(_service, [*_ONE, *_PAGES]), *_streams(accounts)])
     yield "  }"
 
 
@@ -94,14 +95,14 @@ def _account(account: Account, key: str) -> Iterator[str]:
     yield from _list("subscribe", map(json.dumps, account.subscribe))
     yield "    } } ]"
     yield from _list("exports", map(_service, account.serves))
-    calls = [_import("service", CORE, call.subject, call.to) for call in account.calls]
+    calls = [_import("service", *call) for call in account.calls]
     yield from _list("imports", [*calls, *(_import("stream", CORE, subject) for subject in account.hears)])
     yield "  }"
 
 
 def _service(subject: str) -> str:
-    many = ', response_type: "stream"' if _within(subject, (*_MANY, *_LATE_AND_MANY)) else ""
-    late = f', threshold: "{SILENCE}"' if _within(subject, (*_LATE, *_LATE_AND_MANY)) else ""
+    many = ', response_type: "stream"' if _within(subject, _MANY) else ""
+    late = f', threshold: "{SILENCE}"' if _within(subject, _LATE) else ""
     return f"{{ service: {json.dumps(subject)}{many}{late} }}"
 
 

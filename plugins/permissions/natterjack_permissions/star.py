@@ -2,13 +2,13 @@
 
 Permissions inside one account do not protect what JetStream stores: a reply subject makes the server publish where its
 client may not. Across accounts nothing reaches further than what was imported. So each principal has an account of its
-own, and `CORE` has the streams; what a principal publishes, asks or hears passes through `CORE`, by an import each.
+own, and `CORE` has the streams. What it may publish and hear it imports from `CORE`, and whom it may ask from them.
 Users' permissions repeat the list, so that what is refused is refused aloud.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -47,20 +47,31 @@ OPERATOR: Final = Permissions(
         "tools.>",
         "wake.>",
     ),
-    subscribe=("_INBOX.operator.>", "agents.hb.>", "feed.>", "tools.*.changes"),
+    subscribe=("_INBOX.operator.>", "agents.hb.>", "dead.>", "feed.>", "tools.*.changes"),
 )
 """What the operator may, who provisions and looks after the team: all but to be somebody else."""
 _JETSTREAM: Final = "$JS.API."
 _KEYS: Final = ("$KV.context", "$KV.>")
 """Keys of the shared context; the `nats` command line puts the API's prefix before them."""
 _STORED: Final = ("events", "messages")
-_ENDPOINTS: Final = ("agents.ask", "agents.prompt", "agents.cancel", "agents.answer", "agents.status", "tools", "$SRV")
-"""What is answered by another principal, and not by the server."""
+_ENDPOINTS: Final = (
+    "agents.ask.",
+    "agents.prompt.",
+    "agents.cancel.",
+    "agents.answer.",
+    "agents.status.",
+    "tools.",
+    "$SRV.",
+)
+"""What is answered by other principals, and not by the server."""
+_TOLD: Final = "tools.*.changes"
+"""What a tool server tells all who call it."""
 
 
 class Import(NamedTuple):
-    """What an account may do in another, and how it calls that itself."""
+    """What an account may send to another, and how it calls that itself."""
 
+    account: str
     subject: str
     to: str
 
@@ -71,9 +82,9 @@ class Account:
 
     Attributes:
         principal: Whose it is.
-        calls: What it may publish into `CORE`.
+        calls: What it may send to `CORE`, and to those who answer it.
         hears: What it hears of `CORE`.
-        serves: What `CORE` passes on to it.
+        serves: What others may send to it.
         publish: Where its user may publish.
         subscribe: What its user may subscribe to.
     """
@@ -97,52 +108,68 @@ def star(granted: Mapping[str, Permissions]) -> list[Account]:
     Args:
         granted: What each may do, as it would be said in one account.
     """
-    return [_account(name, permissions, granted) for name, permissions in sorted(granted.items())]
+    served = _Served(granted)
+    return [_account(name, permissions, served) for name, permissions in sorted(granted.items())]
 
 
-def _account(name: str, permissions: Permissions, granted: Mapping[str, Permissions]) -> Account:
-    others = [subject for other, each in granted.items() if other != name for subject in each.serve]
-    local = [subject for subject in permissions.publish if any(matches(each, subject) for each in permissions.serve)]
-    sent = [subject for subject in permissions.publish if subject not in local]
-    calls = _widest(call for subject in sent for call in _calls(name, subject, others))
+def _account(name: str, permissions: Permissions, served: _Served) -> Account:
+    calls = {call for subject in permissions.publish for call in _calls(name, subject, served)}
     own = {each for each in permissions.subscribe if each.startswith("_INBOX.") or each in permissions.publish}
+    stored = {call.to for call in calls if call.account == CORE}
+    asked = {subject for subject in permissions.publish if subject.startswith(_ENDPOINTS)}
     return Account(
         name,
-        tuple(calls),
+        tuple(_widest(calls)),
         tuple(widest(sorted(set(permissions.subscribe) - own))),
         permissions.serve,
-        tuple(sorted({*(call.to for call in calls), *local, "_R_.>", "_INBOX.>"})),
+        tuple(sorted({*stored, *asked, "_R_.>", "_INBOX.>"})),
         tuple(sorted({*permissions.subscribe, *permissions.serve})),
     )
 
 
-def _calls(name: str, subject: str, others: Sequence[str]) -> Iterator[Import]:
+def _calls(name: str, subject: str, served: _Served) -> Iterator[Import]:
     """Yield what an account imports, so that its principal may publish on a subject."""
     root, _, rest = subject.partition(".")
     if subject.startswith("_INBOX."):
         return  # replies go the way that the question came
     if subject.startswith(_JETSTREAM):
-        yield Import(subject, f"{API}.{subject.removeprefix(_JETSTREAM)}")
+        yield Import(CORE, subject, f"{API}.{subject.removeprefix(_JETSTREAM)}")
     elif root in _STORED:
-        yield Import(f"stored.{root}.{name}.{rest}", subject)
+        yield Import(CORE, f"stored.{root}.{name}.{rest}", subject)
     elif root == "inbox":
         agent, _, kind = rest.partition(".")
-        yield Import(f"stored.inbox.{agent}.{name}.{kind}", subject)
-    elif subject.startswith(_ENDPOINTS):
-        yield from _served(subject, others)
+        yield Import(CORE, f"stored.inbox.{agent}.{name}.{kind}", subject)
+    elif subject.startswith(_ENDPOINTS) and not matches(_TOLD, subject):
+        yield from served.imports(name, subject)
     else:
-        yield Import(subject, subject)
+        yield Import(CORE, subject, subject)
     if subject.startswith(_KEYS):
-        yield Import(subject, f"{API}.{subject}")
+        yield Import(CORE, subject, f"{API}.{subject}")
 
 
-def _served(subject: str, others: Sequence[str]) -> Iterator[Import]:
-    """Yield what others answer of a pattern, and never more: what one serves itself would come back to it for ever."""
-    found = {both for each in others if (both := common(subject, each)) is not None}
-    if not found and "*" not in subject and ">" not in subject:
-        found = {subject}
-    for each in sorted(found):
-        yield Import(each, each)
+class _Served:
+    """Who answers what."""
+
+    def __init__(self, granted: Mapping[str, Permissions]) -> None:
+        self._owners: dict[str, list[str]] = {}
+        self._patterns: dict[str, list[str]] = {}
+        for name, permissions in granted.items():
+            for pattern in permissions.serve:
+                if pattern not in self._owners:
+                    self._patterns.setdefault(_root(pattern), []).append(pattern)
+                self._owners.setdefault(pattern, []).append(name)
+
+    def imports(self, name: str, subject: str) -> Iterator[Import]:
+        """Yield what others answer of a pattern; what one answers oneself is in one's own account."""
+        for pattern in [subject] if subject in self._owners else self._patterns.get(_root(subject), ()):
+            both = common(subject, pattern)
+            if both is not None:
+                others = (owner for owner in self._owners[pattern] if owner != name)
+                yield from (Import(f"{PREFIX}{owner}", both, both) for owner in others)
+
+
+def _root(pattern: str) -> str:
+    return ".".join(pattern.split(".")[:2])
 
 
 def common(one: str, other: str) -> str | None:
@@ -160,7 +187,10 @@ def common(one: str, other: str) -> str | None:
     return ".".join(both)
 
 
-def _widest(calls: Iterable[Import]) -> list[Import]:
-    """Leave out what others cover: imports of one account must not overlap."""
-    given = {call.to: call for call in calls}
-    return [given[to] for to in sorted(widest(given))]
+def _widest(calls: Iterable[Import]) -> Iterator[Import]:
+    """Leave out what others cover: what an account imports of another must not overlap."""
+    by_account: dict[str, dict[str, Import]] = {}
+    for call in sorted(calls):
+        by_account.setdefault(call.account, {})[call.to] = call
+    for given in by_account.values():
+        yield from (given[to] for to in widest(given))

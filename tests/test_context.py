@@ -24,9 +24,9 @@ from natterjack.errors import (
     RequestTimeoutError,
     UsageError,
 )
-from natterjack.provision import STREAMS
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer, until
 
 BUCKET = {"name": STREAM, **STREAMS[STREAM]}
@@ -570,7 +570,7 @@ def narrow_config() -> str:
     operator = 'user: operator, password: "operator"'
     rights = permissions("researcher", [Right("read", ">"), Right("write", "findings")])
     allowed = ", ".join(f'"{subject}"' for subject in rights.publish)
-    heard = ", ".join(f'"{subject}"' for subject in rights.subscribe)
+    heard = ", ".join(f'"{subject}"' for subject in (*rights.subscribe, *rights.serve))
     agent = f"publish: {{ allow: [{allowed}] }}, subscribe: {{ allow: [{heard}] }}"
     return f"""authorization {{ users: [
         {{ {operator} }},

@@ -13,7 +13,7 @@ import pytest
 
 from natterjack.bus import Bus
 from natterjack.context import AgentContext, Transaction
-from natterjack.provision import context_stream
+from natterjack.stores import context_stream
 from natterjack.testing import NatsServer, until
 
 STREAM, CONFIG = context_stream()

@@ -15,7 +15,7 @@ from natterjack.context import CAUSE, AgentContext, Transaction
 from natterjack.context.state import STREAM
 from natterjack.errors import DisconnectedError, NotProvisionedError, PayloadError, StreamError
 from natterjack.messages import Envelope
-from natterjack.provision import STREAMS
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer, until
 
 BUCKET = {"name": STREAM, **STREAMS[STREAM], "max_msg_size": 1000}

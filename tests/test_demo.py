@@ -207,7 +207,8 @@ async def test_narrow_permissions_suffice() -> None:
     allowed = agent_permissions(demo_team(None, plugins), plugins)
     assert list(allowed) == ["team-tools", *AGENTS]
     permissions = {
-        name: {"publish": list(each.publish), "subscribe": list(each.subscribe)} for name, each in allowed.items()
+        name: {"publish": list(each.publish), "subscribe": [*each.subscribe, *each.serve]}
+        for name, each in allowed.items()
     }
     passwords = {name: secrets.token_hex(8) for name in ["operator", *allowed]}
     with NatsServer(guarded(passwords, permissions)) as process:
@@ -224,7 +225,9 @@ async def test_narrow_permissions_suffice() -> None:
 async def test_a_taken_right_is_missed() -> None:
     plugins = Plugins.load()
     allowed = agent_permissions(demo_team(None, plugins), plugins)
-    permissions = {"writer": {"publish": ["nothing"], "subscribe": list(allowed["writer"].subscribe)}}
+    permissions = {
+        "writer": {"publish": ["nothing"], "subscribe": [*allowed["writer"].subscribe, *allowed["writer"].serve]}
+    }
     passwords = {name: secrets.token_hex(8) for name in ["operator", *allowed]}
     with NatsServer(guarded(passwords, permissions)) as process:
         servers = {name: Server(process.url, user=name, password=word) for name, word in passwords.items()}

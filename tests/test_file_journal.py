@@ -22,10 +22,10 @@ from natterjack.bus import Bus
 from natterjack.components import Entry, Journal
 from natterjack.journal import StreamJournal
 from natterjack.messages import Event
-from natterjack.provision import STREAMS
 from natterjack.runjournal import RunJournal
 from natterjack.runs import RunContext
 from natterjack.server import Server
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer
 
 

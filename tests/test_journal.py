@@ -15,9 +15,9 @@ from natterjack.components import Entry
 from natterjack.errors import ConfigError, DisconnectedError, FencedError, InvalidNameError, PayloadError
 from natterjack.journal import RESERVED, StreamJournal, read_entry
 from natterjack.objects import Reference
-from natterjack.provision import STREAMS
 from natterjack.runjournal import RunJournal
 from natterjack.server import Server
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer, until
 
 

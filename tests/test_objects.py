@@ -15,9 +15,9 @@ from natterjack import objects, subjects
 from natterjack.bus import Bus
 from natterjack.errors import PayloadError, RefusedError
 from natterjack.objects import CHUNK, MAX_SIZE, Reference
-from natterjack.provision import STREAMS
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer
 
 STREAM = "OBJ_journal"

@@ -19,7 +19,7 @@ from natterjack.bus import Bus, Message
 from natterjack.bus.batch import BatchMessage, store_batch
 from natterjack.context.replica import Replica
 from natterjack.context.state import STREAM, State, Version, Watch, read_message
-from natterjack.provision import STREAMS
+from natterjack.stores import STREAMS
 from natterjack.testing import until
 
 Fate = Literal["pass", "lose", "repeat", "echo", "hold"]

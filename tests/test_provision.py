@@ -9,7 +9,8 @@ from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedEr
 from natterjack.bus import Bus
 from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
-from natterjack.provision import STREAMS, provision, stored_team
+from natterjack.provision import provision, stored_team
+from natterjack.stores import STREAMS
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
@@ -243,3 +244,33 @@ def test_needs_are_what_is_declared() -> None:
     }
     everything = set(agent_needs("b", team(b={"result_event": "done"}).agents["b"], PLUGINS))
     assert {Right("emit", ">"), Right("publish", ">"), Right("ask", "*"), Right("write", ">")} <= everything
+
+
+async def test_limits_that_somebody_raised_stay(bus: Bus) -> None:
+    await provision(bus, team(a={}), PLUGINS)
+    config = (await bus.api("STREAM.INFO.EVENTS"))["config"]
+    raised = {"max_bytes": config["max_bytes"] * 2, "max_age": 0, "description": "ours"}
+    await bus.api("STREAM.UPDATE.EVENTS", config | raised)
+    await bus.api(
+        "STREAM.UPDATE.MESSAGES", (await bus.api("STREAM.INFO.MESSAGES"))["config"] | {"max_bytes": 1_000_000}
+    )
+    done = await provision(bus, team(a={}), PLUGINS)
+    assert done.updated == ["stream MESSAGES"]  # where there was less than we promise
+    config = (await bus.api("STREAM.INFO.EVENTS"))["config"]
+    assert {key: config[key] for key in raised} == raised
+
+
+async def test_a_rehearsal_says_what_would_be_done_and_does_nothing(bus: Bus) -> None:
+    wanted = team({"n": 1}, a={"on": ["x", {"cron": {"expression": "0 8 * * *"}}], "delays": ["y"]}, b={})
+    said = await provision(bus, wanted, PLUGINS, dry=True)
+    assert await bus.streams(">") == []
+    done = await provision(bus, wanted, PLUGINS)
+    assert said == done
+    smaller = team({"n": 1}, a={"on": ["z"]})
+    for prune in (False, True):
+        said = await provision(bus, smaller, PLUGINS, dry=True, prune=prune)
+        assert await stored_team(bus) == wanted
+        assert "a=event-x" in await consumers(bus, "EVENTS")
+        assert said.created == ["consumer a=event-z on EVENTS"]
+        assert "consumer a=event-x on EVENTS" in (said.removed if prune else said.left)
+    assert await provision(bus, smaller, PLUGINS, prune=True) == said

@@ -13,9 +13,9 @@ from natterjack.bus import Bus
 from natterjack.context import AgentContext, SharedContext
 from natterjack.context.partial import PartialReplica
 from natterjack.errors import BrokerError, NotProvisionedError, RefusedError
-from natterjack.provision import context_stream
 from natterjack.rights import Right, permissions
 from natterjack.server import Server
+from natterjack.stores import context_stream
 from natterjack.testing import NatsServer, until
 
 STREAM, CONFIG = context_stream()
@@ -29,7 +29,7 @@ def config() -> str:
         granted = permissions(name, [Right("write", "own"), *(Right("read", pattern) for pattern in reads)])
         allowed = {
             verb: {"allow": list(subjects)}
-            for verb, subjects in (("publish", granted.publish), ("subscribe", granted.subscribe))
+            for verb, subjects in (("publish", granted.publish), ("subscribe", (*granted.subscribe, *granted.serve)))
         }
         users.append(f"{{ user: {name}, password: p, permissions: {json.dumps(allowed)} }}")
     return f"authorization {{ users = [ {', '.join(users)} ] }}\n"

@@ -14,8 +14,8 @@ from natterjack.bus import Bus
 from natterjack.context.replica import Replica, read_history
 from natterjack.context.state import STREAM, State, Version
 from natterjack.errors import NotProvisionedError
-from natterjack.provision import STREAMS
 from natterjack.server import Server
+from natterjack.stores import STREAMS
 from natterjack.testing import NatsServer, until
 
 BUCKET = {"name": STREAM, **STREAMS[STREAM], "deny_purge": False}

@@ -21,8 +21,9 @@ from natterjack.errors import (
     UsageError,
 )
 from natterjack.plugins import Plugins
-from natterjack.provision import context_stream, provision
+from natterjack.provision import provision
 from natterjack.server import Server
+from natterjack.stores import context_stream
 from natterjack.team import Team
 from natterjack.testing import NatsServer, until
 

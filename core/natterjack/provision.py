@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
 
@@ -17,11 +17,11 @@ from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
-from natterjack.conversations import MAX_DAYS
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
 from natterjack.needs import agent_triggers
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
+from natterjack.rehearsal import Rehearsal
 from natterjack.schedules import (
     SCHEDULES_STREAM,
     check_version,
@@ -31,14 +31,11 @@ from natterjack.schedules import (
     write,
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
+from natterjack.stores import ATTESTED, STREAMS, attested, context_stream
 from natterjack.team import Team, check_team
-from natterjack.tickets import WAKES_STREAM
 
 log = logging.getLogger("natterjack.provision")
 
-_DAY: Final = 86_400 * 10**9
-_MINUTE: Final = 60 * 10**9
-_GIB: Final = 1024**3
 _PINNED: Final[dict[str, Any]] = {
     "priority_groups": [GROUP],
     "priority_policy": "pinned_client",
@@ -46,131 +43,13 @@ _PINNED: Final[dict[str, Any]] = {
 }
 ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
-MAX_CONSUMERS: Final = 100_000
-"""Of one stream; without a number of its own the server stops at 1,000, and one agent has one at least."""
+REPLICAS: Final = 3
+"""Servers of a cluster that keep a copy of each stream, so that it outlives one of them."""
+LIMITS: Final = frozenset({"max_age", "max_bytes", "max_msgs_per_subject"})
+"""What provisioning never lowers: messages would go."""
+_FEWER: Final = (10005, 10023, 10074)
+"""The server's codes for: there are not so many servers, or no room on them, or no cluster."""
 _A_TEAM: Final = "a team"
-
-_LOG: Final[dict[str, Any]] = {
-    "storage": "file",
-    "allow_direct": True,
-    "discard": "new",
-    "duplicate_window": 2 * _MINUTE,
-}
-_BUCKET: Final[dict[str, Any]] = {
-    "storage": "file",
-    "max_msgs_per_subject": 16,  # with less, paged snapshots lose keys under load [R8]
-    "allow_direct": True,
-    "deny_delete": True,
-    "deny_purge": True,  # a rollup or purge of one's own key could erase the whole bucket
-    "discard": "new",
-}
-
-
-_LIMITS: Final[dict[str, Any]] = {
-    "subjects": [subjects.key(subjects.LIMITS_BUCKET, ">")],
-    "storage": "memory",
-    "max_msgs_per_subject": 1,
-    "max_age": _DAY,
-    "allow_direct": True,
-}
-
-
-_CONVERSATIONS: Final[dict[str, Any]] = {
-    "subjects": [subjects.key(subjects.CONVERSATIONS_BUCKET, ">")],
-    "storage": "file",
-    "max_msgs_per_subject": 1,
-    "max_age": MAX_DAYS * _DAY,
-    "max_bytes": _GIB,  # then what nobody has gone on with for the longest is forgotten
-    "allow_direct": True,
-    "deny_delete": True,
-    "deny_purge": True,
-}
-
-
-def _stored(root: str) -> dict[str, Any]:
-    """A stream of what anybody publishes on `<root>.>`, stored and fed with the principal in its subject."""
-    return _LOG | {
-        "subjects": [f"{root}.>"],
-        "subject_transform": {"src": f"{root}.>", "dest": f"stored.{root}.{subjects.ANYONE}.>"},
-        "republish": {"src": f"stored.{root}.>", "dest": f"feed.{root}.>"},
-        "max_age": 30 * _DAY,
-        "max_bytes": _GIB,
-        "max_consumers": MAX_CONSUMERS,
-    }
-
-
-def _attested(stream: dict[str, Any]) -> dict[str, Any]:
-    """Such a stream where principals have accounts: these put who publishes into the subject, which stays as it is."""
-    (published,) = stream["subjects"]
-    return stream | {"subjects": [published, f"stored.{published}"]}
-
-
-def _objects(bucket: str, max_age: int) -> dict[str, Any]:
-    """A bucket of the object store; its objects never change, so nothing needs a rollup or a purge."""
-    return {
-        "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
-        "storage": "file",
-        "allow_direct": True,
-        "discard": "old",
-        "max_age": max_age,
-        "max_bytes": 4 * _GIB,
-        "deny_delete": True,
-        "deny_purge": True,
-    }
-
-
-def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, dict[str, Any]]:
-    """Return name and configuration of the stream behind a context's bucket.
-
-    Args:
-        name: The bucket's; empty for the main context.
-        transactions: Whether it takes atomic batches. The server holds 50 of them at most, and what somebody begins
-            and abandons counts for 10 s: so only where writers are trusted [R12].
-    """
-    bucket = subjects.context_bucket(name)
-    keys = subjects.key(bucket, ">")
-    republish = {"src": keys, "dest": subjects.feed_context(">", bucket)}
-    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions, "max_consumers": MAX_CONSUMERS}
-    return subjects.bucket_stream(bucket), _BUCKET | own
-
-
-_OPERATORS: Final = delay_stream(subjects.OPERATOR, (">",))  # who may emit any event, and so delay any
-STREAMS: Final[dict[str, dict[str, Any]]] = (
-    dict([_OPERATORS])
-    | {
-        subjects.EVENTS: _stored("events") | {"sources": [delay_source(_OPERATORS[0])]},
-        subjects.MESSAGES: _stored("messages"),
-        subjects.INBOX: _LOG
-        | {
-            "subjects": ["inbox.*.>"],
-            "subject_transform": {"src": "inbox.*.>", "dest": f"stored.inbox.{{{{wildcard(1)}}}}.{subjects.ANYONE}.>"},
-            "retention": "workqueue",
-            "max_consumers": MAX_CONSUMERS,
-            "max_age": 30 * _DAY,
-            "max_msgs_per_subject": 100_000,
-            "discard_new_per_subject": True,  # one dead agent cannot block the others
-        },
-        subjects.JOURNAL: _LOG
-        | {
-            "subjects": ["journal.*.*.*"],
-            "republish": {"src": "journal.>", "dest": "feed.journal.>"},
-            "discard": "old",
-            "max_age": 30 * _DAY,
-            "max_bytes": 4 * _GIB,
-            "deny_delete": True,
-            "deny_purge": True,
-        },
-        subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
-        subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
-        subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
-        subjects.bucket_stream(subjects.LIMITS_BUCKET): _LIMITS,
-        subjects.bucket_stream(subjects.CONVERSATIONS_BUCKET): _CONVERSATIONS,
-        subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},
-    }
-    | dict([context_stream()])
-)
-ATTESTED: Final = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX)
-"""Streams of what principals publish by their names."""
 
 
 @dataclass(slots=True)
@@ -202,8 +81,11 @@ async def provision(
     buckets: Mapping[str, AgentContext] | None = None,
     triggers: Mapping[str, Iterable[Trigger]] | None = None,
     prune: bool = False,
+    dry: bool = False,
 ) -> Provisioned:
     """Create what the team needs on a server, and store the team there.
+
+    In a cluster of three servers or more, each stream is kept on three. Limits that somebody has raised stay.
 
     Args:
         bus: A connection that may administrate streams.
@@ -213,11 +95,13 @@ async def provision(
         buckets: The same for the buckets beside the main context.
         triggers: Triggers by agent where the team comes from Python; read from the team otherwise.
         prune: Remove the consumers of agents that are no longer in the team, and what they emitted that is not due yet.
+        dry: Do nothing, and return what would be done.
 
     Raises:
         ConfigError: The team is wrong, or the server has a stream of that name for something else.
         BrokerError: The server refuses.
     """
+    bus = cast("Bus", Rehearsal(bus)) if dry else bus
     team = team.closed() if bus.server.attests else team
     check_team(team, plugins)
     given = triggers or {}
@@ -233,14 +117,8 @@ async def provision(
         log.warning("team %r takes the place of team %r: a server or account holds one", team.name, found.name)
     contexts = {"": context or AgentContext(team.context)}
     contexts |= {name: AgentContext(state) for name, state in team.buckets.items()} | dict(buckets or {})
-    # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
-    streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
-    streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    streams = await _streams(bus, team, contexts, done, prune=prune)
     streams |= {subjects.SCHEDULES: SCHEDULES_STREAM} if schedules else {}
-    attested = bus.server.attests
-    streams |= {name: _attested(streams[name]) for name in ATTESTED} if attested else {}
-    sources = [delay_source(name, attested=attested) for name in await _delays(bus, streams, done, prune=prune)]
-    streams[subjects.EVENTS] = streams[subjects.EVENTS] | {"sources": sources}
     for name, config in streams.items():
         await _stream(bus, name, config, done)
     # A team's first triggers get what there is; one that is added later begins with what comes.
@@ -253,6 +131,19 @@ async def provision(
         await initial.seed(bus, name)
     await _store_team(bus, team)
     return done
+
+
+async def _streams(
+    bus: Bus, team: Team, contexts: Iterable[str], done: Provisioned, *, prune: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the streams that a team needs, by name."""
+    # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
+    streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
+    streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    secured = bus.server.attests
+    streams |= {name: attested(streams[name]) for name in ATTESTED} if secured else {}
+    sources = [delay_source(name, attested=secured) for name in await _delays(bus, streams, done, prune=prune)]
+    return streams | {subjects.EVENTS: streams[subjects.EVENTS] | {"sources": sources}}
 
 
 async def _consumers(
@@ -288,32 +179,58 @@ async def _delays(bus: Bus, streams: Iterable[str], done: Provisioned, *, prune:
 async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisioned) -> None:
     wanted = {"name": name, **config}
     try:
-        current = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+        found = await bus.api(f"STREAM.INFO.{name}")
     except NotProvisionedError:
         await _create_stream(bus, wanted)
         done.created.append(f"stream {name}")
         return
-    if all(current.get(key) == value for key, value in wanted.items()):
-        done.kept.append(f"stream {name}")
-        return
+    current = found["config"]
     if not set(wanted["subjects"]) & set(current.get("subjects") or ()):
         held = ", ".join(current.get("subjects") or ()) or "another stream"
         msg = f"the server already has a stream {name!r}, for {held}: remove it, or use another account or server"
         raise ConfigError(msg)
-    try:
-        await bus.api(f"STREAM.UPDATE.{name}", {**current, **wanted})
-    except StreamError as error:
-        msg = f"the server already has a stream {name!r} that cannot become ours: {error.description}"
-        raise ConfigError(msg) from error
-    done.updated.append(f"stream {name}")
+    wanted |= {key: value for key, value in current.items() if key in wanted and _is_more(key, value, wanted[key])}
+    copies = REPLICAS if found["cluster"].get("name") else 1  # a server alone says only that it leads
+    changed = any(current.get(key) != value for key, value in wanted.items())
+    if changed or current["num_replicas"] < copies:
+        changed = await _update_stream(bus, current, wanted, copies)
+    (done.updated if changed else done.kept).append(f"stream {name}")
+
+
+def _is_more(key: str, current: Any, wanted: Any) -> bool:
+    """Tell whether a stream holds more than we would have it: somebody wanted that, and less would lose messages."""
+    return key in LIMITS and wanted > 0 and (current <= 0 or current > wanted)
 
 
 async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
     try:
-        await bus.api(f"STREAM.CREATE.{wanted['name']}", wanted)
+        await _replicated(bus, f"STREAM.CREATE.{wanted['name']}", wanted, REPLICAS)
     except StreamError as error:
         msg = f"the server cannot have a stream {wanted['name']!r} for {', '.join(wanted['subjects'])}: "
         raise ConfigError(msg + error.description) from error
+
+
+async def _update_stream(bus: Bus, current: Mapping[str, Any], wanted: Mapping[str, Any], copies: int) -> bool:
+    """Have a stream as it is wanted, on more servers if there are so many; return whether it is another one then."""
+    copies = max(copies, current["num_replicas"])
+    try:
+        got = await _replicated(bus, f"STREAM.UPDATE.{wanted['name']}", {**current, **wanted}, copies)
+    except StreamError as error:
+        msg = f"the server already has a stream {wanted['name']!r} that cannot become ours: {error.description}"
+        raise ConfigError(msg) from error
+    return got != current["num_replicas"] or any(current.get(key) != value for key, value in wanted.items())
+
+
+async def _replicated(bus: Bus, name: str, config: Mapping[str, Any], copies: int) -> int:
+    """Create or update a stream on so many servers, or on one where there are fewer; return on how many."""
+    try:
+        await bus.api(name, {**config, "num_replicas": copies})
+    except StreamError as error:
+        if copies == 1 or error.code not in _FEWER:
+            raise
+        await bus.api(name, {**config, "num_replicas": 1})
+        return 1
+    return copies
 
 
 async def _consumer(bus: Bus, spec: ConsumerSpec, deliver: str, done: Provisioned, *, ordered: bool) -> None:

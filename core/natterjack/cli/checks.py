@@ -21,8 +21,9 @@ from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.expiry import expired
 from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
-from natterjack.provision import STREAMS, stored_team
+from natterjack.provision import stored_team
 from natterjack.service import discover
+from natterjack.stores import STREAMS
 from natterjack.team import Team
 from natterjack.team.file import read_team
 

@@ -25,6 +25,7 @@ def provision(
     team_file: TeamArgument = TEAM_FILE,
     *,
     prune: Annotated[bool, typer.Option("--prune", help="Remove what agents left that are gone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, and show what would be done.")] = False,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
@@ -33,12 +34,12 @@ def provision(
     team, plugins = read_team(team_file), Plugins.load()
     check_team(team, plugins)
     found = find_server(server, nats_context, team_file=team_file)
-    done = run(provisioned(team, found, plugins, prune=prune))
+    done = run(provisioned(team, found, plugins, prune=prune, dry=dry_run))
     if as_json:
         write_json(asdict(done))
         return
     rows = [(action, what) for action, names in asdict(done).items() for what in names]
-    write_table(["done", "what"], rows, empty="nothing to do")
+    write_table(["would be" if dry_run else "done", "what"], rows, empty="nothing to do")
     if done.left:
         note(f"note: {len(done.left)} consumers and streams are left of agents that are gone; --prune removes them")
 
@@ -48,7 +49,9 @@ def schema() -> None:
     write_json(team_schema())
 
 
-async def provisioned(team: Team, server: Server, plugins: Plugins, *, prune: bool = False) -> Provisioned:
+async def provisioned(
+    team: Team, server: Server, plugins: Plugins, *, prune: bool = False, dry: bool = False
+) -> Provisioned:
     """Provision a team as the operator, and return what was done."""
     async with operator(server) as bus:
-        return await provision_team(bus, team, plugins, prune=prune)
+        return await provision_team(bus, team, plugins, prune=prune, dry=dry)

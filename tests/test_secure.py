@@ -127,6 +127,30 @@ def test_a_key_is_made_anew_for_whom_one_says(secured: Quick) -> None:
     assert {name for name in before if after[name] != before[name]} == {"keys/oracle.nk", "accounts.conf"}
 
 
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        ("greeter write visitors.last", 0, "yes: 'greeter' may write 'visitors.*' (team.toml:10)"),
+        ("greeter emit visitor.greeted", 0, "yes: 'greeter' may emit 'visitor.greeted' (team.toml:5)"),
+        ("greeter read anything", 0, "yes: 'greeter' may read '>': its table says nothing else"),
+        ("oracle emit x", 1, "it may emit nothing. To allow it, add 'x' to `emits` of [agents.oracle]"),
+        ("oracle ask greeter", 1, "no: 'oracle' may not ask 'greeter': that is for 'operator'; it may ask nothing."),
+        ("greeter consume EVENTS/x", 1, "it may consume 'EVENTS/greeter=event-visitor+arrived', 'INBOX/"),
+        ("operator emit x", 0, "yes: the operator may do all, in its own name"),
+    ],
+)
+def test_why_is_told(quick: Quick, asked: str, code: int, told: str) -> None:
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    assert told in quick.run("explain", *asked.split(), code=code).stdout
+    assert quick.json("explain", *asked.split(), code=code)["allowed"] == (code == 0)
+
+
+def test_what_cannot_be_explained_is_told(quick: Quick) -> None:
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    assert "is nothing that is allowed" in quick.error("explain", "greeter", "fly", "x", code=2)
+    assert "there are greeter, operator, oracle" in quick.error("explain", "nobody", "ask", "x", code=2)
+
+
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
     """The broker that runs with what is there; yields its URL."""

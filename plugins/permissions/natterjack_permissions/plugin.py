@@ -1,4 +1,4 @@
-"""What the package brings: the guard, and the command `secure`."""
+"""What the package brings: the guard, and the commands `secure` and `explain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def natterjack_guards() -> list[type[Guard]]:
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
-    """Bring `secure`."""
-    from natterjack_permissions.secure import app  # lazy: only the command line needs it
+    """Bring `secure` and `explain`."""
+    from natterjack_permissions import explain, secure  # lazy: only the command line needs them
 
-    return [app]
+    return [secure.app, explain.app]

@@ -1,0 +1,85 @@
+"""`natterjack explain`: whether somebody may do something, and which line says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Final, get_args
+
+import typer
+
+from natterjack import ConfigError, Right, Rule, Team, Verb, agent_rights, read_team
+from natterjack_permissions.guard import PermissionGuard, covers
+
+app = typer.Typer(name="explain")
+
+OPERATOR: Final = "operator"
+_SETTINGS: Final = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes", "replay": "replays"}
+
+
+@app.command()
+def explain(
+    who: Annotated[str, typer.Argument(metavar="WHO", help="An agent or a tool server.")],
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="emit, publish, ask, write, read, replay, call, …")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="An event type, topic, agent, key, or SERVER/TOOL.")],
+    *,
+    team_file: Annotated[Path, typer.Option("--team", metavar="FILE", help="The team file.")] = Path("team.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Say whether somebody may do something in secured mode, and which line decides; exit with 1 if not."""
+    allowed, reason = explained(read_team(team_file), who, verb, what)
+    if as_json:
+        typer.echo(json.dumps({"allowed": allowed, "reason": reason}))
+    else:
+        typer.echo(f"{'yes' if allowed else 'no'}: {reason}")
+    raise typer.Exit(0 if allowed else 1)
+
+
+def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
+    """Return whether somebody may do something in secured mode, and why.
+
+    Args:
+        team: The team.
+        who: Agent, tool server or `operator`.
+        verb: See `natterjack.Right`.
+        what: Of what.
+
+    Raises:
+        ConfigError: There is no such principal or verb.
+    """
+    closed = team.closed()
+    rights = agent_rights(closed)
+    if who != OPERATOR and who not in rights:
+        msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, OPERATOR]))}"
+        raise ConfigError(msg)
+    known = get_args(Verb)
+    if verb not in known:
+        msg = f"{verb!r} is nothing that is allowed or refused; these are: {', '.join(known)}"
+        raise ConfigError(msg)
+    if who == OPERATOR:
+        return True, "the operator may do all, in its own name"
+    rules = closed.rules()
+    holding = next((right for right in rights[who] if right.verb == verb and covers(right.what, what)), None)
+    if holding is not None:
+        return True, f"{who!r} may {verb} {holding.what!r}{_origin(rules, who, holding)}"
+    return False, f"{who!r} may not {verb} {what!r}: {_refusal(closed, rules, rights[who], who, verb, what)}"
+
+
+def _origin(rules: list[Rule], who: str, right: Right) -> str:
+    """Return the line that gives it; or why it has it without one."""
+    for rule in rules:
+        if (rule.principal, rule.verb, rule.pattern) == (who, *right) and rule.origin:
+            return f" ({rule.origin})"
+    return ": its table says nothing else" if right.verb == "read" else ", which it needs to run"
+
+
+def _refusal(team: Team, rules: list[Rule], own: list[Right], who: str, verb: str, what: str) -> str:
+    if verb not in _SETTINGS:
+        found = ", ".join(repr(right.what) for right in own if right.verb == verb)
+        return f"it may {verb} {found or 'nothing'}"
+    guard = PermissionGuard()
+    guard.load(rules, frozenset({("*", verb)}))  # type: ignore[arg-type]
+    reason = guard.refuse(who, verb, what)  # type: ignore[arg-type]
+    if who not in team.agents:
+        return f"{reason}. It is a tool server"
+    return f"{reason}. To allow it, add {what!r} to `{_SETTINGS[verb]}` of [agents.{who}]"

@@ -106,7 +106,7 @@ class History:
         messages, size, first = 0, 1, len(turns)
         for place in reversed(range(len(turns))):
             messages += len(turns[place].messages)
-            size += len(turns[place].model_dump_json()) + 1
+            size += len(turns[place].model_dump_json().encode()) + 1
             if messages > self._kept.messages or size > self._kept.bytes:
                 break
             first = place

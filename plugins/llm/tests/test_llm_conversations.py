@@ -136,6 +136,12 @@ async def test_a_turn_that_is_too_large_is_kept_without_its_calls(
         assert await runtime.ask_peer("desk", "b", conversation_id="t") == "call | a | b"
 
 
+async def test_what_is_kept_is_counted_in_bytes_and_not_in_characters(own_server: NatsServer) -> None:
+    async with desk(own_server, history={"bytes": 3000}) as runtime:
+        await runtime.ask_peer("desk", "世" * 700, conversation_id="t")
+        assert await runtime.ask_peer("desk", "a", conversation_id="t") == "a"
+
+
 async def test_what_is_old_is_forgotten(own_server: NatsServer) -> None:
     async with desk(own_server, history={"days": 1e-9}) as runtime:
         await runtime.ask_peer("desk", "one", conversation_id="t")

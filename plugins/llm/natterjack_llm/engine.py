@@ -137,7 +137,7 @@ def _usage_limits(limits: Limits) -> UsageLimits:
 def told(error: BaseException, limits: Limits) -> LimitError | ModelError | ConfigError:
     """Return what an error of the library means for a run: whether another attempt may help, and when."""
     if isinstance(error, UsageLimitExceeded):
-        return LimitError(f"the run met a limit: {error}")
+        return LimitError(f"the run met a limit: {_line(error)}")
     if isinstance(error, RunTimedOut):
         return LimitError(f"the run met a limit: {limits.seconds:g} s of wall time")
     if isinstance(error, UserError):
@@ -161,7 +161,7 @@ def _reason(error: BaseException) -> str:
         meant = error.suggested_model_id and f"did you mean {error.suggested_model_id!r}?"
         told = ": ".join(str(each) for each in (f"status {error.status_code}", body, meant, error.hint) if each)
     else:
-        told, cause = _line(error).partition(". Consider raising")[0], error
+        told, cause = _line(error), error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         told += "" if _line(cause) in told else f" ({_line(cause)})"
@@ -172,4 +172,4 @@ def _line(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).partition(". Consider raising")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 from pydantic_core import to_json
@@ -66,9 +67,10 @@ class ModelAgent(Agent):
         turn = self.engine.turn(ctx, streams=ctx.stream is not None)
         said, asked = False, ctx.conversations.asked
         conversation = ("ask", ctx.caller, asked) if asked else ()  # nobody goes on with what another has begun
-        async for chunk in self.engine.run(turn, question, conversation=conversation):
-            said = True
-            yield chunk
+        async with aclosing(self.engine.run(turn, question, conversation=conversation)) as chunks:
+            async for chunk in chunks:
+                said = True
+                yield chunk
         if not said:
             yield turn.result.output
 

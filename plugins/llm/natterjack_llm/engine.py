@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from textwrap import shorten
 from typing import Any, Final, cast
@@ -73,7 +73,7 @@ class Engine:
 
     async def run(
         self, turn: Turn, prompt: str, before: Sequence[ModelMessage] = (), conversation: Sequence[str] = ()
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str]:
         """Go from a prompt to the turn's result; yield what the model says meanwhile, if the turn streams.
 
         Args:

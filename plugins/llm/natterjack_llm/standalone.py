@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -112,10 +112,11 @@ class LLMAgent:
             pass
         return _answer(turn, self._client.bus.principal)
 
-    async def astream(self, input: str | Mapping[str, Any]) -> AsyncIterator[str]:
-        """Have the model answer, in chunks as they come; see `ainvoke`."""
-        async for chunk in self._engine.run(self._turn(streams=True), *_read(input)):
-            yield chunk
+    async def astream(self, input: str | Mapping[str, Any]) -> AsyncGenerator[str]:
+        """Have the model answer, in chunks as they come; see `ainvoke`. Who leaves early calls its `aclose`."""
+        async with aclosing(self._engine.run(self._turn(streams=True), *_read(input))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def ask_peer(
         self, name: str, question: str, *, timeout: float = ASK_TIMEOUT, conversation_id: str | None = None

@@ -1,7 +1,9 @@
 """Model agents with scripted models: what they see, what they may call, and that each request is made once."""
 
+import asyncio
 import json
 from collections import Counter
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from natterjack import (
     connect,
 )
 from natterjack.testing import NatsServer, ScriptedAgent, until
-from natterjack_llm import Call, Seen
+from natterjack_llm import Call, Seen, build_agent
 
 ASKED = Counter[str]()
 
@@ -35,6 +37,17 @@ async def test_an_answer_is_what_the_model_says(runtime: AgentRuntime) -> None:
         assert await runtime.ask_peer("writer", "hello") == "you said hello"
         chunks = [chunk async for chunk in runtime.ask_stream("writer", "hello")]
     assert chunks == ["you ", "said ", "hello"]
+
+
+async def test_who_leaves_an_answer_ends_it(own_server: NatsServer) -> None:
+    async with (
+        AgentRuntime(own_server.url),
+        await build_agent(f"scripted:{__name__}:echo", server=own_server.url) as agent,
+    ):
+        before = asyncio.all_tasks()
+        async with aclosing(agent.astream("one two three")) as chunks:
+            assert await anext(chunks) == "you "
+        assert asyncio.all_tasks() == before
 
 
 def offered(seen: Seen) -> str:
@@ -146,6 +159,7 @@ async def test_a_limit_ends_the_run_and_says_so(runtime: AgentRuntime, limits: d
         run = await runtime.inject_event("endless", {"type": "go"})
         with pytest.raises(RunFailedError, match=f"the run met a limit: .*{told}") as error:
             await run.result(20)
+    assert "http" not in error.value.cause
     assert ASKED["requests"] < 5
 
 
@@ -181,7 +195,6 @@ async def test_what_a_model_may_not_do_is_told_and_not_done(runtime: AgentRuntim
         assert runtime.context.get("budget") is None
     assert "'boss' is not one of ['oracle']" in told
     assert "'name' is a required property" in told
-    assert "http" not in error.value.cause
     assert "'careless' may not emit 'money.sent'" in told
     assert "'careless' may not publish 'press.now'" in told
     assert "Unknown tool name: 'rm'" in told

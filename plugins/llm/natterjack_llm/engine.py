@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from textwrap import shorten
 from typing import Any, Final, cast
 
 from pydantic import BaseModel, ValidationError
-from pydantic_ai import Agent, StructuredDict, UsageLimits
+from pydantic_ai import Agent, ModelRetry, StructuredDict, UsageLimits
 from pydantic_ai.exceptions import (
     AgentRunError,
     FallbackExceptionGroup,
@@ -32,6 +32,7 @@ from natterjack_llm.history import History
 from natterjack_llm.journaled import JournaledModel
 from natterjack_llm.models import model_of
 from natterjack_llm.offers import offers
+from natterjack_llm.schemas import broken, misfit
 from natterjack_llm.scripted import imported
 from natterjack_llm.toolset import RETRIES, TurnToolset
 from natterjack_llm.turn import Turn, TurnContext
@@ -58,6 +59,8 @@ class Engine:
         self._agent: Agent[None, Any] = Agent(
             output_type=_output_type(config.output), instructions=instructions, retries=RETRIES
         )
+        if isinstance(config.output, dict):
+            self._agent.output_validator(_held_to(config.output))
 
     async def start(self) -> None:
         """Open what the model's client needs."""
@@ -117,15 +120,29 @@ def _output_type(output: str | dict[str, Any] | None) -> Any:
         return str
     if isinstance(output, dict):
         try:
-            return StructuredDict(output, name=output.get("title", "result"))
+            problem, made = broken(output), StructuredDict({"title": "result", **output})
         except UserError as error:
-            msg = f"'output' is no JSON schema of an object: {error}"
-            raise ConfigError(msg) from error
+            problem, made = str(error), dict
+        if problem:
+            msg = f"'output' is no JSON schema of an object: {problem}"
+            raise ConfigError(msg)
+        return made
     found = imported(output)
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
         msg = f"'output' is {output!r}, which is no pydantic model; name one, or write a JSON schema"
         raise ConfigError(msg)
     return found
+
+
+def _held_to(schema: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return a check of outputs: the library tells the model the schema, and does not hold it to that."""
+
+    def check(output: Any) -> Any:
+        if told := misfit(output, schema):
+            raise ModelRetry(told)
+        return output
+
+    return check
 
 
 def _usage_limits(limits: Limits) -> UsageLimits:

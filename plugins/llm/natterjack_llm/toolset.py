@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
-from jsonschema import Draft202012Validator
 from pydantic_ai import ModelRetry, RunContext, ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
@@ -14,6 +13,7 @@ from pydantic_core import SchemaValidator, core_schema
 from natterjack import ApprovalDeniedError, ApprovalRequiredError, BrokerError, FencedError, NatterjackError
 from natterjack_llm.budgets import Budgets
 from natterjack_llm.offers import Offer
+from natterjack_llm.schemas import misfit
 from natterjack_llm.turn import Turn
 
 RETRIES: Final = 3
@@ -63,10 +63,8 @@ class TurnToolset(AbstractToolset[None]):
         """Call one; what it fails with is told to the model."""
         del ctx, tool
         offer = self._offers[name]
-        error = next(iter(Draft202012Validator(offer.schema).iter_errors(tool_args)), None)
-        if error is not None:
-            where = "".join(f"{part}." for part in error.absolute_path)
-            raise ModelRetry(f"{where}{error.message}" if where else error.message)
+        if told := misfit(tool_args, offer.schema):
+            raise ModelRetry(told)
         try:
             if name in self._approve:
                 answer = await self._turn.ask_human(self._question(name, tool_args), ("yes", "no"))
@@ -76,11 +74,11 @@ class TurnToolset(AbstractToolset[None]):
                 return await offer.call(tool_args)
         except ApprovalDeniedError as denied:
             return {"error": str(denied)}
-        told = await self._turn.step(f"tool {name}", lambda: self._do(offer, tool_args))
-        if not isinstance(told, dict) or told.keys() != {_ASKS}:
-            return told
+        result = await self._turn.step(f"tool {name}", lambda: self._do(offer, tool_args))
+        if not isinstance(result, dict) or result.keys() != {_ASKS}:
+            return result
         try:
-            approval = await self._turn.approve(told[_ASKS])
+            approval = await self._turn.approve(result[_ASKS])
         except ApprovalDeniedError as denied:
             return {"error": str(denied)}
         return await self._turn.step(f"tool {name}", lambda: _told(offer, tool_args, approval=approval))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections import Counter
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +19,7 @@ from natterjack import (
 )
 from natterjack.testing import NatsServer, ScriptedAgent, until
 from natterjack_llm import Call, Seen, build_agent
+from natterjack_llm.schemas import misfit
 
 ASKED = Counter[str]()
 
@@ -118,6 +120,26 @@ async def test_structured_output_is_data_that_routes(runtime: AgentRuntime) -> N
         assert await run.result(20) == {"quality": 4}
         assert [event.data async for event in runtime.event_bus.replay("good")] == [{"quality": 4}]
         assert [event async for event in runtime.event_bus.replay("bad")] == []
+
+
+async def test_output_is_held_to_its_schema(runtime: AgentRuntime) -> None:
+    config = {"model": f"scripted:{__name__}:rater", "output": SCHEMA}
+    runtime.add_process(AgentProcess("analyst", agent_config=config, result_event="rated"))
+    async with runtime:
+        run = await runtime.inject_event("analyst", {"type": "rate", "last": "quality"})
+        with pytest.raises(RunFailedError, match=r"quality: 'high' is not of type 'integer'"):
+            await run.result(20)
+        assert [event async for event in runtime.event_bus.replay("rated")] == []
+
+
+def test_a_schema_that_refers_to_an_address_is_not_fetched() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/schema"
+        told = misfit({"a": 1}, {"properties": {"a": {"$ref": url}}})
+        assert told == f"the schema refers to {url!r}, which is not in it"
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 def flaky(seen: Seen) -> Any:
@@ -249,6 +271,10 @@ async def test_a_call_waits_for_a_human(own_server: NatsServer, answer: str) -> 
         ({"model": "scripted:nowhere:nothing"}, "cannot be imported"),
         ({"model": f"scripted:{__name__}:echo", "temprature": 1}, "unknown key 'temprature'"),
         ({"model": f"scripted:{__name__}:echo", "output": {"type": "string"}}, "'output' is no JSON schema"),
+        (
+            {"model": "scripted:json:loads", "output": {"type": "object", "properties": 5}},
+            "schema of an object: properties: 5",
+        ),
         ({"model": f"scripted:{__name__}:echo", "output": "json:loads"}, "which is no pydantic model"),
     ],
 )

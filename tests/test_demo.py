@@ -99,6 +99,7 @@ async def test_a_question_becomes_a_cited_report_and_leaves_nothing() -> None:
         socket.create_connection(("127.0.0.1", port), 1)
 
 
+@pytest.mark.full
 async def test_without_a_tool_server_the_researcher_searches_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     shared, alone = Audience(), Audience()
     question = "what is a generater function"  # it takes two rounds
@@ -112,6 +113,7 @@ async def test_without_a_tool_server_the_researcher_searches_by_itself(monkeypat
     assert_cited(report)
 
 
+@pytest.mark.full
 async def test_another_question_gets_another_report() -> None:
     report = await play("what does lambda do", None, Audience().stage())
     assert_cited(report)
@@ -119,6 +121,7 @@ async def test_another_question_gets_another_report() -> None:
     assert "context manager" not in report.markdown  # what the other question is answered with, see above
 
 
+@pytest.mark.full
 async def test_own_documents_are_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "boats.md").write_text(
         "# Boats\n\nA catamaran is a boat with two hulls of equal size. It is steadier than a boat with one hull.\n"
@@ -299,7 +302,10 @@ async def begun(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process,
         await process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.full), (signal.SIGKILL, -9)],
+)
 async def test_an_interrupted_command_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     async with begun(tmp_path) as (process, children):
         process.send_signal(number)

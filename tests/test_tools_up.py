@@ -125,6 +125,7 @@ def shred(title: str) -> str:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.full
 def test_a_team_file_says_which_tools_need_a_human(cli: Cli) -> None:
     cli.write(team_toml=PRESS_TEAM.replace("{approve}", '["publish", "shred"]'), agents_py=PRESS_AGENTS, press_py=PRESS)
     with cli.start("up") as up:

@@ -11,6 +11,8 @@ import pytest
 from natterjack.cli.scaffold import package_files
 from natterjack.testing.command import Cli
 
+pytestmark = pytest.mark.full  # half a minute, to build and install them
+
 ROOT = Path(__file__).parents[1]
 TEAM = """\
 [team]
@@ -106,7 +108,6 @@ def test_a_team_of_installed_plugins_is_one_file(cli: Cli) -> None:
     assert not list(cli.folder.glob("**/*.py"))
 
 
-@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_a_tool_server_of_a_wheel_is_a_table_of_the_team_file(cli: Cli) -> None:
     cli.write(team_toml=TOOLS)

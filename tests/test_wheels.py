@@ -11,8 +11,6 @@ import pytest
 from natterjack.cli.scaffold import package_files
 from natterjack.testing.command import Cli
 
-pytestmark = pytest.mark.full  # half a minute, to build and install them
-
 ROOT = Path(__file__).parents[1]
 TEAM = """\
 [team]
@@ -54,7 +52,10 @@ kind = "wreck"
 PLUGINS = {"parrot": "agent", "tick": "trigger", "secrets": "guard", "wreck": "agent", "shout": "tool-server"}
 OURS = [ROOT, ROOT / "plugins" / "mcp", ROOT / "examples" / "team_tools"]
 
-pytestmark = pytest.mark.skipif(shutil.which("uv") is None, reason="uv, which builds and installs, is not there")
+pytestmark = [
+    pytest.mark.full,  # half a minute, to build and install them
+    pytest.mark.skipif(shutil.which("uv") is None, reason="uv, which builds and installs, is not there"),
+]
 
 
 def uv(*words: str) -> None:

@@ -99,13 +99,13 @@ class ModelConfig(Settings):
     model: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
     instructions: str = ""
     output: str | dict[str, Any] | None = None
-    base_url: str | None = None
+    base_url: str | None = Field(None, pattern=r"^https?://[^\s/]")
     settings: dict[str, Any] = Field(default_factory=dict)
     calls: bool = True
     limits: Limits = Field(default_factory=Limits)
     agent_limits: Budget | None = None
     team_limits: Budget | None = None
     rate: Rate | None = None
-    conversation_by: str | None = None
+    conversation_by: str | None = Field(None, pattern=r"^[^.]+(\.[^.]+)*$")
     history: Kept = Field(default_factory=Kept)
     approve: tuple[str, ...] = ()

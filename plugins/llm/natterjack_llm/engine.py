@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from textwrap import shorten
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_ai import Agent, ModelRetry, StructuredDict, UsageLimits
@@ -21,7 +21,6 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 from pydantic_ai.messages import ModelMessage
-from pydantic_ai.settings import ModelSettings
 
 from natterjack import ConfigError
 from natterjack_llm.budgets import Budgets
@@ -34,6 +33,7 @@ from natterjack_llm.models import model_of
 from natterjack_llm.offers import offers
 from natterjack_llm.schemas import broken, misfit
 from natterjack_llm.scripted import imported
+from natterjack_llm.settings import settings_of
 from natterjack_llm.toolset import RETRIES, TurnToolset
 from natterjack_llm.turn import Turn, TurnContext
 
@@ -49,12 +49,12 @@ class Engine:
         config: Its settings.
 
     Raises:
-        ConfigError: The model cannot be used, or the output's schema is none.
+        ConfigError: The model cannot be used, or a setting of its requests, or the output's schema is none.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self._config, self._model = config, model_of(config.model, config.base_url)
-        self._budgets = Budgets(config)
+        self._settings, self._budgets = settings_of(config.settings), Budgets(config)
         instructions = "\n\n".join(filter(None, [config.instructions, RULES]))
         self._agent: Agent[None, Any] = Agent(
             output_type=_output_type(config.output), instructions=instructions, retries=RETRIES
@@ -105,7 +105,7 @@ class Engine:
             return await self._agent.run(
                 prompt,
                 model=JournaledModel(self._model, turn, self._budgets),
-                model_settings=cast("ModelSettings", self._config.settings),
+                model_settings=self._settings,
                 message_history=list(history),
                 toolsets=[toolset],
                 usage_limits=_usage_limits(limits),

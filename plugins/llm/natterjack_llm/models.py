@@ -58,7 +58,11 @@ def _named(name: str, base_url: str | None) -> Model:
 def _provider(kind: str, base_url: str) -> Provider[Any]:
     provider = kind.removesuffix("-chat").removesuffix("-responses")
     key = os.environ.get(f"{provider.upper().replace('-', '_')}_API_KEY", NO_KEY)
-    made: Provider[Any] = infer_provider_class(kind)(base_url=base_url, api_key=key)  # type: ignore[call-arg]
+    try:
+        made: Provider[Any] = infer_provider_class(kind)(base_url=base_url, api_key=key)  # type: ignore[call-arg]
+    except TypeError as error:
+        msg = f"{kind!r} takes no 'base_url'; for a server that speaks as OpenAI does, write 'openai-chat:NAME'"
+        raise UserError(msg) from error
     return made
 
 

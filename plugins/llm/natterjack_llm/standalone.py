@@ -210,7 +210,7 @@ def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage], tupl
         return given, [], ()
     history: list[ModelMessage] = []
     try:
-        *before, last = [(str(each["role"]), str(each["content"])) for each in given.get("messages") or ()]
+        *before, last = [(each["role"], _text(each["content"])) for each in given["messages"]]
     except (TypeError, LookupError, ValueError) as error:
         msg = "the input has no messages; write {'messages': [{'role': 'user', 'content': 'What is new?'}]}"
         raise PayloadError(msg) from error
@@ -221,6 +221,12 @@ def _read(given: str | Mapping[str, Any]) -> tuple[str, list[ModelMessage], tupl
             history.append(ModelRequest([UserPromptPart(content)]))
     id = given.get("conversation_id")
     return last[1], history, () if id is None else ("program", Conversations.check_id(id))
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, str):
+        raise TypeError
+    return content
 
 
 def _answer(turn: Turn, agent: str) -> Answer:

@@ -10,7 +10,14 @@ from pydantic_ai import ModelRetry, RunContext, ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool
 from pydantic_core import SchemaValidator, core_schema
 
-from natterjack import ApprovalDeniedError, ApprovalRequiredError, BrokerError, FencedError, NatterjackError
+from natterjack import (
+    ApprovalDeniedError,
+    ApprovalRequiredError,
+    BrokerError,
+    ConfigError,
+    FencedError,
+    NatterjackError,
+)
 from natterjack_llm.budgets import Budgets
 from natterjack_llm.offers import Offer
 from natterjack_llm.schemas import misfit
@@ -31,11 +38,19 @@ class TurnToolset(AbstractToolset[None]):
         offers: What it may call.
         budgets: What it may use.
         approve: Names of those that wait for a human's yes.
+
+    Raises:
+        ConfigError: One that must wait is not among them, as its name is another than somebody thought.
     """
 
     def __init__(self, turn: Turn, offers: Iterable[Offer], budgets: Budgets, approve: Collection[str] = ()) -> None:
         self._turn, self._budgets, self._approve = turn, budgets, approve
         self._offers = {offer.name: offer for offer in offers}
+        for name in approve:
+            if name not in self._offers:
+                offered = ", ".join(self._offers) or "nothing"
+                msg = f"'approve' has {name!r}, which the model is not offered; it is offered {offered}"
+                raise ConfigError(msg)
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from natterjack import (
     AgentProcess,
     AgentRuntime,
     ConfigError,
+    PayloadError,
     RunFailedError,
     StartError,
     connect,
@@ -262,6 +263,26 @@ async def test_a_call_waits_for_a_human(own_server: NatsServer, answer: str) -> 
     assert ASKED["requests"] == 2
 
 
+async def test_a_tool_that_must_wait_and_is_none_is_an_error(runtime: AgentRuntime) -> None:
+    config = {"model": f"scripted:{__name__}:publisher", "approve": ["ask_pear"]}
+    runtime.add_process(AgentProcess("publisher", agent_config=config, emits=[], publishes=[]))
+    async with runtime:
+        run = await runtime.inject_event("publisher", {"type": "go"})
+        with pytest.raises(RunFailedError, match="'approve' has 'ask_pear', which the model is not offered"):
+            await run.result(20)
+    assert not ASKED
+
+
+@pytest.mark.parametrize("wrong", [7, None, {}, {"messages": []}, {"messages": [{"role": "user", "content": None}]}])
+async def test_input_that_is_none_is_refused(own_server: NatsServer, wrong: Any) -> None:
+    async with (
+        AgentRuntime(own_server.url),
+        await build_agent(f"scripted:{__name__}:echo", server=own_server.url) as agent,
+    ):
+        with pytest.raises(PayloadError, match="the input has no messages"):
+            await agent.ainvoke(wrong)
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [
@@ -276,6 +297,14 @@ async def test_a_call_waits_for_a_human(own_server: NatsServer, answer: str) -> 
             "schema of an object: properties: 5",
         ),
         ({"model": f"scripted:{__name__}:echo", "output": "json:loads"}, "which is no pydantic model"),
+        (
+            {"model": "scripted:json:loads", "settings": {"max_token": 5}},
+            "'settings.max_token'. Did you mean 'max_tokens'",
+        ),
+        ({"model": "scripted:json:loads", "settings": {"timeout": "x"}}, "'settings.timeout' is 'x': Input should be"),
+        ({"model": "scripted:json:loads", "base_url": "localhost:8000"}, "'base_url' is 'localhost:8000'"),
+        ({"model": "deepseek:chat", "base_url": "http://localhost"}, "'deepseek' takes no 'base_url'"),
+        ({"model": "scripted:json:loads", "conversation_by": ""}, "'conversation_by' is ''"),
     ],
 )
 async def test_what_is_wrong_is_told_at_the_start(

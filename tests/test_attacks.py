@@ -269,3 +269,8 @@ async def test_the_same_answers_do_harm_within_one_account(tmp_path: Path) -> No
         assert b"stream_info_response" in await until(draft)
         await attacker.close()
         await operator.close()
+
+
+async def test_nobody_can_hold_up_others_by_batches_without_end(broker: Broker) -> None:
+    config = (await broker.core.api("STREAM.INFO.KV_context"))["config"]
+    assert not config.get("allow_atomic")

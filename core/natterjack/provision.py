@@ -139,7 +139,7 @@ async def _streams(
     """Return the streams that a team needs, by name."""
     # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
-    streams |= STREAMS | dict(context_stream(name, transactions=team.transactions) for name in contexts)
+    streams |= STREAMS | dict(context_stream(name, transactions=team.transactions is not False) for name in contexts)
     secured = bus.server.attests
     streams |= {name: attested(streams[name]) for name in ATTESTED} if secured else {}
     sources = [delay_source(name, attested=secured) for name in await _delays(bus, streams, done, prune=prune)]

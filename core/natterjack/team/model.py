@@ -269,13 +269,14 @@ class TeamTable(Settings):
         external: Patterns of events that come from outside the team.
         server: Server to connect to, where none is named otherwise.
         transactions: Whether several keys of the context can be written at once, all or nothing. Whoever may write
-            the context can hold up the transactions of all others for seconds: only where writers are trusted.
+            the context can hold up the transactions of all others for seconds: only where writers are trusted, so
+            by default not in secured mode.
     """
 
     name: TeamName = "team"
     external: Patterns = ()
     server: Annotated[str, Field(min_length=1)] | None = None
-    transactions: bool = True
+    transactions: bool | None = None
 
 
 class Team(TeamTable):
@@ -344,7 +345,8 @@ class Team(TeamTable):
     def closed(self) -> Team:
         """Return the same team where what an agent does not declare is denied, as in secured mode; but for reading."""
         agents = {name: spec.closed() for name, spec in self.agents.items()}
-        return self.model_copy(update={"agents": agents}).written_in(self._origins)
+        changes = {"agents": agents, "transactions": bool(self.transactions)}
+        return self.model_copy(update=changes).written_in(self._origins)
 
     def written_in(self, origins: Origins) -> Team:
         """Return the same team, whose messages say where it is written."""

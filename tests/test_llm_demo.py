@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -53,6 +54,28 @@ async def test_a_provider_phrases_the_answer_and_nothing_else(model_server: Mode
     assert WITH in json.dumps(asked["input"])
     assert not asked.get("tools")
     assert "1 by the model openai:gpt-5-mini, 1 of its sentences left out" in told
+
+
+async def test_who_stops_it_does_not_wait_for_the_model(model_server: ModelServer) -> None:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def silent(body: dict[str, Any]) -> None:
+        del body
+        loop.call_soon_threadsafe(asked.set)
+        await asyncio.Event().wait()
+
+    model_server.script = silent
+    command = [sys.executable, "-m", "natterjack", "demo", "--model", "openai:gpt-5-mini"]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        await asyncio.wait_for(asked.wait(), 120)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 9) == 130  # an agent's own ten seconds would be too long
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 @pytest.mark.skipif(MISSING, reason="`natterjack demo --model local` says what to install")

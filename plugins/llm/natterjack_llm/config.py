@@ -20,7 +20,7 @@ class Limits(Settings):
         requests: Requests to the model.
         tokens: Tokens, in and out.
         tool_calls: Calls of tools.
-        seconds: Seconds of wall time.
+        seconds: Seconds of wall time, of each attempt.
     """
 
     requests: int = Field(50, ge=1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
+
+from pydantic_core import from_json
 
 from natterjack import ConfigError
 from natterjack_llm.turn import Turn, TurnContext
@@ -147,8 +148,8 @@ def _parsed(data: Any) -> Any:
     """Return JSON that a model wrote as text as what it means."""
     if isinstance(data, str) and data[:1] in ("{", "["):
         try:
-            return json.loads(data)
-        except ValueError:
+            return from_json(data)
+        except ValueError:  # also of what is nested too deep
             return data
     return data
 

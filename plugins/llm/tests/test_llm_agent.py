@@ -263,6 +263,21 @@ async def test_a_call_waits_for_a_human(own_server: NatsServer, answer: str) -> 
     assert ASKED["requests"] == 2
 
 
+DEEP = "[" * 100_000
+
+
+def deep(seen: Seen) -> Any:
+    return "told" if seen.results else Call("emit", {"type": "found", "data": DEEP})
+
+
+async def test_text_that_only_looks_like_json_stays_text(runtime: AgentRuntime) -> None:
+    runtime.add_process(AgentProcess("deep", agent_config={"model": f"scripted:{__name__}:deep"}))
+    async with runtime:
+        run = await runtime.inject_event("deep", {"type": "go"})
+        assert await run.result(20) == "told"
+        assert [event.data async for event in runtime.event_bus.replay("found")] == [DEEP]
+
+
 async def test_a_tool_that_must_wait_and_is_none_is_an_error(runtime: AgentRuntime) -> None:
     config = {"model": f"scripted:{__name__}:publisher", "approve": ["ask_pear"]}
     runtime.add_process(AgentProcess("publisher", agent_config=config, emits=[], publishes=[]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from natterjack_llm.provider import ProviderModel
 from natterjack_llm.scripted import scripted_model
 
 SCRIPTED: Final = "scripted"
+_KEY: Final = re.compile(r"`(\w+_API_KEY)`")
 NO_KEY: Final = "none"
 """What a server of one's own gets as key, where the environment has none."""
 
@@ -47,7 +49,8 @@ def _named(name: str, base_url: str | None) -> Model:
         msg = f"the model {name!r} needs a package that is not installed: {_line(error)}"
         raise ConfigError(msg) from error
     except (UserError, ValueError, TypeError) as error:
-        msg = f"the model {name!r} cannot be used: {_line(error)}"
+        key = _KEY.search(str(error))  # the rest is advice for those who use the library
+        msg = f"the model {name!r} cannot be used: {f'set {key[1]} in the environment' if key else _line(error)}"
         raise ConfigError(msg) from error
     except Exception as error:  # a provider's client says in its own way that it has no key
         msg = f"the model {name!r} cannot be used: {type(error).__name__}: {_line(error)}"

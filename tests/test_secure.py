@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -205,16 +206,32 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
     assert [line for line in log.splitlines() if "Violation" in line and "$KV.context.mood" not in line] == []
 
 
-async def test_who_has_another_key_is_let_in_no_more(secured: Quick, cli: Cli) -> None:
+async def test_who_has_an_old_key_is_let_in_no_more_and_the_new_one_is_found(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:
-        oracle = await connected(url, folder, "oracle")
-        shutil.copy(folder / "secure/keys/oracle.nk", folder / "old.nk")
-        cli.text("secure", "--url", url, "--rotate", "oracle", "--apply")
-        await until(lambda: not oracle.connected)
+        oracle, gone = await connected(url, folder, "oracle"), asyncio.Event()
+        async with oracle.reconnects(gone.set):
+            shutil.copy(folder / "secure/keys/oracle.nk", folder / "old.nk")
+            cli.text("secure", "--url", url, "--rotate", "oracle", "--apply")
+            await asyncio.wait_for(gone.wait(), 20)
+        await oracle.flush()
         with pytest.raises(CredentialsError):
             await Bus.connect(Server(url, nkey=str(folder / "old.nk")), principal="oracle")
-        await (await connected(url, folder, "oracle")).close()
+        await oracle.close()
+
+
+async def test_a_key_that_cannot_be_read_is_tried_again(secured: Quick, caplog: pytest.LogCaptureFixture) -> None:
+    folder = secured.folder
+    key = folder / "secure/keys/oracle.nk"
+    seed = key.read_text()
+    with broker(folder) as url:
+        oracle = await connected(url, folder, "oracle")
+        key.write_text("no seed")
+    with broker(folder):
+        await until(lambda: f"no key can be read in {key}" in caplog.text)
+        key.write_text(seed)
+        await until(lambda: oracle.connected)
+        await oracle.flush()
         await oracle.close()
 
 

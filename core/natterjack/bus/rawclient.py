@@ -187,6 +187,18 @@ class RawClient(Client):
         """Tell whether so many bytes may wait for a connection that is away."""
         return self._pending_data_size + size <= self._max_pending_size
 
+    # Logging in
+
+    def _connect_command(self) -> bytes:
+        """Say who logs in; a key in a file may be another one by now, and nats-py would still call it the old one."""
+        if self._nkeys_seed is not None:
+            try:
+                self._setup_nkeys_connect()
+            except Exception as error:  # of nkeys, which would end the attempts to reconnect
+                msg = f"no key can be read in {self._nkeys_seed}: {error}"
+                raise nats.errors.Error(msg) from error
+        return super()._connect_command()
+
     # Faults
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import natterjack.demo
-from natterjack import Bus, CredentialsError, RefusedError, Server, connect
+from natterjack import Bus, ConnectError, CredentialsError, RefusedError, Server, connect
 from natterjack.broker import find_server
 from natterjack.testing import until
 from natterjack.testing.command import Cli
@@ -259,3 +259,18 @@ async def test_the_demo_runs_on_it(tmp_path: Path, cli: Cli) -> None:
         report = cli.json("demo", "--server", url)
         assert report["answered"]
     assert "Violation" not in (tmp_path / "log").read_text()
+
+
+async def test_who_opens_connections_without_end_keeps_nobody_out(
+    secured: Quick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natterjack_permissions.broker.MOST_CONNECTIONS", 20)
+    folder = secured.folder
+    secured.text("secure", "--url", url_of(folder))
+    with broker(folder) as url:
+        crowd = [await connected(url, folder, "greeter") for _ in range(20)]
+        with pytest.raises(ConnectError, match=r"takes no more connections .*maximum account active connections"):
+            await Bus.connect(Server(url, keys=str(folder / "secure/keys")), principal="greeter")
+        await (await connected(url, folder, "oracle")).close()
+        for each in crowd:
+            await each.close()

@@ -63,6 +63,8 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         return CredentialsError(
             f"{server} refuses these credentials ({own_words(error)}). Check the token, nkey or creds file."
         )
+    if "connections exceeded" in text:
+        return ConnectError(f"{server} takes no more connections ({own_words(error)}). End some, or raise its limit.")
     named = f" The address is from {server.origin}: unset it to do without." if server.origin else ""
     return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.{named}")
 

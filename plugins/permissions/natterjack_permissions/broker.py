@@ -12,6 +12,10 @@ from natterjack_permissions.star import CORE, Account
 
 SILENCE: Final = "1h"
 """How long who is asked may be silent: of an answer that takes longer, the broker has forgotten the way back [R1]."""
+MOST_CONNECTIONS: Final = 1_000
+"""Of one principal at once, all its replicas together: who opens more takes no room from others."""
+MOST_SUBSCRIPTIONS: Final = 100_000
+"""The same for subscriptions."""
 _ONE: Final = (
     "$JS.ACK.>",
     *(f"$JS.API.CONSUMER.{verb}.>" for verb in ("CREATE", "DELETE", "DURABLE", "INFO", "LIST", "NAMES", "PAUSE")),
@@ -94,6 +98,7 @@ def _account(account: Account, key: str) -> Iterator[str]:
     yield from _list("publish", map(json.dumps, account.publish))
     yield from _list("subscribe", map(json.dumps, account.subscribe))
     yield "    } } ]"
+    yield f"    limits: {{ max_connections: {MOST_CONNECTIONS}, max_subscriptions: {MOST_SUBSCRIPTIONS} }}"
     yield from _list("exports", map(_service, account.serves))
     calls = [_import("service", *call) for call in account.calls]
     yield from _list("imports", [*calls, *(_import("stream", CORE, subject) for subject in account.hears)])

@@ -86,3 +86,24 @@ async def test_where_there_are_two_servers_one_has_it(tmp_path: Path) -> None:
         assert (await provision(bus, TEAM, PLUGINS)).updated == []
         with pytest.raises(BrokerError):
             await bus.api("STREAM.CREATE.X", {"name": "X", "subjects": ["x"], "num_replicas": 3})
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+async def test_what_is_on_three_servers_stays_there_while_one_is_away(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 3) as (broker, bus):
+        await provision(bus, TEAM, PLUGINS)
+        config = (await bus.api("STREAM.INFO.MESSAGES"))["config"]
+        await bus.api("STREAM.UPDATE.MESSAGES", config | {"max_bytes": 1_000_000})
+        broker.nodes[0].kill()
+
+        async def provisioned() -> bool:
+            try:
+                await provision(bus, TEAM, PLUGINS)
+            except NatterjackError:  # until the others have agreed on who leads
+                return False
+            return True
+
+        await until(provisioned, timeout=120)
+        assert set((await copies(bus)).values()) == {3}
+        assert (await bus.api("STREAM.INFO.MESSAGES"))["config"]["max_bytes"] == STREAMS["MESSAGES"]["max_bytes"]

@@ -204,7 +204,7 @@ def _is_more(key: str, current: Any, wanted: Any) -> bool:
 
 async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
     try:
-        await _replicated(bus, f"STREAM.CREATE.{wanted['name']}", wanted, REPLICAS)
+        await _replicated(bus, f"STREAM.CREATE.{wanted['name']}", wanted, REPLICAS, least=1)
     except StreamError as error:
         msg = f"the server cannot have a stream {wanted['name']!r} for {', '.join(wanted['subjects'])}: "
         raise ConfigError(msg + error.description) from error
@@ -212,24 +212,25 @@ async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
 
 async def _update_stream(bus: Bus, current: Mapping[str, Any], wanted: Mapping[str, Any], copies: int) -> bool:
     """Have a stream as it is wanted, on more servers if there are so many; return whether it is another one then."""
-    copies = max(copies, current["num_replicas"])
+    least = current["num_replicas"]
     try:
-        got = await _replicated(bus, f"STREAM.UPDATE.{wanted['name']}", {**current, **wanted}, copies)
+        name = f"STREAM.UPDATE.{wanted['name']}"
+        got = await _replicated(bus, name, {**current, **wanted}, max(copies, least), least=least)
     except StreamError as error:
         msg = f"the server already has a stream {wanted['name']!r} that cannot become ours: {error.description}"
         raise ConfigError(msg) from error
-    return got != current["num_replicas"] or any(current.get(key) != value for key, value in wanted.items())
+    return got != least or any(current.get(key) != value for key, value in wanted.items())
 
 
-async def _replicated(bus: Bus, name: str, config: Mapping[str, Any], copies: int) -> int:
-    """Create or update a stream on so many servers, or on one where there are fewer; return on how many."""
+async def _replicated(bus: Bus, name: str, config: Mapping[str, Any], copies: int, *, least: int) -> int:
+    """Create or update a stream on so many servers, or on the least where there are fewer; return on how many."""
     try:
         await bus.api(name, {**config, "num_replicas": copies})
     except StreamError as error:
-        if copies == 1 or error.code not in _FEWER:
+        if copies == least or error.code not in _FEWER:
             raise
-        await bus.api(name, {**config, "num_replicas": 1})
-        return 1
+        await bus.api(name, {**config, "num_replicas": least})
+        return least
     return copies
 
 

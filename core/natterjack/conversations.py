@@ -12,7 +12,7 @@ from typing import Final
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.errors import ConflictError, PayloadError
+from natterjack.errors import PayloadError
 
 MAX_ID: Final = 256
 """Characters of an id."""
@@ -77,17 +77,7 @@ class Conversations:
         Raises:
             PayloadError: That is larger than the server takes. For the rest see `read`.
         """
-        key = self._key(names)
-        while True:
-            sequence, kept = await self._bus.value(BUCKET, key)
-            wanted = change(kept)
-            if wanted == kept:
-                return
-            try:
-                await self._bus.put(BUCKET, key, wanted, expect=sequence)
-            except ConflictError:  # another turn was first
-                continue
-            return
+        await self._bus.change(BUCKET, self._key(names), change)
 
     def _key(self, names: tuple[str, ...]) -> str:
         digest = hashlib.sha256(repr(names).encode()).hexdigest()[:40]  # a name may be anything, a key may not

@@ -14,7 +14,7 @@ import orjson
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.errors import BrokerError, ConflictError
+from natterjack.errors import BrokerError
 
 log = logging.getLogger("natterjack.leases")
 
@@ -75,15 +75,11 @@ class _Places:
 
     async def change(self, change: Callable[[Mapping[str, float]], dict[str, float] | None]) -> bool:
         """Write what `change` makes of those who hold a place now, and return True; or nothing, if it is None."""
-        while True:
-            sequence, data = await self._bus.value(subjects.LIMITS_BUCKET, self._key)
+
+        def changed(data: bytes) -> bytes | None:
             now = self._clock()
             known: dict[str, float] = orjson.loads(data) if data else {}
             wanted = change({name: end for name, end in known.items() if end > now})
-            if wanted is None:
-                return False
-            try:
-                await self._bus.put(subjects.LIMITS_BUCKET, self._key, orjson.dumps(wanted), expect=sequence)
-            except ConflictError:  # another was first
-                continue
-            return True
+            return None if wanted is None else orjson.dumps(wanted)
+
+        return await self._bus.change(subjects.LIMITS_BUCKET, self._key, changed)

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -242,6 +242,31 @@ class Streams(Requests, ABC):
         """
         stream = subjects.bucket_stream(bucket)
         return (await self.store(subjects.key(bucket, key), data, expect=expect, stream=stream)).sequence
+
+    async def change(self, bucket: str, key: str, change: Callable[[bytes], bytes | None]) -> bool:
+        """Write what `change` makes of a key's value; it is called again if somebody else was first.
+
+        Args:
+            bucket: A KV bucket.
+            key: The key.
+            change: Returns what to write; None, or the same: nothing is written.
+
+        Returns:
+            Whether something was written.
+
+        Raises:
+            NotProvisionedError: There is no such bucket.
+        """
+        while True:
+            sequence, data = await self.value(bucket, key)
+            wanted = change(data)
+            if wanted is None or wanted == data:
+                return False
+            try:
+                await self.put(bucket, key, wanted, expect=sequence)
+            except ConflictError:
+                continue
+            return True
 
     async def _get(self, what: str, body: bytes = b"") -> Message | None:
         name = f"{self.server.prefix}.DIRECT.GET.{what}"

@@ -6,16 +6,12 @@ import os
 import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
 from natterjack.errors import ConfigError
 
 API_PREFIX: Final = "$JS.API"
-SECURED_PREFIX: Final = "CORE.API"
-"""What the same is called in the accounts of principals."""
-ACCOUNT: Final = "P-"
-"""What the name of a principal's account begins with; its principal's name follows."""
 OLDEST_SERVER: Final = (2, 12, 0)
 """The oldest usable nats-server: counters, schedules and atomic batches came with it."""
 SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix", "keys")
@@ -39,7 +35,12 @@ class Server:
         prefix: Prefix of the JetStream API, e.g. `CORE.API`.
         keys: Folder with the nkey seed of each principal, `<name>.nk`, as `natterjack secure` writes it.
         origin: Who named it, where the user may not know: `NATS_URL`.
+        SECURED_PREFIX: What the JetStream API is called in the accounts of principals.
+        ACCOUNT: What the name of a principal's account begins with; its principal's name follows.
     """
+
+    SECURED_PREFIX: ClassVar[str] = "CORE.API"
+    ACCOUNT: ClassVar[str] = "P-"
 
     url: str
     token: str | None = field(default=None, repr=False)
@@ -63,13 +64,13 @@ class Server:
     @property
     def attests(self) -> bool:
         """Whether each principal has an account of its own, so that the broker says who sends."""
-        return self.prefix == SECURED_PREFIX
+        return self.prefix == self.SECURED_PREFIX
 
     def of(self, principal: str) -> Server:
         """Return how a principal logs in: with its own key, if there is a folder of keys."""
         if self.keys is None:
             return self
-        return replace(self, nkey=str(Path(self.keys, f"{principal}.nk")), prefix=SECURED_PREFIX)
+        return replace(self, nkey=str(Path(self.keys, f"{principal}.nk")), prefix=self.SECURED_PREFIX)
 
     @property
     def urls(self) -> list[str]:

@@ -20,7 +20,7 @@ from natterjack.bus.headers import encode
 from natterjack.clock import Alarm
 from natterjack.errors import BrokerError, NatterjackError, NoRespondersError, PayloadError, RequestTimeoutError
 from natterjack.messages import Envelope
-from natterjack.server import ACCOUNT, Server
+from natterjack.server import Server
 from natterjack.subjects import OPERATOR
 
 NO_RESPONDERS: Final = "503"
@@ -365,7 +365,7 @@ def sender_of(message: Message) -> str:
     """
     told = (message.headers or {}).get("Nats-Request-Info")
     try:
-        return str(orjson.loads(told)["acc"]).removeprefix(ACCOUNT) if told else ""
+        return str(orjson.loads(told)["acc"]).removeprefix(Server.ACCOUNT) if told else ""
     except (ValueError, LookupError, TypeError) as error:
         msg = f"{told!r:.100} is no Nats-Request-Info; leave this header to the server"
         raise PayloadError(msg) from error

@@ -10,10 +10,10 @@ from typing import Final
 
 from natterjack import Right, Team, agent_rights, permissions
 from natterjack_permissions.broker import accounts, server
-from natterjack_permissions.keys import SUFFIX
+from natterjack_permissions.keys import path_of
 from natterjack_permissions.star import API, OPERATOR, Account, star
 
-BESIDE: Final = ("core", "operator", "sys")
+BESIDE: Final = ("core", OPERATOR, "sys")
 """Principals that are no agents: who may touch what is stored, who looks after the team, who looks after the server."""
 _SHOWN: Final = ("emit", "publish", "ask", "call", "write", "read", "hear", "replay", "inject", "provide")
 """What a table shows of it; the rest is each one's own affair, such as its journal."""
@@ -50,7 +50,7 @@ class Authority:
             "AUTHORITY.md": self.table(),
         }
         for name in self.principals:
-            found[f"contexts/{name}.json"] = _context(name, url, folder / "keys" / f"{name}{SUFFIX}")
+            found[f"contexts/{name}.json"] = _context(name, url, path_of(folder / "keys", name))
         return found
 
     def table(self) -> str:
@@ -74,7 +74,7 @@ def authority(team: Team) -> Authority:
     """
     rights = {name: tuple(sorted(set(each))) for name, each in agent_rights(team.closed()).items()}
     granted = {name: permissions(name, each) for name, each in rights.items()}
-    return Authority(rights, tuple(star({**granted, "operator": OPERATOR})))
+    return Authority(rights, tuple(star(granted)))
 
 
 def _told(verb: str, rights: Iterable[Right]) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from natterjack import matches, widest
-from natterjack_permissions.star import CORE, Account
+from natterjack_permissions.star import CORE, JETSTREAM, PAGES, Account
 
 SILENCE: Final = "1h"
 """How long who is asked may be silent: of an answer that takes longer, the broker has forgotten the way back [R1]."""
@@ -17,25 +17,16 @@ MOST_CONNECTIONS: Final = 1_000
 MOST_SUBSCRIPTIONS: Final = 100_000
 """The same for subscriptions."""
 _ONE: Final = (
-    "$JS.ACK.>",
-    *(f"$JS.API.CONSUMER.{verb}.>" for verb in ("CREATE", "DELETE", "DURABLE", "INFO", "LIST", "NAMES", "PAUSE")),
-    "$JS.API.DIRECT.GET.*.>",
-    "$JS.API.INFO",
-    "$JS.API.STREAM.>",
-    "$JS.FC.>",
-    "$KV.>",
-    "$O.>",
+    *JETSTREAM,
     *(f"{root}.>" for root in ("agents.hb", "dead", "delay", "journal", "schedule", "stored", "wake")),
     "tools.*.changes",
 )
 """What `CORE` takes, and answers once, if at all."""
-_PAGES: Final = ("$JS.API.CONSUMER.MSG.NEXT.>", "$JS.API.DIRECT.GET.*")
-"""What it answers with several messages."""
 _HEARD: Final = ("agents.hb.>", "feed.>", "tools.*.changes")
 """What it tells all who may hear it."""
 _LATE: Final = ("agents.ask.>", "agents.prompt.>", "tools.>")
 """What principals may answer late."""
-_MANY: Final = (*_PAGES, "$SRV.>", "agents.prompt.>", "tools.>")
+_MANY: Final = (*PAGES, "$SRV.>", "agents.prompt.>", "tools.>")
 """What they may answer with several messages."""
 
 
@@ -83,7 +74,7 @@ def _core(accounts: Iterable[Account], key: str) -> Iterator[str]:
     yield f"  {CORE}: {{"
     yield "    jetstream: enabled"
     yield f"    users: [ {{ nkey: {key} }} ]"
-    yield from _list("exports", [*map(_service, [*_ONE, *_PAGES]), *_streams(accounts)])
+    yield from _list("exports", [*map(_service, [*_ONE, *PAGES]), *_streams(accounts)])
     yield "  }"
 
 

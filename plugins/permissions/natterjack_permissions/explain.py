@@ -10,10 +10,10 @@ import typer
 
 from natterjack import ConfigError, Right, Rule, Team, Verb, agent_rights, read_team
 from natterjack_permissions.guard import PermissionGuard, covers
+from natterjack_permissions.star import OPERATOR
 
 app = typer.Typer(name="explain")
 
-OPERATOR: Final = "operator"
 _SETTINGS: Final = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes", "replay": "replays"}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 import nkeys
 
-SUFFIX: Final = ".nk"
+
+def path_of(folder: Path, principal: str) -> Path:
+    """Return where a principal's seed is."""
+    return folder / f"{principal}.nk"
 
 
 def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) -> dict[str, str]:
@@ -24,7 +26,7 @@ def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) ->
     again = set(rotate)
     found: dict[str, str] = {}
     for name in principals:
-        path = folder / f"{name}{SUFFIX}"
+        path = path_of(folder, name)
         if name in again or not path.exists():
             _write(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
         found[name] = public(path)

@@ -13,7 +13,7 @@ import typer
 
 from natterjack import ConfigError, read_team
 from natterjack_permissions.authority import Authority, authority
-from natterjack_permissions.keys import SUFFIX, keep, public
+from natterjack_permissions.keys import keep, path_of, public
 from natterjack_permissions.reload import reload
 
 app = typer.Typer(name="secure")
@@ -48,7 +48,7 @@ def secure(
         _show(changed, out, as_json=as_json)
         raise typer.Exit(1 if changed else 0)
     write(found, out, url, rotate or [])
-    servers = asyncio.run(reload(url, out / "keys" / f"sys{SUFFIX}")) if apply else []
+    servers = asyncio.run(reload(url, path_of(out / "keys", "sys"))) if apply else []
     if as_json:
         typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
         return
@@ -70,11 +70,10 @@ def write(found: Authority, out: Path, url: str, rotate: list[str] | None = None
     """
     _check_names(found, rotate or [])
     keys = keep(out / "keys", found.principals, rotate or [])
-    for name, text in found.files(out.resolve(), url, keys).items():
+    for name, (_, text) in _differing(found, out, url, keys).items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or (name != OURS_ONCE and path.read_text() != text):
-            path.write_text(text)
+        path.write_text(text)
 
 
 def _check_names(found: Authority, rotate: list[str]) -> None:
@@ -87,16 +86,22 @@ def _check_names(found: Authority, rotate: list[str]) -> None:
 def _changed(found: Authority, out: Path, url: str, rotate: list[str]) -> dict[str, tuple[str, str]]:
     """Return what would be written: by name, what there is and what there would be; of keys, nothing is shown."""
     _check_names(found, rotate)
-    paths = {name: out / "keys" / f"{name}{SUFFIX}" for name in found.principals}
+    paths = {name: path_of(out / "keys", name) for name in found.principals}
     new = {name for name, path in paths.items() if name in rotate or not path.exists()}
     keys = {name: f"<a new key of {name}>" if name in new else public(path) for name, path in paths.items()}
-    changed = {f"keys/{name}{SUFFIX}": ("", "") for name in new}
+    made = {str(paths[name].relative_to(out)): ("", "") for name in new}
+    return made | _differing(found, out, url, keys)
+
+
+def _differing(found: Authority, out: Path, url: str, keys: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the files that are not as they would be: by name, what there is and what there would be."""
+    differing = {}
     for name, text in found.files(out.resolve(), url, keys).items():
         path = out / name
-        before = path.read_text() if path.exists() else ""
-        if before != text and not (name == OURS_ONCE and before):
-            changed[name] = before, text
-    return changed
+        before = path.read_text() if path.exists() else None
+        if before != text and not (name == OURS_ONCE and before is not None):
+            differing[name] = before or "", text
+    return differing
 
 
 def _show(changed: Mapping[str, tuple[str, str]], out: Path, *, as_json: bool) -> None:

@@ -12,25 +12,31 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from natterjack import Permissions, matches, widest
+from natterjack import Permissions, Server, matches, widest
 
 CORE: Final = "CORE"
-API: Final = "CORE.API"
+API: Final = Server.SECURED_PREFIX
 """Prefix of the JetStream API in a principal's account: `$JS.API` is its own, where nothing is stored."""
-PREFIX: Final = "P-"
+PREFIX: Final = Server.ACCOUNT
 """Before a principal's name, in that of its account: no principal is called `CORE` or `SYS` so."""
-OPERATOR: Final = Permissions(
+JETSTREAM: Final = (
+    "$JS.ACK.>",
+    *(f"$JS.API.CONSUMER.{verb}.>" for verb in ("CREATE", "DELETE", "DURABLE", "INFO", "LIST", "NAMES", "PAUSE")),
+    "$JS.API.DIRECT.GET.*.>",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.>",
+    "$JS.FC.>",
+    "$KV.>",
+    "$O.>",
+)
+"""What JetStream answers once."""
+PAGES: Final = ("$JS.API.CONSUMER.MSG.NEXT.>", "$JS.API.DIRECT.GET.*")
+"""What it answers with several messages."""
+OPERATOR: Final = "operator"
+_OPERATORS: Final = Permissions(
     publish=(
-        "$JS.ACK.>",
-        *(f"$JS.API.CONSUMER.{verb}.>" for verb in ("CREATE", "DELETE", "DURABLE", "INFO", "LIST", "NAMES", "PAUSE")),
-        "$JS.API.CONSUMER.MSG.NEXT.>",
-        "$JS.API.DIRECT.GET.*",
-        "$JS.API.DIRECT.GET.*.>",
-        "$JS.API.INFO",
-        "$JS.API.STREAM.>",
-        "$JS.FC.>",
-        "$KV.>",
-        "$O.>",
+        *JETSTREAM,
+        *PAGES,
         "$SRV.>",
         "agents.answer.>",
         "agents.ask.>",
@@ -103,11 +109,12 @@ class Account:
 
 
 def star(granted: Mapping[str, Permissions]) -> list[Account]:
-    """Return the accounts that grant each principal exactly this.
+    """Return the accounts that grant each principal exactly this, and the operator's.
 
     Args:
         granted: What each may do, as it would be said in one account.
     """
+    granted = {**granted, OPERATOR: _OPERATORS}
     served = _Served(granted)
     return [_account(name, permissions, served) for name, permissions in sorted(granted.items())]
 

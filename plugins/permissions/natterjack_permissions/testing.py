@@ -8,9 +8,10 @@ from pathlib import Path
 
 from natterjack import Permissions, Server
 from natterjack.testing import NatsServer
+from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
-from natterjack_permissions.star import OPERATOR, star
+from natterjack_permissions.star import star
 
 
 @contextmanager
@@ -21,6 +22,5 @@ def secured_broker(granted: Mapping[str, Permissions], folder: Path) -> Iterator
         granted: What each may do, as it would be said in one account.
         folder: Where the keys go.
     """
-    granted = {**granted, "operator": OPERATOR}
-    with NatsServer(accounts(star(granted), keep(folder, [*granted, "core", "sys"]))) as server:
+    with NatsServer(accounts(star(granted), keep(folder, [*granted, *BESIDE]))) as server:
         yield server, Server(server.url, keys=str(folder))

@@ -250,7 +250,7 @@ async def test_what_is_sent_is_answered_where_it_may_be(broker: Broker) -> None:
     for at, subject in enumerate(reflected()):
         await broker.attacker.listen(f"_INBOX.researcher.{at}", partial(note, subject))
         await broker.attacker.publish(subject, ASK, reply=f"_INBOX.researcher.{at}")
-    await until(lambda: set(answers) == set(reflected()))
+    assert await until(lambda: set(answers) == set(reflected()))
 
 
 async def test_the_same_answers_do_harm_within_one_account(tmp_path: Path) -> None:

@@ -169,7 +169,9 @@ def serving() -> Iterator[ModelServer]:
     """Serve one in a thread of its own, so that a test may have an event loop, or the sample that it runs."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         model = ModelServer(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
-        server = uvicorn.Server(uvicorn.Config(model, log_level="critical", lifespan="off"))
+        # Idle connections stay: a request that meets the end of one is not heard, and a test counts what was.
+        config = uvicorn.Config(model, log_level="critical", lifespan="off", timeout_keep_alive=600)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=asyncio.run, args=[server.serve([listening])])
         thread.start()
         try:

@@ -7,8 +7,8 @@ without the kernel's guards.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from natterjack.errors import NatterjackError
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
+from natterjack.server import API_PREFIX
 from natterjack.testing import NatsServer, ScriptedAgent, until
 from natterjack.testing.narrow import login_of, narrow_config
 from natterjack_permissions.testing import secured_broker
@@ -73,11 +74,18 @@ class Broker:
             await self.core.flush()
 
 
-@pytest.fixture
-async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+@pytest.fixture(params=["static", pytest.param("operator", marks=pytest.mark.full)])
+async def broker(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    async with attacked(tmp_path, operator_mode=request.param == "operator") as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def attacked(folder: Path, *, operator_mode: bool) -> AsyncIterator[Broker]:
+    """A broker, its keys in a folder, in whose midst one is that was taken over."""
     plugins = Plugins.load()
     granted = {name: permissions(name, rights) for name, rights in agent_rights(TEAM.closed(), plugins).items()}
-    with secured_broker(granted, tmp_path) as (server, login):
+    with secured_broker(granted, folder, operator_mode=operator_mode) as (_, login):
         async with AsyncExitStack() as stack:
 
             async def join(principal: str, login: Server) -> Bus:
@@ -93,7 +101,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
                 stack.push_async_callback(context.close)
                 stack.push_async_callback(host.stop, 5.0)
                 agents[name] = host._agent
-            core = await join("core", Server(server.url, nkey=str(tmp_path / "core.nk")))
+            core = await join("core", replace(login.of("core"), keys=None, prefix=API_PREFIX))
             heard: list[str] = []
 
             for subject in ("agents.>", "feed.>", "tools.>", "schedule.>"):
@@ -182,6 +190,24 @@ async def test_an_answer_that_shall_go_elsewhere_has_no_effect(broker: Broker, t
     assert await broker.core.consumers("INBOX") == ["analyst=inbox", "researcher=inbox", "writer=inbox"]
 
 
+async def test_none_has_an_effect_in_operator_mode(tmp_path: Path) -> None:
+    """All of them at once, and who asks and who emits is known there, too."""
+    async with attacked(tmp_path, operator_mode=True) as broker:
+        before = others(await broker.stored())
+        for target in TARGETS:
+            for subject in reflected():
+                await broker.attacker.publish(subject, ASK, reply=target)
+        for subject, headers in HEADERS:
+            await broker.attacker.publish(subject, b"{}", headers)
+        await broker.settled()
+        assert others(await broker.stored()) == before
+        assert not {*TARGETS} & {*broker.heard}
+        await test_who_asks_is_known_whatever_it_says(
+            broker, {"Nats-Request-Info": '{"acc": "", "name_tag": "writer"}'}
+        )
+        await test_who_emits_is_known_whatever_it_says(broker)
+
+
 HEADERS = [
     ("$KV.context.findings.x", {"Nats-Rollup": "all"}),
     ("$KV.context.findings.x", {"Nats-Rollup": "sub"}),
@@ -217,6 +243,7 @@ async def test_headers_of_the_server_widen_nothing(broker: Broker, subject: str,
         {},
         {"Natterjack": "s=operator"},
         {"Nats-Request-Info": '{"acc": "P-writer"}'},
+        {"Nats-Request-Info": '{"acc": "AC", "name_tag": "writer"}'},
         {"Nats-Request-Info": "", "Natterjack": "s=writer"},
     ],
 )

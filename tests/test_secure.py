@@ -248,11 +248,12 @@ async def test_what_the_server_does_not_take_changes_nothing(secured: Quick, cli
 
 
 @pytest.mark.full
-async def test_the_demo_runs_on_it(tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("mode", ["static", "operator"])
+async def test_the_demo_runs_on_it(tmp_path: Path, cli: Cli, mode: str) -> None:
     team = Path(natterjack.demo.__file__).with_name("team.toml").read_text()
     cli.write(team_toml=team.replace('kind = "llm"', 'kind = "llm"\nmodel = "openai:gpt-5-mini"'))
     cli.env["OPENAI_API_KEY"] = "none"
-    cli.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}")
+    cli.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}", "--mode", mode)
     with broker(tmp_path) as url:
         await (await connected(url, tmp_path, "operator")).close()
         cli.env["NATS_KEYS"] = "secure/keys"

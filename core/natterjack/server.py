@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from natterjack.errors import ConfigError
@@ -33,7 +34,8 @@ class Server:
         cert: Path of this client's certificate, with `key`.
         key: Path of its private key.
         prefix: Prefix of the JetStream API, e.g. `CORE.API`.
-        keys: Folder with the nkey seed of each principal, `<name>.nk`, as `natterjack secure` writes it.
+        keys: Folder with the credentials of each principal, `<name>.creds`, or else its nkey seed, `<name>.nk`, as
+            `natterjack secure` writes it.
         origin: Who named it, where the user may not know: `NATS_URL`.
         SECURED_PREFIX: What the JetStream API is called in the accounts of principals.
         ACCOUNT: What the name of a principal's account begins with; its principal's name follows.
@@ -70,7 +72,23 @@ class Server:
         """Return how a principal logs in: with its own key, if there is a folder of keys."""
         if self.keys is None:
             return self
+        creds = Path(self.keys, f"{principal}.creds")
+        if creds.exists():
+            return replace(self, creds=str(creds), prefix=self.SECURED_PREFIX)
         return replace(self, nkey=str(Path(self.keys, f"{principal}.nk")), prefix=self.SECURED_PREFIX)
+
+    @classmethod
+    def principal_of(cls, told: Mapping[str, Any]) -> str:
+        """Return whose account a request came from.
+
+        Args:
+            told: What the server says of it in `Nats-Request-Info`. In operator mode the account is only a key there,
+                and the name is that of the user, as its token has it.
+        """
+        account = str(told["acc"])
+        if account.startswith(cls.ACCOUNT):
+            return account.removeprefix(cls.ACCOUNT)
+        return str(told.get("name_tag") or account)
 
     @property
     def urls(self) -> list[str]:

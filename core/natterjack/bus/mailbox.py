@@ -365,7 +365,7 @@ def sender_of(message: Message) -> str:
     """
     told = (message.headers or {}).get("Nats-Request-Info")
     try:
-        return str(orjson.loads(told)["acc"]).removeprefix(Server.ACCOUNT) if told else ""
+        return Server.principal_of(orjson.loads(told)) if told else ""
     except (ValueError, LookupError, TypeError) as error:
         msg = f"{told!r:.100} is no Nats-Request-Info; leave this header to the server"
         raise PayloadError(msg) from error

@@ -11,6 +11,7 @@ from typing import Final
 from natterjack import Right, Team, agent_rights, permissions
 from natterjack_permissions.broker import accounts, server
 from natterjack_permissions.keys import path_of
+from natterjack_permissions.mint import creds_file
 from natterjack_permissions.star import API, OPERATOR, Account, star
 
 BESIDE: Final = ("core", OPERATOR, "sys")
@@ -36,21 +37,20 @@ class Authority:
         """All that have a key."""
         return sorted({*self.rights, *BESIDE})
 
-    def files(self, folder: Path, url: str, keys: Mapping[str, str]) -> dict[str, str]:
+    def files(self, folder: Path, url: str, keys: Mapping[str, str] | None) -> dict[str, str]:
         """Return the files beside the keys, by their names below the folder.
 
         Args:
             folder: Where they go.
             url: Where clients reach the broker.
-            keys: The public key of each principal.
+            keys: The public key of each principal; None: in operator mode, where `Mint` has the accounts.
         """
-        found = {
-            "nats-server.conf": server(url),
-            "accounts.conf": accounts(self.accounts, keys),
-            "AUTHORITY.md": self.table(),
-        }
+        found = {"nats-server.conf": server(url), "AUTHORITY.md": self.table()}
+        if keys is not None:
+            found["accounts.conf"] = accounts(self.accounts, keys)
         for name in self.principals:
-            found[f"contexts/{name}.json"] = _context(name, url, path_of(folder / "keys", name))
+            login = path_of(folder / "keys", name) if keys is not None else folder / creds_file(name)
+            found[f"contexts/{name}.json"] = _context(name, url, login)
         return found
 
     def table(self) -> str:
@@ -82,8 +82,9 @@ def _told(verb: str, rights: Iterable[Right]) -> str:
     return f"{verb} {patterns}" if patterns else ""
 
 
-def _context(name: str, url: str, seed: Path) -> str:
+def _context(name: str, url: str, login: Path) -> str:
     """Return a context of the `nats` command line."""
     prefix = {} if name in ("core", "sys") else {"jetstream_api_prefix": API}
-    found = {"description": f"Natterjack: {name}", "url": url, "nkey": str(seed), "inbox_prefix": f"_INBOX.{name}"}
+    kind = "creds" if login.suffix == ".creds" else "nkey"
+    found = {"description": f"Natterjack: {name}", "url": url, kind: str(login), "inbox_prefix": f"_INBOX.{name}"}
     return json.dumps(found | prefix, indent=2) + "\n"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from natterjack import matches, widest
 from natterjack_permissions.star import CORE, JETSTREAM, PAGES, Account
 
-SILENCE: Final = "1h"
-"""How long who is asked may be silent: of an answer that takes longer, the broker has forgotten the way back [R1]."""
+SILENCE: Final = 3600
+"""Seconds that who is asked may be silent: the way back of a later answer is forgotten by the broker [R1]."""
 MOST_CONNECTIONS: Final = 1_000
 """Of one principal at once, all its replicas together: who opens more takes no room from others."""
 MOST_SUBSCRIPTIONS: Final = 100_000
@@ -22,6 +22,8 @@ _ONE: Final = (
     "tools.*.changes",
 )
 """What `CORE` takes, and answers once, if at all."""
+CORE_EXPORTS: Final = (*_ONE, *PAGES)
+"""What `CORE` takes."""
 _HEARD: Final = ("agents.hb.>", "feed.>", "tools.*.changes")
 """What it tells all who may hear it."""
 _LATE: Final = ("agents.ask.>", "agents.prompt.>", "tools.>")
@@ -70,17 +72,17 @@ def accounts(star: Sequence[Account], keys: Mapping[str, str]) -> str:
 
 
 def _core(accounts: Iterable[Account], key: str) -> Iterator[str]:
-    accounts = list(accounts)
     yield f"  {CORE}: {{"
     yield "    jetstream: enabled"
     yield f"    users: [ {{ nkey: {key} }} ]"
-    yield from _list("exports", [*map(_service, [*_ONE, *PAGES]), *_streams(accounts)])
+    streams = (f"{{ stream: {json.dumps(subject)} }}" for subject in heard(accounts))
+    yield from _list("exports", [*map(_service, CORE_EXPORTS), *streams])
     yield "  }"
 
 
-def _streams(accounts: Iterable[Account]) -> list[str]:
-    heard = widest([*_HEARD, *sorted({subject for account in accounts for subject in account.hears})])
-    return [f"{{ stream: {json.dumps(subject)} }}" for subject in heard]
+def heard(star: Iterable[Account]) -> list[str]:
+    """Return what `CORE` tells those who may hear it."""
+    return widest([*_HEARD, *sorted({subject for account in star for subject in account.hears})])
 
 
 def _account(account: Account, key: str) -> Iterator[str]:
@@ -97,9 +99,15 @@ def _account(account: Account, key: str) -> Iterator[str]:
 
 
 def _service(subject: str) -> str:
-    many = ', response_type: "stream"' if _within(subject, _MANY) else ""
-    late = f', threshold: "{SILENCE}"' if _within(subject, _LATE) else ""
-    return f"{{ service: {json.dumps(subject)}{many}{late} }}"
+    many, silence = answers(subject)
+    stream = ', response_type: "stream"' if many else ""
+    late = f', threshold: "{silence}s"' if silence else ""
+    return f"{{ service: {json.dumps(subject)}{stream}{late} }}"
+
+
+def answers(subject: str) -> tuple[bool, int]:
+    """Return whether a service may answer with several messages, and how many seconds it may be silent; 0: a few."""
+    return _within(subject, _MANY), SILENCE if _within(subject, _LATE) else 0
 
 
 def _within(subject: str, patterns: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Nkeys: the seeds by which principals log in, a file each."""
+"""Nkeys: the seeds by which principals log in, a file each; and how a file of secrets is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) ->
     for name in principals:
         path = path_of(folder, name)
         if name in again or not path.exists():
-            _write(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+            store(path, nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER) + b"\n")
         found[name] = public(path)
     return found
 
@@ -38,8 +38,10 @@ def public(path: Path) -> str:
     return str(nkeys.from_seed(path.read_bytes().strip()).public_key.decode())
 
 
-def _write(path: Path, seed: bytes) -> None:
-    new = path.with_suffix(".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(seed + b"\n")
+def store(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file at once, so that who reads it meanwhile has it whole; readable by its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
     new.replace(path)

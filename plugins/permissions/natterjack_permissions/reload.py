@@ -26,7 +26,7 @@ async def reload(url: str, seed: Path) -> list[str]:
     """
     bus = await Bus.connect(Server(url, nkey=str(seed)), principal="sys")
     try:
-        servers = await _servers(bus)
+        servers = await servers_of(bus)
         for _ in range(_ROUNDS):
             for id, name in servers.items():
                 reply = await bus.request(f"$SYS.REQ.SERVER.{id}.RELOAD", timeout=10.0)
@@ -36,7 +36,7 @@ async def reload(url: str, seed: Path) -> list[str]:
         await bus.close()
 
 
-async def _servers(bus: Bus) -> dict[str, str]:
+async def servers_of(bus: Bus) -> dict[str, str]:
     """Return the names of all servers of a cluster, by their ids."""
     found: dict[str, str] = {}
 

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,9 +15,19 @@ import typer
 from natterjack import ConfigError, read_team
 from natterjack_permissions.authority import Authority, authority
 from natterjack_permissions.keys import keep, path_of, public
+from natterjack_permissions.mint import Mint
+from natterjack_permissions.pushes import push
 from natterjack_permissions.reload import reload
 
 app = typer.Typer(name="secure")
+
+
+class Mode(StrEnum):
+    """How servers know who may do what."""
+
+    STATIC = "static"
+    OPERATOR = "operator"
+
 
 URL: Final = "nats://127.0.0.1:4222"
 OURS_ONCE: Final = "nats-server.conf"
@@ -31,6 +42,14 @@ def secure(
         "secure"
     ),
     url: Annotated[str, typer.Option("--url", metavar="URL", help="Where clients reach the broker.")] = URL,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            "--mode",
+            help="How servers know who may do what: by their configuration, or by tokens that an operator signs, for"
+            " agents that come and go while it runs. By default as the folder is, and static if it is new.",
+        ),
+    ] = None,
     rotate: Annotated[
         list[str] | None, typer.Option("--rotate", metavar="NAME", help="Give this principal another key; repeatable.")
     ] = None,
@@ -43,12 +62,17 @@ def secure(
     The same team and keys give the same files. Keys stay as they are; those of new agents are made.
     """
     found = authority(read_team(team_file))
-    changed = _changed(found, out, url, rotate or [])
+    mint = minted(found, out, url, rotate or []) if in_operator_mode(out, mode) else None
+    changed = mint.differences() if mint else _changed(found, out, url, rotate or [])
     if check:
         _show(changed, out, as_json=as_json)
         raise typer.Exit(1 if changed else 0)
-    write(found, out, url, rotate or [])
-    servers = asyncio.run(reload(url, path_of(out / "keys", "sys"))) if apply else []
+    if mint:
+        mint.write()
+        servers = asyncio.run(push(url, mint))[0] if apply else []
+    else:
+        write(found, out, url, rotate or [])
+        servers = asyncio.run(reload(url, path_of(out / "keys", "sys"))) if apply else []
     if as_json:
         typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
         return
@@ -74,6 +98,32 @@ def write(found: Authority, out: Path, url: str, rotate: list[str] | None = None
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def in_operator_mode(out: Path, mode: Mode | None) -> bool:
+    """Tell whether a folder is, or shall be, of operator mode.
+
+    Raises:
+        ConfigError: It is of the other mode.
+    """
+    is_operator = Mint(out).exists
+    if mode is not None and (is_operator or (out / "accounts.conf").exists()):
+        there = Mode.OPERATOR if is_operator else Mode.STATIC
+        if mode is not there:
+            msg = f"{out} is of mode {there}; name another folder for mode {mode}, by --out"
+            raise ConfigError(msg)
+    return is_operator or mode is Mode.OPERATOR
+
+
+def minted(found: Authority, out: Path, url: str, rotate: list[str]) -> Mint:
+    """Return what would be written in operator mode."""
+    _check_names(found, rotate)
+    mint = Mint(out)
+    mint.team(found.accounts, rotate)
+    for name, text in found.files(out.resolve(), url, None).items():
+        if name != OURS_ONCE or mint.text(name) is None:
+            mint.put(name, text)
+    return mint
 
 
 def _check_names(found: Authority, rotate: list[str]) -> None:

@@ -11,16 +11,27 @@ from natterjack.testing import NatsServer
 from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
+from natterjack_permissions.mint import KEYS, Mint
 from natterjack_permissions.star import star
 
 
 @contextmanager
-def secured_broker(granted: Mapping[str, Permissions], folder: Path) -> Iterator[tuple[NatsServer, Server]]:
+def secured_broker(
+    granted: Mapping[str, Permissions], folder: Path, *, operator_mode: bool = False
+) -> Iterator[tuple[NatsServer, Server]]:
     """Start one that grants each principal this, and the operator all; yield it, and how all of them log in.
 
     Args:
         granted: What each may do, as it would be said in one account.
         folder: Where the keys go.
+        operator_mode: Whether accounts are tokens that an operator has signed.
     """
+    if operator_mode:
+        mint = Mint(folder)
+        mint.team(star(granted), resolver=str(folder.resolve() / "resolver"))
+        mint.write()
+        with NatsServer((folder / "accounts.conf").read_text()) as server:
+            yield server, Server(server.url, keys=str(folder / KEYS))
+        return
     with NatsServer(accounts(star(granted), keep(folder, [*granted, *BESIDE]))) as server:
         yield server, Server(server.url, keys=str(folder))

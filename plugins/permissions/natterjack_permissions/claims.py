@@ -1,0 +1,151 @@
+"""Claims: what an operator signs, so that servers need no list of accounts and users (JSON Web Tokens of nkeys)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import nkeys
+
+from natterjack import ConfigError
+from natterjack_permissions.broker import CORE_EXPORTS, MOST_CONNECTIONS, MOST_SUBSCRIPTIONS, answers, heard
+from natterjack_permissions.star import CORE, Account, Import
+
+Claims = dict[str, Any]
+
+ALL_USERS: Final = "*"
+"""Stands for all users of an account in its `revocations`."""
+_HEADER: Final = {"typ": "JWT", "alg": "ed25519-nkey"}
+_UNLIMITED: Final = {"subs": -1, "data": -1, "payload": -1}
+_LIMITS: Final = {**_UNLIMITED, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
+_STORAGE: Final = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
+_NANOSECONDS: Final = 1_000_000_000
+
+
+# Tokens
+
+
+def sign(claims: Claims, signer: nkeys.KeyPair, at: int | None = None) -> str:
+    """Return a token of claims.
+
+    Args:
+        claims: What it says.
+        signer: The key of who says so.
+        at: Unix seconds when it does; by default now.
+    """
+    issuer = signer.public_key.decode()
+    said = claims | {"iat": int(time.time()) if at is None else at, "iss": issuer, "jti": ""}
+    digest = hashlib.sha512(_json(said)).digest()[:32]
+    said["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
+    body = b".".join(base64.urlsafe_b64encode(_json(part)).rstrip(b"=") for part in (_HEADER, said))
+    return (body + b"." + base64.urlsafe_b64encode(signer.sign(body)).rstrip(b"=")).decode()
+
+
+def read(token: str) -> Claims:
+    """Return the claims of a token, which are not verified: servers do that.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        body = token.split(".")[1]
+        found = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (IndexError, ValueError, binascii.Error) as error:
+        msg = "a token of nkeys is malformed; have `natterjack secure` write that file anew: remove it"
+        raise ConfigError(msg) from error
+    return dict(found)
+
+
+def says(token: str, claims: Claims, issuer: str) -> bool:
+    """Tell whether a token says the same, whenever that was."""
+    found = read(token)
+    return {name: value for name, value in found.items() if name not in ("iat", "jti")} == claims | {"iss": issuer}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+# What they say
+
+
+def operator(key: str, system: str) -> Claims:
+    """Return the claims of an operator: which account looks after the servers."""
+    return {"name": "natterjack", "sub": key, "nats": {"type": "operator", "version": 2, "system_account": system}}
+
+
+def user(name: str, key: str, expires: float | None = None) -> Claims:
+    """Return the claims of a user, who may what its account says.
+
+    Args:
+        name: The principal, which answering ones are told.
+        key: Its public key.
+        expires: Unix seconds when it is let in no more.
+    """
+    end = {} if expires is None else {"exp": int(expires)}
+    return {"name": name, "sub": key, "nats": {"type": "user", "version": 2, **_UNLIMITED}} | end
+
+
+def system(key: str) -> Claims:
+    """Return the claims of the account that looks after the servers."""
+    return _account("SYS", key, {})
+
+
+def core(star: list[Account], key: str) -> Claims:
+    """Return the claims of `CORE`, which has all that is stored."""
+    exports = [*map(_service, CORE_EXPORTS), *({"subject": subject, "type": "stream"} for subject in heard(star))]
+    return _account(CORE, key, {"limits": _LIMITS | _STORAGE, "exports": exports})
+
+
+def principal(account: Account, keys: Mapping[str, str]) -> Claims:
+    """Return the claims of a principal's account.
+
+    Args:
+        account: What it may.
+        keys: The public key of each account, by its name.
+    """
+    streams = [{"account": keys[CORE], "subject": subject, "type": "stream"} for subject in account.hears]
+    rights = {"pub": {"allow": list(account.publish)}, "sub": {"allow": list(account.subscribe)}}
+    said = {
+        "limits": _LIMITS | {"conn": MOST_CONNECTIONS, "subs": MOST_SUBSCRIPTIONS},
+        "exports": [_service(subject) for subject in account.serves],
+        "imports": [*(_import(call, keys) for call in account.calls), *streams],
+        "default_permissions": rights,  # here, and not in users' tokens: so they change on connections that stay
+    }
+    return _account(account.name, keys[account.name], said)
+
+
+def gone(name: str, key: str, at: int) -> Claims:
+    """Return the claims of an account that nobody may use any more.
+
+    It is not deleted: a server that is away would bring it back, as the others know nothing that is newer.
+
+    Args:
+        name: Its name.
+        key: Its public key.
+        at: Unix seconds since when.
+    """
+    return _account(name, key, {"limits": _LIMITS | {"conn": 0, "subs": 0}, "revocations": {ALL_USERS: at}})
+
+
+def _account(name: str, key: str, said: Claims) -> Claims:
+    given = {"limits": _LIMITS, "default_permissions": {"pub": {}, "sub": {}}} | said
+    return {"name": name, "sub": key, "nats": {"type": "account", "version": 2} | given}
+
+
+def _service(subject: str) -> Claims:
+    many, silence = answers(subject)
+    late = {"response_threshold": silence * _NANOSECONDS} if silence else {}
+    return {"subject": subject, "type": "service", **({"response_type": "Stream"} if many else {}), **late}
+
+
+def _import(call: Import, keys: Mapping[str, str]) -> Claims:
+    """Return the claims of an import; who answers is told who asks, by the name that its token has."""
+    renamed = {"local_subject": call.to} if call.to != call.subject else {}
+    told = {} if call.account == CORE else {"share": True}
+    return {"account": keys[call.account], "subject": call.subject, "type": "service", **renamed, **told}

@@ -1,0 +1,278 @@
+"""Operator mode: keys, accounts and credentials that an operator mints, each a file below a folder.
+
+The same `star` as in the static mode, as tokens that servers store, instead of configuration that they read. So
+principals come, go, expire and are revoked while servers run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import nkeys
+
+from natterjack import ConfigError
+from natterjack_permissions import claims
+from natterjack_permissions.claims import ALL_USERS, Claims
+from natterjack_permissions.keys import store
+from natterjack_permissions.star import CORE, PREFIX, Account
+
+SYS: Final = "SYS"
+KEYS: Final = "keys"
+"""Folder of what principals log in with, as `NATS_KEYS` names it."""
+_SECRET: Final = ("seeds/", f"{KEYS}/")
+_OPERATOR: Final = "operator.jwt"
+_CONFIGURATION: Final = """\
+# Written anew by `natterjack secure`. What runs has taken what came after it was started from `secure --apply`.
+operator: "{operator}"
+system_account: {system}
+resolver: {{ type: full, dir: "{resolver}", interval: "2m", timeout: "1s" }}
+resolver_preload: {{
+{accounts}
+}}
+"""
+
+
+class Mint:
+    """What is below a folder, and what would be; nothing is written before `write`.
+
+    Args:
+        out: The folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.changed: dict[str, str | None] = {}
+        """What would be written, by the names of files below the folder; None: removed."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is of operator mode."""
+        return (self.out / "seeds/operator.nk").exists()
+
+    # Files
+
+    def text(self, name: str) -> str | None:
+        """Return what a file has, or would have; None: it is not there."""
+        if name in self.changed:
+            return self.changed[name]
+        path = self.out / name
+        return path.read_text() if path.exists() else None
+
+    def put(self, name: str, text: str | None) -> None:
+        """Have a file say this; None: be no more."""
+        if self.text(name) != text:
+            self.changed[name] = text
+
+    def write(self) -> None:
+        """Write what would change, secrets readable by their owner alone."""
+        for name, text in self.changed.items():
+            path = self.out / name
+            if text is None:
+                path.unlink(missing_ok=True)
+            elif name.startswith(_SECRET):
+                store(path, text.encode())
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+        self.changed = {}
+
+    def differences(self) -> dict[str, tuple[str, str]]:
+        """Return what would change, for people: what there is and what there would be; of secrets, nothing."""
+        found = {}
+        for name, text in self.changed.items():
+            path = self.out / name
+            before = path.read_text() if path.exists() else ""
+            told = not name.startswith(_SECRET) and name != "accounts.conf"
+            found[name] = (_shown(name, before), _shown(name, text or "")) if told else (before and "…", "")
+        return found
+
+    # What a team needs
+
+    def team(self, star: Sequence[Account], rotate: Collection[str] = (), resolver: str = "resolver") -> None:
+        """Mint what the accounts of a star need: what is as it shall be stays, and who is in it no more may nothing.
+
+        Args:
+            star: The principals' accounts.
+            rotate: Principals who get other credentials, and whose former ones are revoked.
+            resolver: Where a server keeps what it was told, seen from where it runs.
+        """
+        names = [SYS, CORE, *(account.name for account in star)]
+        keys = {name: self.account(name) for name in names}
+        self._sign(_OPERATOR, claims.operator(_public(self._operator), keys[SYS]))
+        said = {SYS: claims.system(keys[SYS]), CORE: claims.core(list(star), keys[CORE])}
+        said |= {account.name: claims.principal(account, keys) for account in star}
+        for name in names:
+            self._sign(_file(name), self._with_revocations(name, said[name]))
+        for name in sorted(self.accounts() - set(names)):
+            self._end(name)
+        for who in ("core", "sys", *(account.principal for account in star)):
+            if who in rotate:
+                self.revoke(who)
+            if who in rotate or not self._fits(who):
+                self.issue(who)
+        self.configure(resolver)
+
+    def configure(self, resolver: str = "resolver") -> None:
+        """Write the servers' part: whom they trust, and all accounts, so that they begin with these."""
+        tokens = {self.account(name): self.text(_file(name)) or "" for name in sorted(self.accounts())}
+        lines = "\n".join(f'  {key}: "{token.strip()}"' for key, token in tokens.items())
+        operator, system = (self.text(_OPERATOR) or "").strip(), self.account(SYS)
+        text = _CONFIGURATION.format(operator=operator, system=system, resolver=resolver, accounts=lines)
+        self.put("accounts.conf", text)
+
+    def _end(self, name: str) -> None:
+        """Have an account be nobody's, and remove what its principal had."""
+        nats = self.claims(name)["nats"]
+        at = nats["revocations"][ALL_USERS] if nats["limits"]["conn"] == 0 else int(time.time())
+        self._sign(_file(name), claims.gone(name, self.account(name), at))
+        who = name.removeprefix(PREFIX)
+        for file in (creds_file(who), f"contexts/{who}.json"):
+            if self.text(file) is not None:
+                self.put(file, None)
+
+    def _with_revocations(self, name: str, said: Claims) -> Claims:
+        """Return claims of an account with the revocations that it has."""
+        if self.text(_file(name)) is not None and (revoked := self.claims(name)["nats"].get("revocations")):
+            said["nats"]["revocations"] = revoked
+        return said
+
+    # Accounts
+
+    def accounts(self) -> set[str]:
+        """Return the names of all accounts, of those who are gone, too."""
+        there = (f"accounts/{path.name}" for path in (self.out / "accounts").glob("*.jwt"))
+        return {name[9:-4] for name in {*there, *self.changed} if name.startswith("accounts/")}
+
+    def account(self, name: str) -> str:
+        """Return the public key of an account; made, if there is none."""
+        return _public(self._seed(name, nkeys.PREFIX_BYTE_ACCOUNT))
+
+    def token(self, name: str) -> str:
+        """Return what the operator says of an account."""
+        return (self.text(_file(name)) or "").strip()
+
+    def claims(self, name: str) -> Claims:
+        """Return the same, to be read."""
+        return claims.read(self.token(name))
+
+    def sign(self, said: Claims) -> str:
+        """Return claims, signed by the operator now."""
+        return claims.sign(said, self._operator)
+
+    @property
+    def _operator(self) -> nkeys.KeyPair:
+        return self._seed("operator", nkeys.PREFIX_BYTE_OPERATOR)
+
+    def _seed(self, name: str, kind: int) -> nkeys.KeyPair:
+        file = f"seeds/{name}.nk"
+        seed = self.text(file)
+        if seed is None:
+            seed = nkeys.encode_seed(os.urandom(32), kind).decode() + "\n"
+            self.put(file, seed)
+        return nkeys.from_seed(seed.strip().encode())
+
+    def _sign(self, file: str, said: Claims) -> None:
+        """Have a file say this, signed by the operator; if it does, it stays as it is."""
+        before, signer = (self.text(file) or "").strip(), self._operator
+        if before and claims.says(before, said, _public(signer)):
+            return
+        at = max(int(time.time()), claims.read(before)["iat"] + 1) if before else None  # servers keep the newest
+        self.put(file, claims.sign(said, signer, at) + "\n")
+
+    # Credentials
+
+    def principals(self) -> list[str]:
+        """Return who has credentials, or had ones that are revoked."""
+        return sorted(principal_of(name) for name in self.accounts() if self.claims(name)["nats"]["limits"]["conn"])
+
+    def issue(self, who: str, expires: float | None = None) -> None:
+        """Give a principal new credentials, with another key; the former ones stay as they are.
+
+        Args:
+            who: The principal.
+            expires: Unix seconds when they end; None: never.
+        """
+        key = nkeys.from_seed(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+        name = account_of(who)
+        signer = self._seed(name, nkeys.PREFIX_BYTE_ACCOUNT)
+        at = max(int(time.time()), self.revoked(who) + 1)
+        token = claims.sign(claims.user(who, _public(key), expires), signer, at)
+        self.put(creds_file(who), _CREDS.format(token=token, seed=key.seed.decode()))
+
+    def revoke(self, who: str) -> None:
+        """End all credentials that a principal was given up to now."""
+        said = {
+            name: value for name, value in self.claims(account_of(who)).items() if name not in ("iat", "jti", "iss")
+        }
+        issued = self.credentials(who) or {"iat": 0}
+        said["nats"]["revocations"] = {ALL_USERS: max(int(time.time()), issued["iat"])}
+        self._sign(_file(account_of(who)), said)
+
+    def revoked(self, who: str) -> int:
+        """Return until when issued credentials are revoked, in Unix seconds; 0: none is."""
+        return int(self.claims(account_of(who))["nats"].get("revocations", {}).get(ALL_USERS, 0))
+
+    def credentials(self, who: str) -> Claims | None:
+        """Return the claims of a principal's credentials, if there are any."""
+        text = self.text(creds_file(who))
+        return claims.read(text.splitlines()[1]) if text else None
+
+    def check(self, who: str) -> None:
+        """Check that there is a principal of that name.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if who not in self.principals():
+            msg = f"{who!r} has no account here, so no credentials; there are {', '.join(self.principals())}"
+            raise ConfigError(msg)
+
+    def _fits(self, who: str) -> bool:
+        found = self.credentials(who)
+        return found is not None and found["iss"] == self.account(account_of(who))
+
+
+_CREDS: Final = """\
+-----BEGIN NATS USER JWT-----
+{token}
+------END NATS USER JWT------
+
+-----BEGIN USER NKEY SEED-----
+{seed}
+------END USER NKEY SEED------
+"""
+
+
+def account_of(who: str) -> str:
+    """Return the name of a principal's account."""
+    return {"core": CORE, "sys": SYS}.get(who, f"{PREFIX}{who}")
+
+
+def principal_of(account: str) -> str:
+    """Return whose account it is."""
+    return account.removeprefix(PREFIX) if account.startswith(PREFIX) else account.lower()
+
+
+def creds_file(who: str) -> str:
+    """Return where a principal's credentials are, below the folder."""
+    return f"{KEYS}/{who}.creds"
+
+
+def _file(account: str) -> str:
+    return f"accounts/{account}.jwt"
+
+
+def _public(key: nkeys.KeyPair) -> str:
+    return str(key.public_key.decode())
+
+
+def _shown(name: str, text: str) -> str:
+    if not name.endswith(".jwt") or not text:
+        return text
+    said: dict[str, Any] = claims.read(text.strip())
+    return json.dumps({key: value for key, value in said.items() if key not in ("iat", "jti")}, indent=2)

@@ -1,0 +1,97 @@
+"""Have running servers take accounts as an operator signs them: nobody is disconnected, nothing is read again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import orjson
+
+from natterjack import Bus, ConfigError, Message, Server
+from natterjack_permissions import claims
+from natterjack_permissions.mint import SYS, Mint, creds_file
+from natterjack_permissions.reload import servers_of
+from natterjack_permissions.star import CORE
+
+_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
+_TIMEOUT = 20.0
+"""Seconds that all servers of a cluster may take for one account."""
+
+
+async def push(url: str, mint: Mint) -> tuple[list[str], list[str]]:
+    """Have all servers of a cluster take the accounts that they lack, or have otherwise.
+
+    Args:
+        url: Where one of them is.
+        mint: The accounts, as they are written.
+
+    Returns:
+        The servers' names, and those of the accounts.
+
+    Raises:
+        ConnectError: None answers, or the credentials of `sys` are none of theirs.
+        ConfigError: One does not take an account; those before it have been taken.
+    """
+    bus = await Bus.connect(Server(url, creds=str(mint.out / creds_file("sys"))), principal="sys")
+    try:
+        pushing = _Pushing(bus, await servers_of(bus))
+        return sorted(pushing.servers.values()), await pushing.all(mint)
+    finally:
+        await bus.close()
+
+
+class _Pushing:
+    def __init__(self, bus: Bus, servers: dict[str, str]) -> None:
+        self._bus, self.servers = bus, servers
+
+    async def all(self, mint: Mint) -> list[str]:
+        """Push what differs, in the order in which it depends on each other; return the accounts' names."""
+        names = sorted(mint.accounts())
+        told = dict(zip(names, await asyncio.gather(*(self._told(mint.account(name)) for name in names)), strict=True))
+        differing = [name for name in names if told[name] != {mint.token(name)}]
+        new = [name for name in differing if "" in told[name]]
+        for name in new:  # what others import of them is there, before anybody imports
+            said = mint.claims(name)
+            await self._push(name, mint.sign(_without(said, "imports")))
+        for name in _ordered(mint, differing, new):
+            await self._push(name, mint.token(name))
+        return differing
+
+    async def _told(self, account: str) -> set[str]:
+        """Return what the servers have of an account; empty: one has nothing."""
+        replies = await self._ask(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"")
+        return {reply.data.decode().strip() for reply in replies}
+
+    async def _push(self, name: str, token: str) -> None:
+        for reply in await self._ask(_UPDATE, token.encode()):
+            answer = orjson.loads(reply.data)
+            if problem := answer.get("error"):
+                server = self.servers.get(answer["server"]["id"], "")
+                msg = f"the server {server} does not take the account {name}: {problem.get('description', problem)}"
+                raise ConfigError(msg)
+
+    async def _ask(self, subject: str, data: bytes) -> list[Message]:
+        """Return the answers of all servers."""
+        left = len(self.servers)
+
+        def is_last(_: Message) -> bool:
+            nonlocal left
+            left -= 1
+            return left == 0
+
+        return await self._bus.request_many(subject, data, timeout=_TIMEOUT, until=is_last)
+
+
+def _ordered(mint: Mint, differing: Iterable[str], new: Iterable[str]) -> list[str]:
+    """Return accounts in the order to push: who may less first, and the one that pushes last."""
+
+    def place(name: str) -> tuple[int, str]:
+        gone = not mint.claims(name)["nats"]["limits"]["conn"]
+        return (0 if gone else 1 if name == CORE else 4 if name == SYS else 2 if name in new else 3), name
+
+    return sorted(differing, key=place)
+
+
+def _without(said: claims.Claims, part: str) -> claims.Claims:
+    nats = {name: value for name, value in said["nats"].items() if name != part}
+    return {name: value for name, value in said.items() if name not in ("iat", "jti", "iss")} | {"nats": nats}

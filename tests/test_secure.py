@@ -137,7 +137,7 @@ def test_a_key_is_made_anew_for_whom_one_says(secured: Quick) -> None:
         ("oracle emit x", 1, "it may emit nothing. To allow it, add 'x' to `emits` of [agents.oracle]"),
         ("oracle ask greeter", 1, "no: 'oracle' may not ask 'greeter': that is for 'operator'; it may ask nothing."),
         ("greeter consume EVENTS/x", 1, "it may consume 'EVENTS/greeter=event-visitor+arrived', 'INBOX/"),
-        ("operator emit x", 0, "yes: the operator may do all, in its own name"),
+        ("operator emit x", 0, "yes: 'operator' may do all, in its own name"),
     ],
 )
 def test_why_is_told(quick: Quick, asked: str, code: int, told: str) -> None:

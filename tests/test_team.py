@@ -26,7 +26,8 @@ from natterjack.settings import Settings
 from natterjack.specs import ConsumerSpec
 from natterjack.team.check import check_team, make_trigger, trigger_settings
 from natterjack.team.file import MAX_BYTES, key_lines, read_team, team_schema
-from natterjack.team.model import AgentSpec, Team, TriggerSpec
+from natterjack.team.model import AgentSpec, Team
+from natterjack.team.triggers import TriggerSpec
 from natterjack.team.values import plain
 from natterjack.toolserver import ToolServer, ToolServerContext
 
@@ -508,7 +509,7 @@ def test_all_problems_are_told_with_their_lines(write: Write) -> None:
         ("[tools.t]\nkind = 'echo'\nport = 'x'", "team.toml:6: [tools.t] 'port' is 'x'"),
         (
             "[tools.t]\nkind = 'echo'\nroles = { say = ['wrter'] }",
-            "'wrter' is no agent, or role of an agent, of the team.",
+            "'wrter' is no agent or user, or role of one, of the team.",
         ),
         ("[tools.t]\nkind = 'echo'\nreplicas = 0", "team.toml:6: [tools.t] 'replicas' is 0"),
         ("[tools.tt]\nkind = 'echo'", "team.toml:3: [agents.a] 't' is no tool server of the team. Did you mean 'tt'?"),
@@ -712,7 +713,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_schema_is_of_the_file_as_it_is_written() -> None:
     schema = team_schema()
     table = schema["$defs"]["AgentSpec"]
-    assert set(schema["properties"]) == {"team", "context", "buckets", "agents", "tools"}
+    assert set(schema["properties"]) == {"team", "context", "buckets", "agents", "tools", "users"}
     assert "options" not in table["properties"]
     assert table["additionalProperties"] is True
     assert table["properties"]["replicas"]["maximum"] == 1000

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.acting import Acting, acting
 from natterjack.approvals import Approvals
 from natterjack.broker import running_url
 from natterjack.bus import Bus
@@ -25,7 +26,6 @@ from natterjack.errors import (
     RunFailedError,
 )
 from natterjack.events import EventBus
-from natterjack.guards import Guards
 from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
@@ -114,7 +114,7 @@ def _because(data: Mapping[str, Any]) -> str:
 
 
 class TeamClient:
-    """Acts in a team as its operator; serves nothing, and provisions nothing.
+    """Acts in a team as its operator, or as one of its users; serves nothing, and provisions nothing.
 
     Attributes:
         bus: Its connection.
@@ -132,14 +132,17 @@ class TeamClient:
         buckets: Mapping[str, AgentContext] | None = None,
         peers: Peers | None = None,
         tools: Tools | None = None,
+        acting: Acting | None = None,
     ) -> None:
-        self._tools = tools or Tools(bus.principal, {}, Guards())
+        self._acting = acting or Acting()
+        guards = self._acting.guards
+        self._tools = tools or Tools(bus.principal, {}, guards)
         self._buckets, self._joining = dict(buckets or {}), asyncio.Lock()
         self.bus, self.context = bus, context
         self.journal, self.runs = StreamJournal().attach(bus), Runs(bus)
-        self.event_bus = EventBus(bus, Guards(), lambda: context.revision)
+        self.event_bus = EventBus(bus, guards, lambda: context.revision)
         self.approvals = Approvals(self.event_bus, self.journal)
-        self._peers = peers or Peers(bus, Guards())
+        self._peers = peers or Peers(bus, guards)
         self._known: set[str] = set()
 
     async def ask_peer(
@@ -245,9 +248,7 @@ class TeamClient:
         """
         async with self._joining:
             if name not in self._buckets:
-                context = AgentContext()
-                await context.attach(self.bus, subjects.check_name(name, "bucket name"))
-                self._buckets[name] = context
+                self._buckets[name] = await self._acting.follow(self.bus, subjects.check_name(name, "bucket name"))
         return self._buckets[name]
 
     async def close(self) -> None:
@@ -353,7 +354,7 @@ async def connect(
 
     Args:
         server: Its URL; by default `NATS_URL`, or else the embedded broker that runs in this folder.
-        name: As whom it acts; by default as the operator.
+        name: As whom it acts: a user of the team, whose rights are checked; by default the operator.
         context: Whether to follow the shared context.
         cross_agents: Addresses of peers by the names it calls them.
         servers: Tool servers that it may call, by the names it calls them.
@@ -366,13 +367,13 @@ async def connect(
     """
     schemes = _schemes(cross_agents or {})
     bus = await Bus.connect(find_server(server), principal=name)
-    shared = AgentContext()
     try:
-        if context:
-            await shared.attach(bus)
+        who = await acting(name, bus)
+        shared = await who.follow(bus) if context else AgentContext()
         clients = {each: source.client(each, bus) for each, source in (servers or {}).items()}
-        tools = Tools(name, clients, Guards())
-        client = TeamClient(bus, shared, peers=Peers(bus, Guards(), cross_agents, schemes), tools=tools)
+        tools = Tools(name, clients, who.guards)
+        peers = Peers(bus, who.guards, cross_agents, schemes)
+        client = TeamClient(bus, shared, peers=peers, tools=tools, acting=who)
         try:
             await tools.start()
             yield client

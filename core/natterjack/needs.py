@@ -36,7 +36,7 @@ def agent_needs(name: str, spec: AgentSpec, plugins: Plugins) -> list[Right]:
 
 
 def agent_rights(team: Team, plugins: Plugins | None = None) -> dict[str, list[Right]]:
-    """Return what each agent and tool server of a team may do, and no more.
+    """Return what each agent, tool server and user of a team may do, and no more; but for operators, who may all.
 
     Args:
         team: The team.
@@ -56,6 +56,8 @@ def agent_rights(team: Team, plugins: Plugins | None = None) -> dict[str, list[R
     for name, spec in team.agents.items():  # where somebody declares writes, who declares none may write none
         own = spec if spec.writes is not None else spec.model_copy(update=none)
         granted[name] = [*agent_needs(name, own, plugins), *team.calls(name)]
+    for name, user in team.users.items():
+        granted |= {} if user.operator else {name: [*user.granted(), *team.calls(name)]}
     return granted
 
 

@@ -33,6 +33,7 @@ from natterjack.schedules import (
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.stores import ATTESTED, STREAMS, attested, context_stream
 from natterjack.team import Team, check_team
+from natterjack.team.origins import Origins
 
 log = logging.getLogger("natterjack.provision")
 
@@ -139,6 +140,7 @@ async def _streams(
     """Return the streams that a team needs, by name."""
     # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
+    streams |= dict(delay_stream(name, (">",)) for name, user in team.users.items() if user.operator)
     streams |= STREAMS | dict(context_stream(name, transactions=team.transactions is not False) for name in contexts)
     secured = bus.server.attests
     streams |= {name: attested(streams[name]) for name in ATTESTED} if secured else {}
@@ -278,11 +280,12 @@ async def _prune(
 
 
 async def _store_team(bus: Bus, team: Team) -> None:
-    data = codec.encode(team)
-    subject = subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY)
-    last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
-    if last is None or last.data != data:
-        await bus.store(subject, data)
+    # Where it is written comes first: an agent that hears of the team at once says so in its messages.
+    for key, value in ((subjects.ORIGINS_KEY, team.origins.stored()), (subjects.TEAM_KEY, team)):
+        data, subject = codec.encode(value), subjects.key(subjects.TEAM_BUCKET, key)
+        last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
+        if last is None or last.data != data:
+            await bus.store(subject, data)
 
 
 async def _known_team(bus: Bus) -> Team | None:
@@ -306,8 +309,10 @@ async def stored_team(bus: Bus) -> Team:
         raise NotProvisionedError(_A_TEAM) from error
     if message is None:
         raise NotProvisionedError(_A_TEAM)
+    written = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, subjects.ORIGINS_KEY))
     try:
-        return Team.model_validate(codec.decode(message.data))
+        team = Team.model_validate(codec.decode(message.data))
+        return team.written_in(Origins.of(codec.decode(written.data))) if written else team
     except (ValidationError, PayloadError) as error:
         msg = f"the team that is provisioned on {bus.server} cannot be read; run `natterjack provision team.toml` again"
         raise ConfigError(msg) from error

@@ -18,7 +18,7 @@ def warnings(team: Team) -> list[str]:
 
 def _unheard_of(team: Team) -> Iterator[str]:
     """Events that somebody waits for and nobody emits."""
-    known = _Patterns([*team.external, *(pattern for spec in team.agents.values() for pattern in spec.emitted)])
+    known = _Patterns([*team.outside, *(pattern for spec in team.agents.values() for pattern in spec.emitted)])
     for agent, spec in team.agents.items():
         waits = (each for each in spec.waits if each != APPROVAL_ANSWERED)  # humans emit that
         for key, pattern in (*(("on", each) for each in spec.awaited), *(("waits", each) for each in waits)):

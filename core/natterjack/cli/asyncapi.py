@@ -74,7 +74,7 @@ def document(team: Team) -> Document:
         _add_operation(made, name, "receive", "is-given", inbox)
     for name, spec in team.agents.items():
         _add_traffic(made, name, spec)
-    for pattern in team.external:
+    for pattern in team.outside:
         _add_channel(made, subjects.event(pattern), "event", "It comes from outside the team.")
     return made
 

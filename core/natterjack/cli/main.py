@@ -33,6 +33,7 @@ from natterjack.cli import (
 )
 from natterjack.cli.commands import Commands
 from natterjack.cli.exits import MEANINGS, ExitCode, exit_code
+from natterjack.cli.options import AS
 from natterjack.cli.output import clean, note, write
 from natterjack.errors import NatterjackError
 
@@ -63,6 +64,9 @@ def _show_version(wanted: bool) -> None:
 def natterjack(
     *,
     debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks; also by {DEBUG}=1.")] = False,
+    user: Annotated[
+        str | None, typer.Option("--as", metavar="USER", help=f"Act as this user of the team; also by {AS}=USER.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -71,6 +75,8 @@ def natterjack(
     del version
     if debug:
         os.environ[DEBUG] = "1"  # for the processes of `up`, too
+    if user:
+        os.environ[AS] = user
 
 
 app.command(rich_help_panel=_BUILD)(demo.demo)

@@ -21,11 +21,13 @@ from natterjack.client import TeamClient, connect
 from natterjack.errors import ConfigError, nearest
 from natterjack.provision import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
-from natterjack.subjects import OPERATOR
+from natterjack.subjects import OPERATOR, check_name
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
 TEAM_FILE: Final = Path("team.toml")
+AS: Final = "NATTERJACK_AS"
+"""The environment variable that says as which user of the team a command acts."""
 
 ServerOption = Annotated[
     str | None,
@@ -106,10 +108,20 @@ def find_server(url: str | None, nats_context: str | None, *, team_file: Path = 
     return found
 
 
+def user() -> str:
+    """Return as whom the command acts: by default as the operator.
+
+    Raises:
+        InvalidNameError: It is no name.
+    """
+    named = os.environ.get(AS) or OPERATOR
+    return named if named == OPERATOR else check_name(named, "user")
+
+
 @asynccontextmanager
 async def joined(url: str | None, nats_context: str | None, *, context: bool = False) -> AsyncIterator[TeamClient]:
     """Join the team of the server that the options name; with the shared context only on demand."""
-    async with connect(find_server(url, nats_context), context=context) as client:
+    async with connect(find_server(url, nats_context), name=user(), context=context) as client:
         yield client
 
 

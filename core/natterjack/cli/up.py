@@ -202,7 +202,7 @@ def example_command(team: Team, server: Server, nats_context: str | None = None)
     """Return a command of the nats tool that gives the team something to do; no secret is in it."""
     emitted = {pattern for spec in team.agents.values() for pattern in spec.emitted}
     awaited = team.heard("emit")
-    external = [*team.external, *(pattern for pattern in awaited if pattern not in emitted), *awaited]
+    external = [*team.outside, *(pattern for pattern in awaited if pattern not in emitted), *awaited]
     if not external:
         return ""
     event = external[0].replace("*", "example").replace(">", "example")

@@ -128,7 +128,7 @@ def wiring(team: Team) -> Wiring:
 def _add_heard(made: Wiring, team: Team) -> None:
     """Add what agents wait for, and where it may come from outside."""
     emitted = [pattern for spec in team.agents.values() for pattern in spec.emitted]
-    known = [*team.external, *emitted, APPROVAL_ANSWERED]  # that comes from a human
+    known = [*team.outside, *emitted, APPROVAL_ANSWERED]  # that comes from a human
     for name, spec in team.agents.items():
         for trigger in spec.on:
             source = _source(made, trigger, known)
@@ -137,7 +137,7 @@ def _add_heard(made: Wiring, team: Team) -> None:
         for pattern in spec.waits:
             made.join(_event(made, pattern, known), f"agent:{name}", "waits")
     for node in [node for node in made.nodes.values() if node.kind == "event"]:
-        if any(overlap(pattern, node.name) for pattern in team.external):
+        if any(overlap(pattern, node.name) for pattern in team.outside):
             made.join(made.add("outside", OUTSIDE), node.id, "emits")
 
 

@@ -57,6 +57,7 @@ class AgentContext:
         write_permissions: As given.
         read_permissions: As given.
         bucket: Its name, once it is attached; empty for the main context.
+        writer: In whose name it writes where nobody is named; the operator's by default.
 
     Raises:
         InvalidNameError: A key is malformed.
@@ -76,7 +77,7 @@ class AgentContext:
         for patterns in (read_permissions or {}).values():
             for pattern in patterns:
                 subjects.check_pattern(pattern)
-        self.bucket = ""
+        self.bucket, self.writer = "", subjects.OPERATOR
         self._state = State()
         self._writer = Writer(self._state)
         self._past: dict[str, deque[Revision]] = {}  # of the time on its own
@@ -313,7 +314,7 @@ class AgentContext:
         await self._writer.writes.settle()
 
     def _as(self, writer: str | None) -> SharedContext:
-        return SharedContext(self, writer or subjects.OPERATOR, self._bus)
+        return SharedContext(self, writer or self.writer, self._bus)
 
     # What the views use
 

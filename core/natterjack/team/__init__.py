@@ -2,7 +2,8 @@
 
 from natterjack.team.check import check_team, make_trigger
 from natterjack.team.file import read_team
-from natterjack.team.model import AgentSpec, Team, TriggerSpec
+from natterjack.team.model import AgentSpec, Team
+from natterjack.team.triggers import TriggerSpec
 
 __all__ = [
     "AgentSpec",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
@@ -27,8 +27,10 @@ from natterjack.subjects import (
     split_keys,
     widest,
 )
-from natterjack.team.model import AgentSpec, Team, TriggerSpec
+from natterjack.team.model import AgentSpec, Team
 from natterjack.team.processes import ProcessSpec, ToolSpec
+from natterjack.team.triggers import TriggerSpec
+from natterjack.team.users import UserSpec
 
 MAX_PROBLEMS: Final = 20
 """How many problems one error lists."""
@@ -104,7 +106,7 @@ def check_team(team: Team, plugins: Plugins) -> None:
         for journal in spec.journal:
             with problems.at(team.place(name, "journal")):
                 read_settings(plugins.journal(journal).Config, {}, f"the journal {journal!r}")
-        _check_keys(problems, team, name, spec)
+        _check_keys(problems, team, partial(team.place, name), spec)
         with problems.at(team.place(name, "delays")):
             _check_delays(spec)
         for event in spec.result_types:
@@ -115,7 +117,34 @@ def check_team(team: Team, plugins: Plugins) -> None:
                 _check_known(server, team.tools, "tool server")
     for name, tools in team.tools.items():
         _check_tools(problems, team, name, tools, plugins)
+    for name, user in team.users.items():
+        _check_user(problems, team, name, user)
     problems.raise_all()
+
+
+def _check_user(problems: _Problems, team: Team, name: str, user: UserSpec) -> None:
+    place = partial(team.place, name, table="users")
+    with problems.at(place()):
+        if name in team.processes:
+            msg = f"the team has an agent or a tool server {name!r}, too; give one of them another name"
+            raise ConfigError(msg)
+    for key in user.surplus():
+        with problems.at(place(key)):
+            msg = f"{key!r} adds nothing to `operator = true`; remove one of them"
+            raise ConfigError(msg)
+    for key, names, known, what in (
+        ("asks", user.asks, team.agents, "agent"),
+        ("tools", user.tools, team.tools, "tool server"),
+    ):
+        for each in names:
+            with problems.at(place(key)):
+                _check_known(each, known, what)
+    for pattern in user.injects:
+        with problems.at(place("injects")):
+            agent = pattern.partition(".")[0]
+            if agent != "*":
+                _check_known(agent, team.agents)
+    _check_keys(problems, team, place, user)
 
 
 def _check_tools(problems: _Problems, team: Team, name: str, spec: ToolSpec, plugins: Plugins) -> None:
@@ -127,11 +156,11 @@ def _check_tools(problems: _Problems, team: Team, name: str, spec: ToolSpec, plu
     with problems.at(place("kind")):
         for key, text in _option_problems(spec, plugins.tool_server(spec.kind).Config):
             problems.add(place(key), ConfigError(text))
-    known = {*team.agents, *(role for agent in team.agents.values() for role in agent.roles)}
+    known = {*team.callers, *(role for caller in team.callers.values() for role in caller.roles)}
     for tool, who in (spec.roles or {}).items():
         for each in who:
             with problems.at(place("roles", tool)):
-                _check_known(each, known, "agent, or role of an agent,")
+                _check_known(each, known, "agent or user, or role of one,")
 
 
 def _option_problems(spec: ProcessSpec, config: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -249,12 +278,12 @@ def _check_known(name: str, known: Iterable[str], what: str = "agent") -> None:
         raise ConfigError(msg)
 
 
-def _check_keys(problems: _Problems, team: Team, agent: str, spec: AgentSpec) -> None:
-    """Check that the buckets that an agent reads or writes are there."""
+def _check_keys(problems: _Problems, team: Team, place: Callable[[str], str], spec: AgentSpec | UserSpec) -> None:
+    """Check that the buckets that somebody reads or writes are there."""
     for key, patterns in (("writes", spec.writes), ("reads", spec.reads)):
         for pattern in patterns or ():
             bucket, _ = split_keys(pattern)
-            with problems.at(team.place(agent, key)):
+            with problems.at(place(key)):
                 if bucket and bucket not in team.buckets:
                     msg = f"{pattern!r} is in no bucket of the team.{_make_bucket(bucket, team)}"
                     raise ConfigError(msg)

@@ -16,15 +16,17 @@ from natterjack.codec import MAX_DEPTH
 from natterjack.errors import ConfigError
 from natterjack.settings import Settings
 from natterjack.team.check import path_text, report, sentence
-from natterjack.team.model import AgentSpec, Team, TeamTable, TriggerSpec
+from natterjack.team.model import AgentSpec, Team, TeamTable
 from natterjack.team.origins import Origins
 from natterjack.team.processes import ToolSpec
+from natterjack.team.triggers import TriggerSpec
+from natterjack.team.users import UserSpec
 from natterjack.team.values import BucketName, Name, State, ToolName
 
 MAX_BYTES: Final = 1_000_000
 """Size of a team file: provisioning stores the team as one message."""
 
-_SECTIONS: Final = {"team": 1, "context": 1, "agents": 2, "tools": 2}
+_SECTIONS: Final = {"team": 1, "context": 1, "agents": 2, "tools": 2, "users": 2}
 _PIECE: Final = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}'
     r"|'''.*?'{3,5}"
@@ -45,6 +47,7 @@ class TeamFile(Settings):
         buckets: A table of initial state for each bucket beside it.
         agents: A table for each agent.
         tools: A table for each tool server.
+        users: A table for each user: who acts from outside with a key of its own.
     """
 
     team: TeamTable = TeamTable()
@@ -52,11 +55,12 @@ class TeamFile(Settings):
     buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(min_length=1)
     tools: dict[ToolName, ToolSpec] = Field(default_factory=dict)
+    users: dict[Name, UserSpec] = Field(default_factory=dict)
 
     def as_team(self) -> Team:
         """Return the team that it describes."""
         tables = {"context": self.context, "buckets": self.buckets, "agents": self.agents, "tools": self.tools}
-        return Team(**self.team.model_dump(), **tables)
+        return Team(**self.team.model_dump(), **tables, users=self.users)
 
 
 def read_team(path: Path) -> Team:
@@ -178,6 +182,8 @@ def _known(path: tuple[int | str, ...]) -> Iterator[str]:
         yield from TeamTable.model_fields
     elif path[0] == "tools":
         yield from ToolSpec.model_fields
+    elif path[0] == "users":
+        yield from UserSpec.model_fields
     else:
         yield from AgentSpec.model_fields if len(path) == 3 else TriggerSpec.model_fields
 

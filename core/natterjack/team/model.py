@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from natterjack.addresses import is_foreign
 from natterjack.errors import UnknownAgentError
 from natterjack.rights import Right, Rule, Verb
 from natterjack.settings import Settings
-from natterjack.subjects import OPERATOR, check_pattern, matches, split_keys
+from natterjack.subjects import OPERATOR, matches, split_keys
 from natterjack.team.origins import Origins
 from natterjack.team.processes import ProcessSpec, ToolSpec, open_schema
+from natterjack.team.triggers import TriggerSpec
+from natterjack.team.users import GRANTS, UserSpec
 from natterjack.team.values import (
     BucketName,
     EventType,
@@ -29,12 +31,10 @@ from natterjack.team.values import (
     Names,
     OneOrMore,
     Patterns,
-    Plain,
     RoutingCondition,
     State,
     TeamName,
     ToolName,
-    TriggerName,
     listed,
 )
 
@@ -47,77 +47,6 @@ _GRANTS: Final[dict[Verb, str]] = {
 }
 APPROVAL_REQUESTED, APPROVAL_ANSWERED = "approval.requested", "approval.answered"
 """Types of the events by which a run asks a human, and is answered."""
-_PATTERN_FIELD: Final = {"event": "event_type", "message": "topic"}
-WHERE: Final = "where"
-"""The one key that may stand beside a trigger's own in its short form."""
-_TRIGGER_FORMS: Final = (
-    'a trigger is an event pattern such as "research.start", or a table of one key and perhaps `where`:'
-    ' { message = "reports.*" }, { event = "order.*", where = "data.total > 100" } or { tick = { every = 2 } }'
-)
-
-
-def _trigger_schema(schema: dict[str, Any]) -> None:
-    for key in ("properties", "required"):
-        del schema[key]
-    schema.update(type=["string", "object"], minProperties=1, maxProperties=2, additionalProperties=True)
-
-
-class TriggerSpec(Settings):
-    """One trigger of an agent.
-
-    A team file writes `"research.start"` for an event, `{ message = "reports.*" }` or `{ cron = "0 7 * * *" }` for
-    a trigger with one setting, and `{ tick = { every = 2 } }` for one with several. `where`, a condition on the event,
-    may stand beside the first: `{ event = "order.*", where = "data.total > 100" }`.
-
-    Attributes:
-        kind: `event`, `message`, or what a plugin brings.
-        settings: Settings of the kind; under the key `""`, a value for the first field of its `Config` that must be
-            given.
-    """
-
-    model_config = ConfigDict(json_schema_extra=_trigger_schema)
-
-    kind: TriggerName
-    settings: dict[str, Plain] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_short_form(cls, value: object) -> object:
-        if isinstance(value, str):
-            return _expand("event", value)
-        if isinstance(value, TriggerSpec) or (isinstance(value, Mapping) and "kind" in value):
-            return value
-        if isinstance(value, Mapping):
-            rest = {key: item for key, item in value.items() if key != WHERE}
-            if len(rest) == 1:
-                return _expand(*next(iter(rest.items())), {WHERE: value[WHERE]} if WHERE in value else {})
-        raise ValueError(_TRIGGER_FORMS)
-
-    @model_validator(mode="after")
-    def _check_pattern(self) -> TriggerSpec:
-        key = _PATTERN_FIELD.get(self.kind)
-        if key in self.settings:
-            pattern = self.settings[key]
-            if not isinstance(pattern, str):
-                msg = f'{pattern!r} is no pattern; write text such as "research.*"'
-                raise ValueError(msg)
-            check_pattern(pattern)
-        return self
-
-    @property
-    def event(self) -> str | None:
-        """The pattern of events it waits for, if it is an event trigger."""
-        return self.settings.get("event_type") if self.kind == "event" else None
-
-    @property
-    def topic(self) -> str | None:
-        """The pattern of topics it reads, if it is a message trigger."""
-        return self.settings.get("topic") if self.kind == "message" else None
-
-
-def _expand(kind: str, value: object, more: Mapping[str, object] | None = None) -> dict[str, object]:
-    settings = value if isinstance(value, Mapping) else {_PATTERN_FIELD.get(kind, ""): value}
-    return {"kind": kind, "settings": {**settings, **(more or {})}}
 
 
 class AgentSpec(ProcessSpec):
@@ -291,12 +220,14 @@ class Team(TeamTable):
         buckets: Initial state of the buckets beside it, which only those may read and write who declare it.
         agents: Its agents by name.
         tools: Its tool servers by name.
+        users: Its users by name.
     """
 
     context: State = Field(default_factory=dict)
     buckets: dict[BucketName, State] = Field(default_factory=dict)
     agents: dict[Name, AgentSpec] = Field(default_factory=dict)
     tools: dict[ToolName, ToolSpec] = Field(default_factory=dict)
+    users: dict[Name, UserSpec] = Field(default_factory=dict)
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def agent(self, name: str) -> AgentSpec:
@@ -324,21 +255,33 @@ class Team(TeamTable):
         """Its tool servers and its agents, by name."""
         return {**self.tools, **self.agents}
 
+    @property
+    def outside(self) -> list[str]:
+        """Patterns of the events that come from outside, those of users as well."""
+        named = (user.emits for user in self.users.values())
+        return list(dict.fromkeys([*self.external, *(pattern for patterns in named for pattern in patterns)]))
+
     def heard(self, verb: Verb) -> list[str]:
         """Return patterns of the events that somebody waits for; with `publish`, of the topics that somebody reads."""
         specs = self.agents.values()
         return [pattern for spec in specs for pattern in (spec.topics if verb == "publish" else spec.heard)]
 
-    def roles_of(self, agent: str) -> frozenset[str]:
-        """Return what an agent is to tool servers; nothing for one that the team has not."""
-        return frozenset(self.agents[agent].roles or (agent,)) if agent in self.agents else frozenset()
+    @property
+    def callers(self) -> dict[str, AgentSpec | UserSpec]:
+        """Its users and its agents, by name: who may call tools."""
+        return {**self.users, **self.agents}
 
-    def calls(self, agent: str) -> list[Right]:
-        """Return the rights of an agent to call tools."""
+    def roles_of(self, caller: str) -> frozenset[str]:
+        """Return what an agent or a user is to tool servers; nothing for one that the team has not."""
+        found = self.agents.get(caller) or self.users.get(caller)
+        return frozenset(found.roles or (caller,)) if found else frozenset()
+
+    def calls(self, caller: str) -> list[Right]:
+        """Return the rights of an agent or a user to call tools."""
         found = []
-        for server in self.agents[agent].tools:
+        for server in (self.agents.get(caller) or self.users[caller]).tools:
             spec = self.tools[server]
-            tools = [tool for tool in spec.roles or () if spec.admits(tool, agent, self.roles_of(agent))]
+            tools = [tool for tool in spec.roles or () if spec.admits(tool, caller, self.roles_of(caller))]
             found += [Right("call", f"{server}/{tool}") for tool in (["*"] if spec.roles is None else tools)]
         return found
 
@@ -354,6 +297,11 @@ class Team(TeamTable):
         team._origins = origins
         return team
 
+    @property
+    def origins(self) -> Origins:
+        """Where it is written."""
+        return self._origins
+
     def origin(self, *path: str, table: str = "agents") -> str:
         """Return where an agent, or a key of its table, is written, e.g. `team.toml:12`; or an empty string."""
         return self._origins.at(table, *path)
@@ -364,15 +312,18 @@ class Team(TeamTable):
         return f"{origin}: [{table}.{name}]" if origin else f"[{table}.{name}]"
 
     def rules(self) -> list[Rule]:
-        """Return what each agent may do; the operator may do all."""
+        """Return what each agent and user may do; the operator may do all."""
         rules = [
             Rule(agent, verb, pattern, self.origin(agent, key))
             for agent, spec in self.agents.items()
             for verb, key in _GRANTS.items()
             for pattern in self._allowed(spec, verb)
         ]
+        for name, user in self.users.items():
+            rules += [Rule(name, *each, self._origins.at("users", name, GRANTS[each.verb])) for each in user.granted()]
         rules += [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
-        return rules + [Rule(OPERATOR, "write", f"{bucket}/>") for bucket in self.buckets]
+        operators = [OPERATOR, *(name for name, user in self.users.items() if user.operator)]
+        return rules + [Rule(name, "write", f"{bucket}/>") for name in operators for bucket in self.buckets]
 
     def _allowed(self, spec: AgentSpec, verb: Verb) -> tuple[str, ...]:
         allowed = spec.allowed(verb)
@@ -381,9 +332,10 @@ class Team(TeamTable):
         return (">",) if free else allowed or ()
 
     def governed(self) -> frozenset[tuple[str, Verb]]:
-        """Return who may do what only by a rule: an agent that declares it, and for writes then everyone."""
+        """Return who may do what only by a rule: users, an agent that declares it, and for writes then everyone."""
         pairs = {
             (agent, verb) for agent, spec in self.agents.items() for verb in _GRANTS if spec.allowed(verb) is not None
         }
         writes: set[tuple[str, Verb]] = {("*", "write")} if self.buckets else set()
-        return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs) | writes
+        users = {(name, verb) for name in self.users for verb in GRANTS}
+        return frozenset(("*", verb) if verb == "write" else (agent, verb) for agent, verb in pairs) | writes | users

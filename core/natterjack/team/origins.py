@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,18 @@ class Origins:
 
     file: str = field(default="", compare=False)
     lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, stored: object) -> Origins:
+        """Return what `stored` returned; none, if it is something else."""
+        try:
+            return cls(stored["file"], {tuple(path): line for path, line in stored["lines"]})  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):  # of another version: messages then do not say where
+            return cls()
+
+    def stored(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {"file": self.file, "lines": [[list(path), line] for path, line in self.lines.items()]}
 
     def at(self, *path: object) -> str:
         """Return `team.toml:12` for the nearest thing around a path that has a line."""

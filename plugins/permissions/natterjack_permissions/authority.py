@@ -25,17 +25,19 @@ class Authority:
     """Who may do what in a team.
 
     Attributes:
-        rights: Of each agent and tool server.
+        rights: Of each agent, tool server and user.
+        operators: Users who may all that the operator may.
         accounts: The same, as accounts of the broker.
     """
 
     rights: Mapping[str, tuple[Right, ...]]
+    operators: tuple[str, ...]
     accounts: tuple[Account, ...]
 
     @property
     def principals(self) -> list[str]:
         """All that have a key."""
-        return sorted({*self.rights, *BESIDE})
+        return sorted({*self.rights, *self.operators, *BESIDE})
 
     def files(self, folder: Path, url: str, keys: Mapping[str, str] | None) -> dict[str, str]:
         """Return the files beside the keys, by their names below the folder.
@@ -59,7 +61,8 @@ class Authority:
         for name, rights in sorted(self.rights.items()):
             told = (_told(verb, rights) for verb in _SHOWN)
             lines.append(f"| `{name}` | {'; '.join(filter(None, told)) or 'nothing'} |")
-        lines.append("| `operator` | all, in its own name: it provisions the team, and looks after it |")
+        all_may = "all, in its own name: it provisions the team, and looks after it"
+        lines += [f"| `{name}` | {all_may} |" for name in (OPERATOR, *self.operators)]
         lines.append("| `core` | all that is stored, in anybody's name: keep its key as you keep the server |")
         lines.append("| `sys` | look after the server: reload its configuration, disconnect clients |")
         return "\n".join([*lines, ""])
@@ -74,7 +77,8 @@ def authority(team: Team) -> Authority:
     """
     rights = {name: tuple(sorted(set(each))) for name, each in agent_rights(team.closed()).items()}
     granted = {name: permissions(name, each) for name, each in rights.items()}
-    return Authority(rights, tuple(star(granted)))
+    operators = tuple(sorted(name for name, user in team.users.items() if user.operator))
+    return Authority(rights, operators, tuple(star(granted, operators)))
 
 
 def _told(verb: str, rights: Iterable[Right]) -> str:

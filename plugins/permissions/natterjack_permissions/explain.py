@@ -15,11 +15,12 @@ from natterjack_permissions.star import OPERATOR
 app = typer.Typer(name="explain")
 
 _SETTINGS: Final = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes", "replay": "replays"}
+_USERS: Final = {**_SETTINGS, "hear": "hears", "inject": "injects", "read": "reads"}
 
 
 @app.command()
 def explain(
-    who: Annotated[str, typer.Argument(metavar="WHO", help="An agent or a tool server.")],
+    who: Annotated[str, typer.Argument(metavar="WHO", help="An agent, a tool server or a user.")],
     verb: Annotated[str, typer.Argument(metavar="VERB", help="emit, publish, ask, write, read, replay, call, …")],
     what: Annotated[str, typer.Argument(metavar="WHAT", help="An event type, topic, agent, key, or SERVER/TOOL.")],
     *,
@@ -40,7 +41,7 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
 
     Args:
         team: The team.
-        who: Agent, tool server or `operator`.
+        who: Agent, tool server, user or `operator`.
         verb: See `natterjack.Right`.
         what: Of what.
 
@@ -49,15 +50,16 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
     """
     closed = team.closed()
     rights = agent_rights(closed)
-    if who != OPERATOR and who not in rights:
-        msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, OPERATOR]))}"
+    operators = [OPERATOR, *(name for name, user in team.users.items() if user.operator)]
+    if who not in operators and who not in rights:
+        msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, *operators]))}"
         raise ConfigError(msg)
     known = get_args(Verb)
     if verb not in known:
         msg = f"{verb!r} is nothing that is allowed or refused; these are: {', '.join(known)}"
         raise ConfigError(msg)
-    if who == OPERATOR:
-        return True, "the operator may do all, in its own name"
+    if who in operators:
+        return True, f"{who!r} may do all, in its own name{_stated(team.origin(who, 'operator', table='users'))}"
     rules = closed.rules()
     holding = next((right for right in rights[who] if right.verb == verb and covers(right.what, what)), None)
     if holding is not None:
@@ -69,17 +71,22 @@ def _origin(rules: list[Rule], who: str, right: Right) -> str:
     """Return the line that gives it; or why it has it without one."""
     for rule in rules:
         if (rule.principal, rule.verb, rule.pattern) == (who, *right) and rule.origin:
-            return f" ({rule.origin})"
+            return _stated(rule.origin)
     return ": its table says nothing else" if right.verb == "read" else ", which it needs to run"
 
 
+def _stated(origin: str) -> str:
+    return f" ({origin})" if origin else ""
+
+
 def _refusal(team: Team, rules: list[Rule], own: list[Right], who: str, verb: str, what: str) -> str:
-    if verb not in _SETTINGS:
+    table, settings = ("users", _USERS) if who in team.users else ("agents", _SETTINGS)
+    if verb not in settings:
         found = ", ".join(repr(right.what) for right in own if right.verb == verb)
         return f"it may {verb} {found or 'nothing'}"
     guard = PermissionGuard()
     guard.load(rules, frozenset({("*", verb)}))  # type: ignore[arg-type]
     reason = guard.refuse(who, verb, what)  # type: ignore[arg-type]
-    if who not in team.agents:
+    if who in team.tools:
         return f"{reason}. It is a tool server"
-    return f"{reason}. To allow it, add {what!r} to `{_SETTINGS[verb]}` of [agents.{who}]"
+    return f"{reason}. To allow it, add {what!r} to `{settings[verb]}` of [{table}.{who}]"

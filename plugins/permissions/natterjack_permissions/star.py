@@ -33,29 +33,6 @@ JETSTREAM: Final = (
 PAGES: Final = ("$JS.API.CONSUMER.MSG.NEXT.>", "$JS.API.DIRECT.GET.*")
 """What it answers with several messages."""
 OPERATOR: Final = "operator"
-_OPERATORS: Final = Permissions(
-    publish=(
-        *JETSTREAM,
-        *PAGES,
-        "$SRV.>",
-        "agents.answer.>",
-        "agents.ask.>",
-        "agents.cancel.>",
-        "agents.prompt.>",
-        "agents.status.>",
-        "dead.>",
-        "delay.operator.>",
-        "events.>",
-        "inbox.*.>",
-        "journal.>",
-        "messages.>",
-        "schedule.>",
-        "tools.>",
-        "wake.>",
-    ),
-    subscribe=("_INBOX.operator.>", "agents.hb.>", "dead.>", "feed.>", "tools.*.changes"),
-)
-"""What the operator may, who provisions and looks after the team: all but to be somebody else."""
 _JETSTREAM: Final = "$JS.API."
 _KEYS: Final = ("$KV.context", "$KV.>")
 """Keys of the shared context; the `nats` command line puts the API's prefix before them."""
@@ -108,15 +85,40 @@ class Account:
         return f"{PREFIX}{self.principal}"
 
 
-def star(granted: Mapping[str, Permissions]) -> list[Account]:
-    """Return the accounts that grant each principal exactly this, and the operator's.
+def star(granted: Mapping[str, Permissions], operators: Iterable[str] = ()) -> list[Account]:
+    """Return the accounts that grant each principal exactly this, and those of operators.
 
     Args:
         granted: What each may do, as it would be said in one account.
+        operators: Who may do all that the operator may, beside it.
     """
-    granted = {**granted, OPERATOR: _OPERATORS}
+    granted = {**granted, **{name: _all(name) for name in (OPERATOR, *operators)}}
     served = _Served(granted)
     return [_account(name, permissions, served) for name, permissions in sorted(granted.items())]
+
+
+def _all(name: str) -> Permissions:
+    """Return what an operator may, who provisions and looks after the team: all but to be somebody else."""
+    publish = (
+        *JETSTREAM,
+        *PAGES,
+        "$SRV.>",
+        "agents.answer.>",
+        "agents.ask.>",
+        "agents.cancel.>",
+        "agents.prompt.>",
+        "agents.status.>",
+        "dead.>",
+        f"delay.{name}.>",
+        "events.>",
+        "inbox.*.>",
+        "journal.>",
+        "messages.>",
+        "schedule.>",
+        "tools.>",
+        "wake.>",
+    )
+    return Permissions(publish, (f"_INBOX.{name}.>", "agents.hb.>", "dead.>", "feed.>", "tools.*.changes"))
 
 
 def _account(name: str, permissions: Permissions, served: _Served) -> Account:

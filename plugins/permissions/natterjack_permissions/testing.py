@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,21 +17,27 @@ from natterjack_permissions.star import star
 
 @contextmanager
 def secured_broker(
-    granted: Mapping[str, Permissions], folder: Path, *, operator_mode: bool = False
+    granted: Mapping[str, Permissions],
+    folder: Path,
+    operators: Collection[str] = (),
+    *,
+    operator_mode: bool = False,
 ) -> Iterator[tuple[NatsServer, Server]]:
-    """Start one that grants each principal this, and the operator all; yield it, and how all of them log in.
+    """Start one that grants each principal this, and operators all; yield it, and how all of them log in.
 
     Args:
         granted: What each may do, as it would be said in one account.
         folder: Where the keys go.
+        operators: Who may do all, beside the operator.
         operator_mode: Whether accounts are tokens that an operator has signed.
     """
+    found = star(granted, operators)
     if operator_mode:
         mint = Mint(folder)
-        mint.team(star(granted), resolver=str(folder.resolve() / "resolver"))
+        mint.team(found, resolver=str(folder.resolve() / "resolver"))
         mint.write()
         with NatsServer((folder / "accounts.conf").read_text()) as server:
             yield server, Server(server.url, keys=str(folder / KEYS))
         return
-    with NatsServer(accounts(star(granted), keep(folder, [*granted, *BESIDE]))) as server:
+    with NatsServer(accounts(found, keep(folder, [*granted, *operators, *BESIDE]))) as server:
         yield server, Server(server.url, keys=str(folder))

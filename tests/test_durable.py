@@ -87,6 +87,7 @@ async def test_what_a_step_has_finished_is_not_done_again(runtime: AgentRuntime)
     assert 0 <= step["seconds"] < 5
 
 
+@pytest.mark.open_mode(reason="it is stored there without the name of its sender")
 async def test_nothing_is_written_before_the_first_step_and_then_all_that_the_run_needs(runtime: AgentRuntime) -> None:
     async def work(event: Event, ctx: RunContext) -> Any:
         if event.data["n"] == 1:

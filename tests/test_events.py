@@ -74,6 +74,7 @@ def events(bus: Bus) -> EventBus:
 # Storing
 
 
+@pytest.mark.open_mode(reason="nobody says there who sends")
 async def test_emit_returns_the_sequence_and_stores_the_principal(bus: Bus, events: EventBus) -> None:
     assert await events.emit("quiet.a", {"n": 1}) == 1
     assert await events.emit("quiet.b") == 2
@@ -194,6 +195,7 @@ async def test_what_an_event_says(listener: Listener, events: EventBus) -> None:
         (b'"text"', "text"),
     ],
 )
+@pytest.mark.open_mode(reason="nobody says there who sends")
 async def test_any_client_may_publish(
     own_server: NatsServer, runtime: AgentRuntime, listener: Listener, payload: bytes, data: Any
 ) -> None:

@@ -297,6 +297,7 @@ async def listening(raw: Client) -> tuple[str, Subscription]:
     return inbox, replies
 
 
+@pytest.mark.open_mode(reason="the inbox of another account is out of reach")
 async def test_an_ask_that_nobody_has_begun_with_can_be_cancelled(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client
 ) -> None:
@@ -312,6 +313,7 @@ async def test_an_ask_that_nobody_has_begun_with_can_be_cancelled(
     assert slow.begun == []
 
 
+@pytest.mark.open_mode(reason="the inbox of another account is out of reach")
 async def test_handlers_that_arrive_together_have_tasks_of_their_own(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client
 ) -> None:
@@ -737,6 +739,7 @@ async def test_answer_that_cannot_be_sent_is_an_error_at_the_caller(
     assert caught.value.code == 500
 
 
+@pytest.mark.open_mode(reason="between accounts the server makes the reply subjects")
 async def test_agent_writes_only_to_inboxes(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -466,6 +466,7 @@ async def test_stream_that_is_never_read_asks_nobody(own_server: NatsServer, sta
     assert endless.begun == ["?"]
 
 
+@pytest.mark.open_mode(reason="a stranger hears no other's questions")
 async def test_cancel_needs_the_unguessable_id(own_server: NatsServer, stack: AsyncExitStack, raw: Client) -> None:
     seen: list[str] = []
 
@@ -961,6 +962,7 @@ async def test_unknown_chunks_are_skipped(own_server: NatsServer, stack: AsyncEx
 
 
 @pytest.mark.parametrize("forged", ["events.forged", "$KV.context.plan", "_INBOX.*", "agents.ask.counter", ""])
+@pytest.mark.open_mode(reason="between accounts the server makes the reply subjects")
 async def test_asker_writes_only_to_inboxes(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client, caplog: pytest.LogCaptureFixture, forged: str
 ) -> None:
@@ -990,6 +992,7 @@ async def test_asker_writes_only_to_inboxes(
     assert "which is no inbox" in caplog.text
 
 
+@pytest.mark.open_mode(reason="between accounts the server makes the reply subjects")
 async def test_agent_streams_only_to_inboxes(
     own_server: NatsServer, stack: AsyncExitStack, raw: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,7 +65,7 @@ async def test_load_lag_and_queue(own_server: NatsServer, cli: Cli, slow: Slow, 
         asks = [asyncio.create_task(runtime.ask_peer("slow", "?", timeout=60)) for _ in range(3)]
 
         async def busy() -> bool:
-            (info,) = await discover(bus)
+            (info,) = await discover(bus, ())
             held = [each["num_ack_pending"] for each in await bus.consumer_infos("INBOX")]
             return (info.busy, info.answering, info.waiting, *held) == (2, 2, 1, 2)
 
@@ -87,7 +87,7 @@ async def test_load_lag_and_queue(own_server: NatsServer, cli: Cli, slow: Slow, 
         await asyncio.gather(*asks)
 
         async def idle_again() -> bool:
-            (info,) = await discover(bus)
+            (info,) = await discover(bus, ())
             return (info.busy, info.answering, info.waiting) == (0, 0, 0)
 
         await until(idle_again)
@@ -134,4 +134,4 @@ async def test_a_stranger_may_tell_anything(own_server: NatsServer, raw: Client,
 
     await raw.subscribe("$SRV.STATS.agents", cb=answer)
     await raw.flush()
-    assert [info.slots for info in await discover(bus)] in ([0], [])
+    assert [info.slots for info in await discover(bus, ())] in ([0], [])

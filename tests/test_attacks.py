@@ -301,3 +301,18 @@ async def test_the_same_answers_do_harm_within_one_account(tmp_path: Path) -> No
 async def test_nobody_can_hold_up_others_by_batches_without_end(broker: Broker) -> None:
     config = (await broker.core.api("STREAM.INFO.KV_context"))["config"]
     assert not config.get("allow_atomic")
+
+
+async def test_nobody_answers_discovery_for_another(broker: Broker) -> None:
+    """What a stranger's tool hears from all at once may be a lie; what `natterjack agents` tells is not."""
+    (writer,) = [agent for agent in await broker.client.agents() if agent.name == "writer"]
+    (told,) = await broker.client.bus.gather("srv.writer.STATS.agents", window=0.3)
+    lie = told.data.replace(writer.instance.encode(), b"evil")
+
+    async def answer(message: Message) -> None:
+        await broker.attacker.publish(message.reply, lie)
+
+    await broker.attacker.subscribe("$SRV.STATS.agents", answer)
+    everybody = await broker.client.bus.gather("$SRV.STATS.agents", window=0.3)
+    assert lie in [message.data for message in everybody]
+    assert [agent.instance for agent in await broker.client.agents() if agent.name != "analyst"] == [writer.instance]

@@ -37,12 +37,12 @@ name = "newsroom"
 [buckets.budget]
 
 [agents.writer]
-kind = "agents:Writer"
+kind = "newsdesk:Writer"
 on = ["draft.wanted"]
 replays = []
 
 [agents.editor]
-kind = "agents:Writer"
+kind = "newsdesk:Writer"
 
 [users.ci]
 emits = ["draft.wanted"]
@@ -77,7 +77,7 @@ WRONG = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "team.toml").write_text(TEAM)
-    (tmp_path / "agents.py").write_text(AGENTS)
+    (tmp_path / "newsdesk.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -147,7 +147,7 @@ async def test_a_user_may_what_its_table_says_and_nothing_else(folder: Path, cli
 
 
 def test_a_user_calls_the_tools_that_its_roles_name() -> None:
-    agents = {"writer": {"kind": "agents:Writer"}}
+    agents = {"writer": {"kind": "newsdesk:Writer"}}
     tools = {"desk": {"roles": {"search": ["writer", "reader"], "erase": ["writer"]}}}
     users = {"ci": {"tools": ["desk"], "roles": ["reader"]}}
     team = Team.model_validate({"agents": agents, "tools": tools, "users": users})

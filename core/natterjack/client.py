@@ -271,7 +271,7 @@ class TeamClient:
         Raises:
             BrokerError: The server is away.
         """
-        return await discover(self.bus)
+        return await discover(self.bus, (await stored_team(self.bus)).agents if self.bus.server.attests else ())
 
     async def schedules(self) -> list[Schedule]:
         """Return when the broker will wake agents, and the events that it holds until they are due.

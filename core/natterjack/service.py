@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -232,11 +232,28 @@ class AgentInfo:
     waiting: int = 0
 
 
-async def discover(bus: Bus, *, window: float = 0.15) -> list[AgentInfo]:
-    """Return the agents that answer within `window` seconds, by name."""
-    replies = await bus.gather(subjects.service("STATS", SERVICE), window=window)
-    found = [info for reply in replies if (info := _read_info(reply))]
+async def discover(bus: Bus, agents: Iterable[str], *, window: float = 0.15) -> list[AgentInfo]:
+    """Return the agents that answer within `window` seconds, by name.
+
+    Args:
+        bus: The connection of an operator.
+        agents: Those of the team. Where each has an account, each is asked there, so that none answers for another;
+            elsewhere all are asked at once, and strangers as well.
+        window: Seconds to wait.
+    """
+    if bus.server.attests:
+        found = [
+            info for each in await asyncio.gather(*(_instances(bus, name, window) for name in agents)) for info in each
+        ]
+    else:
+        replies = await bus.gather(subjects.service("STATS", SERVICE), window=window)
+        found = [info for reply in replies if (info := _read_info(reply))]
     return sorted(found, key=lambda info: (info.name, info.instance))
+
+
+async def _instances(bus: Bus, agent: str, window: float) -> list[AgentInfo]:
+    replies = await bus.gather(subjects.service("STATS", SERVICE, of=agent), window=window)
+    return [info for reply in replies if (info := _read_info(reply)) and info.name == agent]
 
 
 def _read_info(message: Message) -> AgentInfo | None:

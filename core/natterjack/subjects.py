@@ -27,7 +27,7 @@ CONVERSATIONS_BUCKET: Final = "conversations"
 JOURNAL_OBJECTS: Final = "journal"
 """Bucket of the object store for what is too large for one journal entry."""
 TEAM_KEY, ORIGINS_KEY = "team", "origins"
-"""Key in the bucket of that name under which the provisioned team stands."""
+"""Keys in the bucket `team` of the provisioned team, and of where it is written."""
 HARNESS: Final = "natterjack"
 """What the Synadia Agent Protocol calls the kind of agent; owner and session are the team and the agent's name."""
 OPERATOR: Final = "operator"
@@ -295,9 +295,9 @@ def answer(agent: str, token: str) -> str:
     return f"agents.answer.{agent}.{token}"
 
 
-def service(verb: str, name: str = "", instance: str = "") -> str:
-    """`$SRV.<PING|INFO|STATS>[.<name>[.<instance>]]` (ADR-32)."""
-    return ".".join(token for token in ("$SRV", verb, name, instance) if token)
+def service(verb: str, name: str = "", instance: str = "", *, of: str = "") -> str:
+    """`$SRV.<PING|INFO|STATS>[.<name>[.<instance>]]` (ADR-32); of one principal's account: `srv.<principal>.…`."""
+    return ".".join(token for token in (f"srv.{of}" if of else "$SRV", verb, name, instance) if token)
 
 
 # State

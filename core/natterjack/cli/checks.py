@@ -211,7 +211,7 @@ async def _check_consumers(bus: Bus, team: Team, plugins: Plugins) -> AsyncItera
 
 
 async def _check_agents(bus: Bus, team: Team) -> Finding:
-    running = [info.name for info in await discover(bus)]
+    running = [info.name for info in await discover(bus, team.agents)]
     missing = [name for name in team.agents if name not in running]
     if missing:
         fix = f"natterjack up, or natterjack agent run {missing[0]}"

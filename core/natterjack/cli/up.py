@@ -163,7 +163,7 @@ async def _warn_of_others(team: Team, server: Server) -> None:
     """Say which agents of this team run already: started twice is no harm, and seldom meant."""
     bus = await Bus.connect(server, principal=OPERATOR)
     try:
-        others = Counter(info.name for info in await discover(bus) if info.name in team.agents)
+        others = Counter(info.name for info in await discover(bus, team.agents) if info.name in team.agents)
     except NatterjackError as error:  # who may not look around may still start a team
         log.debug("cannot tell who runs already: %s", error)
         return

@@ -45,8 +45,10 @@ _ENDPOINTS: Final = (
     "agents.status.",
     "tools.",
     "$SRV.",
+    "srv.",
 )
 """What is answered by other principals, and not by the server."""
+_DISCOVERY, _BY_NAME = "$SRV.>", "srv."
 _TOLD: Final = "tools.*.changes"
 """What a tool server tells all who call it."""
 
@@ -115,6 +117,7 @@ def _all(name: str) -> Permissions:
         "journal.>",
         "messages.>",
         "schedule.>",
+        "srv.*.>",
         "tools.>",
         "wake.>",
     )
@@ -170,6 +173,10 @@ class _Served:
 
     def imports(self, name: str, subject: str) -> Iterator[Import]:
         """Yield what others answer of a pattern; what one answers oneself is in one's own account."""
+        if subject.startswith(_BY_NAME):  # discovery that names whom it asks: so nobody answers for another
+            others = (owner for owner in self._owners.get(_DISCOVERY, ()) if owner != name)
+            yield from (Import(f"{PREFIX}{owner}", _DISCOVERY, f"{_BY_NAME}{owner}.>") for owner in others)
+            return
         for pattern in [subject] if subject in self._owners else self._patterns.get(_root(subject), ()):
             both = common(subject, pattern)
             if both is not None:

@@ -62,19 +62,25 @@ class Cluster:
         command = [str(find_server()), "-c", "cluster.conf", "-l", str(self.folder / f"n{at}.log")]
         return subprocess.Popen(command, cwd=self.folder, env=self.environment(at), stdin=subprocess.DEVNULL)
 
+    @contextmanager
+    def running(self) -> Iterator[Cluster]:
+        """All three, until the end."""
+        self.processes = [self.start(at) for at in range(3)]
+        try:
+            yield self
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait(20)
+
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """The three servers, and the keys of the team in `keys`."""
     found = Cluster(folder)
     write(authority(TEAM), folder, found.url.split(",")[0])
-    found.processes = [found.start(at) for at in range(3)]
-    try:
+    with found.running():
         yield found
-    finally:
-        for process in found.processes:
-            process.kill()
-            process.wait(20)
 
 
 @asynccontextmanager

@@ -35,14 +35,17 @@ class Server:
         key: Path of its private key.
         prefix: Prefix of the JetStream API, e.g. `CORE.API`.
         keys: Folder with the credentials of each principal, `<name>.creds`, or else its nkey seed, `<name>.nk`, as
-            `natterjack secure` writes it.
+            `natterjack secure` writes it; where it has a `ca.crt`, with TLS also their certificates, each with its
+            private key, `<name>.pem`.
         origin: Who named it, where the user may not know: `NATS_URL`.
         SECURED_PREFIX: What the JetStream API is called in the accounts of principals.
         ACCOUNT: What the name of a principal's account begins with; its principal's name follows.
+        AUTHORITIES: File in the folder of keys with the authorities that sign the server's certificate.
     """
 
     SECURED_PREFIX: ClassVar[str] = "CORE.API"
     ACCOUNT: ClassVar[str] = "P-"
+    AUTHORITIES: ClassVar[str] = "ca.crt"
 
     url: str
     token: str | None = field(default=None, repr=False)
@@ -69,13 +72,16 @@ class Server:
         return self.prefix == self.SECURED_PREFIX
 
     def of(self, principal: str) -> Server:
-        """Return how a principal logs in: with its own key, if there is a folder of keys."""
+        """Return how a principal logs in: with its own key and certificate, if there is a folder of them."""
         if self.keys is None:
             return self
-        creds = Path(self.keys, f"{principal}.creds")
+        folder = Path(self.keys)
+        creds, authorities, own = folder / f"{principal}.creds", folder / self.AUTHORITIES, self
+        if authorities.exists():
+            own = replace(own, ca=self.ca or str(authorities), cert=str(folder / f"{principal}.pem"), key=None)
         if creds.exists():
-            return replace(self, creds=str(creds), prefix=self.SECURED_PREFIX)
-        return replace(self, nkey=str(Path(self.keys, f"{principal}.nk")), prefix=self.SECURED_PREFIX)
+            return replace(own, creds=str(creds), prefix=self.SECURED_PREFIX)
+        return replace(own, nkey=str(folder / f"{principal}.nk"), prefix=self.SECURED_PREFIX)
 
     @classmethod
     def principal_of(cls, told: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from natterjack.team import check_team as team_is_right
 from natterjack.testing import NatsServer
 from natterjack_permissions import broker
 from natterjack_permissions.authority import BESIDE
-from natterjack_permissions.keys import keep, path_of
+from natterjack_permissions.keys import keep
 from natterjack_permissions.reload import reload
 from natterjack_permissions.star import OPERATOR, _all, star
 
@@ -101,7 +101,7 @@ class Accounts:
         (self._store / "accounts.conf").write_text(broker.accounts(star(granted), keep(self.keys, [*granted, *BESIDE])))
         if self._url:
             with ThreadPoolExecutor(1) as thread:  # a loop may run in this one
-                thread.submit(asyncio.run, reload(self._url, path_of(self.keys, "sys"))).result()
+                thread.submit(asyncio.run, reload(self._url, self.keys)).result()
 
 
 def accounts_of(server: Server) -> Accounts | None:

@@ -88,7 +88,7 @@ class Bus(Streams):
         self.server, self.principal = server, principal
         self.closed = asyncio.Event()
         self.reason = ""
-        self._nc = RawClient()
+        self._nc = RawClient(server.tls)
         self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self.send)
         self._connected = asyncio.Event()
         self._began = self._closing = False

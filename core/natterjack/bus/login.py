@@ -12,6 +12,14 @@ from natterjack.server import OLDEST_SERVER, Server
 PING_INTERVAL: Final = 8
 """Seconds between signs of life; the third one while two have no answer ends the connection: after 16 to 24 s."""
 
+_ADVICE: Final = {
+    "offers no tls": "Have it do, or name no authorities: NATS_CA, and `ca.crt` in the folder that NATS_KEYS names.",
+    "certificate required": "Name a certificate by NATS_CERT, or by NATS_KEYS a folder that has one of each principal.",
+    "mismatch": "Its certificate is for other hosts: use one of them, or have another by `natterjack secure --host`.",
+    "expired": "A certificate has ended: `natterjack secure` makes another.",
+    "verify failed": "Its certificate is of no authority that is known here: name another by NATS_CA or NATS_KEYS.",
+}
+"""What to do about a failed handshake, by what is said of it."""
 _REFUSALS: Final = ("authorization", "authentication", "nkey", "jwt", "seed", "signature", "credentials")
 
 
@@ -56,9 +64,11 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return CredentialsError(f"the credentials for {server} cannot be read: {error}")
     cause = own_words(told or error)
-    for problem in (told, error):
-        if isinstance(problem, ssl.SSLError):
-            return ConnectError(f"no TLS connection to {server} ({own_words(problem)}). Check the CA, cert and key.")
+    for problem in filter(None, (told, error)):
+        # It may hang up before it was read why: with TLS 1.3 it looks at a certificate after the handshake.
+        hung_up = isinstance(problem, ConnectionResetError | BrokenPipeError) or "hung up" in str(problem)
+        if isinstance(problem, ssl.SSLError) or (hung_up and (server.ca or server.cert)) or "no TLS" in str(problem):
+            return _tls_error(server, own_words(problem))
     if any(word in text for word in _REFUSALS):
         return CredentialsError(
             f"{server} refuses these credentials ({own_words(error)}). Check the token, nkey or creds file."
@@ -67,6 +77,14 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         return ConnectError(f"{server} takes no more connections ({own_words(error)}). End some, or raise its limit.")
     named = f" The address is from {server.origin}: unset it to do without." if server.origin else ""
     return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.{named}")
+
+
+def _tls_error(server: Server, cause: str) -> ConnectError:
+    said = cause.lower()
+    refused = f"It takes no such certificate as {server.cert}: it is of another authority, or has ended."
+    unknown = refused if server.cert else _ADVICE["certificate required"]
+    advice = next((advice for words, advice in _ADVICE.items() if words in said), unknown)
+    return ConnectError(f"no TLS connection to {server} ({cause}). {advice}")
 
 
 def check_server_version(server: Server, major: int, minor: int) -> None:

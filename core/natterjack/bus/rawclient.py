@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 from natterjack.bus.headers import decode
@@ -87,13 +89,36 @@ class RawParser(Parser):
             at = stop + 2
 
 
+class _Transport(TcpTransport):
+    """nats-py's, without its two faults once TLS goes over it."""
+
+    _shaking_hands = False
+
+    def __bool__(self) -> bool:
+        return True  # or nats-py makes one of its own
+
+    async def connect_tls(self, *args: Any) -> None:
+        self._shaking_hands = True
+        await super().connect_tls(*args)
+        self._shaking_hands = False
+        writer: Any = self._io_writer
+        writer._protocol._over_ssl = True  # else asyncio warns when the connection ends
+
+    async def wait_closed(self) -> None:
+        # Where the handshake has failed, asyncio tells TLS that the connection has ended, and nobody else.
+        if not self._shaking_hands and self._io_writer is not None:
+            await self._io_writer.wait_closed()
+
+
 class RawClient(Client):
     """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
 
     _flush_queue: asyncio.Queue[asyncio.Future[Any]]  # there once it begins to connect
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Callable[[], ssl.SSLContext | None] = lambda: None) -> None:
+        """Make one that asks for its certificates each time it connects: those in files may be others by then."""
         super().__init__()
+        self._tls = tls
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
         self._is_writing = False  # once this turn of the event loop ends
@@ -223,9 +248,16 @@ class RawClient(Client):
                 if not flushed.done():
                     flushed.set_result(None)
 
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """What the next connection trusts and shows."""
+        return self._tls() or ssl.create_default_context()
+
     async def _connect_to_server(self, s: Any) -> None:
         if self._transport:
             self._transport.close()  # type: ignore[no-untyped-call]  # of an attempt that failed after the connection
+        if s.uri.scheme in ("nats", "tls"):
+            self._transport = _Transport()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

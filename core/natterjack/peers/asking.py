@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from typing import Final
 
 from natterjack import addresses, codec, subjects
 from natterjack.bus import Bus, Message, answered, envelope_of, error_of, of_envelope
@@ -35,6 +36,9 @@ from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, random_ids, write_promp
 from natterjack.service import prompt_subject
 
 log = logging.getLogger("natterjack.peers")
+
+_RELOADING: Final = (0.05, 0.1, 0.25)
+"""Seconds to wait for who answers: a server that takes another key of theirs has them log in again."""
 
 
 class Peers:
@@ -207,8 +211,7 @@ class Peers:
         try:
             while True:
                 sent = self._stamped(envelope, deadline - time.monotonic(), request)
-                asked = self._bus.ask(subject, question, timeout=sent.timeout, headers=of_envelope(sent))
-                reply = answered(subject, await asked)
+                reply = await self._reply(subject, question, sent)
                 problem = error_of(reply)
                 if problem is None:
                     return _read_answer(name, reply)
@@ -224,6 +227,16 @@ class Peers:
         except asyncio.CancelledError:
             await self._cancel(agent, request)
             raise
+
+    async def _reply(self, subject: str, question: bytes, sent: Envelope) -> Message:
+        """Ask, and again for a moment if nobody is there, where a server may be reading its accounts anew."""
+        headers = of_envelope(sent)
+        for pause in _RELOADING if self._bus.server.attests else ():
+            try:
+                return answered(subject, await self._bus.ask(subject, question, timeout=sent.timeout, headers=headers))
+            except NoRespondersError:
+                await asyncio.sleep(pause)
+        return answered(subject, await self._bus.ask(subject, question, timeout=sent.timeout, headers=headers))
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from natterjack import Right, Team, agent_rights, permissions
+from natterjack import Right, Server, Team, agent_rights, permissions
 from natterjack_permissions.broker import accounts, server
 from natterjack_permissions.keys import path_of
 from natterjack_permissions.mint import creds_file
@@ -39,20 +39,21 @@ class Authority:
         """All that have a key."""
         return sorted({*self.rights, *self.operators, *BESIDE})
 
-    def files(self, folder: Path, url: str, keys: Mapping[str, str] | None) -> dict[str, str]:
+    def files(self, folder: Path, url: str, keys: Mapping[str, str] | None, *, tls: bool = False) -> dict[str, str]:
         """Return the files beside the keys, by their names below the folder.
 
         Args:
             folder: Where they go.
             url: Where clients reach the broker.
             keys: The public key of each principal; None: in operator mode, where `Mint` has the accounts.
+            tls: Whether there are certificates beside the keys.
         """
-        found = {"nats-server.conf": server(url), "AUTHORITY.md": self.table()}
+        found = {"nats-server.conf": server(url, tls=tls), "AUTHORITY.md": self.table()}
         if keys is not None:
             found["accounts.conf"] = accounts(self.accounts, keys)
         for name in self.principals:
             login = path_of(folder / "keys", name) if keys is not None else folder / creds_file(name)
-            found[f"contexts/{name}.json"] = _context(name, url, login)
+            found[f"contexts/{name}.json"] = _context(name, url, login, tls=tls)
         return found
 
     def table(self) -> str:
@@ -86,9 +87,11 @@ def _told(verb: str, rights: Iterable[Right]) -> str:
     return f"{verb} {patterns}" if patterns else ""
 
 
-def _context(name: str, url: str, login: Path) -> str:
+def _context(name: str, url: str, login: Path, *, tls: bool) -> str:
     """Return a context of the `nats` command line."""
+    pem = str(login.with_suffix(".pem"))
+    certificates = {"ca": str(login.with_name(Server.AUTHORITIES)), "cert": pem, "key": pem} if tls else {}
     prefix = {} if name in ("core", "sys") else {"jetstream_api_prefix": API}
     kind = "creds" if login.suffix == ".creds" else "nkey"
     found = {"description": f"Natterjack: {name}", "url": url, kind: str(login), "inbox_prefix": f"_INBOX.{name}"}
-    return json.dumps(found | prefix, indent=2) + "\n"
+    return json.dumps(found | certificates | prefix, indent=2) + "\n"

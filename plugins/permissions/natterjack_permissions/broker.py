@@ -45,17 +45,24 @@ jetstream {{
 # A subscriber that lags further behind than this is cut off, not buffered for until memory ends.
 max_pending: 64MB
 
-include "accounts.conf"
+{tls}include "accounts.conf"
+"""
+TLS: Final = 'tls { include "tls.conf" }'
+_TLS: Final = f"""\
+# Clients show a certificate, and are shown one; who they are, their keys say.
+{TLS}
+
 """
 
 
-def server(url: str) -> str:
+def server(url: str, *, tls: bool = False) -> str:
     """Return the rest of a server's configuration: a small one, to begin with.
 
     Args:
         url: Where clients reach it.
+        tls: Whether it has certificates.
     """
-    return _SERVER.format(port=urlsplit(url).port or 4222)
+    return _SERVER.format(port=urlsplit(url).port or 4222, tls=_TLS if tls else "")
 
 
 def accounts(star: Sequence[Account], keys: Mapping[str, str]) -> str:

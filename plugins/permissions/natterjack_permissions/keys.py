@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import nkeys
+
+OURS_ONCE: Final = "nats-server.conf"
+"""What is written where it is not there, and left alone then."""
 
 
 def path_of(folder: Path, principal: str) -> Path:
@@ -36,6 +40,17 @@ def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) ->
 def public(path: Path) -> str:
     """Return the public key of a seed in a file."""
     return str(nkeys.from_seed(path.read_bytes().strip()).public_key.decode())
+
+
+def differing(out: Path, files: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the files that are not as they would be: by name, what there is and what there would be."""
+    found = {}
+    for name, text in files.items():
+        path = out / name
+        before = path.read_text() if path.exists() else None
+        if before != text and not (name == OURS_ONCE and before is not None):
+            found[name] = before or "", text
+    return found
 
 
 def store(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -9,7 +9,7 @@ import orjson
 
 from natterjack import Bus, ConfigError, Message, Server
 from natterjack_permissions import claims
-from natterjack_permissions.mint import SYS, Mint, creds_file
+from natterjack_permissions.mint import KEYS, SYS, Mint
 from natterjack_permissions.reload import servers_of
 from natterjack_permissions.star import CORE
 
@@ -32,7 +32,7 @@ async def push(url: str, mint: Mint) -> tuple[list[str], list[str]]:
         ConnectError: None answers, or the credentials of `sys` are none of theirs.
         ConfigError: One does not take an account; those before it have been taken.
     """
-    bus = await Bus.connect(Server(url, creds=str(mint.out / creds_file("sys"))), principal="sys")
+    bus = await Bus.connect(Server(url, keys=str(mint.out / KEYS)), principal="sys")
     try:
         pushing = _Pushing(bus, await servers_of(bus))
         return sorted(pushing.servers.values()), await pushing.all(mint)

@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import orjson
 
-from natterjack import Bus, ConfigError, Message, Server
+from natterjack import Bus, ConfigError, DisconnectedError, Message, Server
 
+log = logging.getLogger(__name__)
+
+_PATIENCE: Final = 30.0
 _ROUNDS: Final = 2
 """What an account imports that a reload has added is dead until the next reload (nats-server 2.15)."""
 
 
-async def reload(url: str, seed: Path) -> list[str]:
-    """Have all servers of a cluster read their configuration, and return their names.
+@asynccontextmanager
+async def reloading(url: str, keys: Path) -> AsyncIterator[Callable[[], Awaitable[list[str]]]]:
+    """Within the context, give what has all servers of a cluster read their configuration, and returns their names.
 
     Args:
         url: Where one of them is.
-        seed: The key of `sys`.
+        keys: Folder with the key of `sys`, as the servers know it: it may become another one within the context.
 
     Raises:
         ConnectError: None answers, or the key is none of theirs.
-        ConfigError: One does not take it, and goes on as it was.
+        ConfigError: One does not take its configuration, and goes on as it was.
     """
-    bus = await Bus.connect(Server(url, nkey=str(seed)), principal="sys")
+    bus = await Bus.connect(Server(url, keys=str(keys)), principal="sys")
     try:
-        servers = await servers_of(bus)
-        for _ in range(_ROUNDS):
-            for id, name in servers.items():
-                reply = await bus.request(f"$SYS.REQ.SERVER.{id}.RELOAD", timeout=10.0)
-                _check(name, orjson.loads(reply.data))
-        return sorted(servers.values())
+        yield lambda: _reload(bus)
     finally:
         await bus.close()
+
+
+async def reload(url: str, keys: Path) -> list[str]:
+    """Do that at once, and return the servers' names. Errors as above."""
+    async with reloading(url, keys) as reloaded:
+        return await reloaded()
+
+
+async def _reload(bus: Bus) -> list[str]:
+    servers = await servers_of(bus)
+    for _ in range(_ROUNDS):
+        for id, name in servers.items():
+            _check(name, await _answer(bus, f"$SYS.REQ.SERVER.{id}.RELOAD"))
+    return sorted(servers.values())
+
+
+async def _answer(bus: Bus, subject: str) -> dict[str, object]:
+    """Ask, and ask again when a server that has read another key of `sys` has hung up."""
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            await bus.until_connected(_PATIENCE)
+            try:
+                # Fails as soon as the connection goes, which `request` would wait for.
+                (reply,) = await bus.request_many(subject, timeout=10.0, until=lambda _: True)
+                return dict(orjson.loads(reply.data))
+            except DisconnectedError as error:
+                log.debug("asked again: %s", error)
 
 
 async def servers_of(bus: Bus) -> dict[str, str]:

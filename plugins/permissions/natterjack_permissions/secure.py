@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,10 +14,12 @@ import typer
 
 from natterjack import ConfigError, read_team
 from natterjack_permissions.authority import Authority, authority
-from natterjack_permissions.keys import keep, path_of, public
+from natterjack_permissions.broker import TLS
+from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
 from natterjack_permissions.mint import Mint
 from natterjack_permissions.pushes import push
-from natterjack_permissions.reload import reload
+from natterjack_permissions.reload import reloading
+from natterjack_permissions.tls import AUTHORITY, SERVER, Certificates, hosts_of
 
 app = typer.Typer(name="secure")
 
@@ -29,9 +31,13 @@ class Mode(StrEnum):
     OPERATOR = "operator"
 
 
+TlsOption = Annotated[
+    bool, typer.Option("--tls", help="Make certificates, too; later they are looked after without being told.")
+]
+HostOption = Annotated[
+    list[str] | None, typer.Option("--host", metavar="HOST", help="Another host of the servers; repeatable.")
+]
 URL: Final = "nats://127.0.0.1:4222"
-OURS_ONCE: Final = "nats-server.conf"
-"""What is written where it is not there, and left alone then."""
 
 
 @app.command()
@@ -50,8 +56,13 @@ def secure(
             " agents that come and go while it runs. By default as the folder is, and static if it is new.",
         ),
     ] = None,
+    tls: TlsOption = False,
+    host: HostOption = None,
     rotate: Annotated[
-        list[str] | None, typer.Option("--rotate", metavar="NAME", help="Give this principal another key; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--rotate", metavar="NAME", help="Another key and certificate for it, `server` or `ca`; repeatable."
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Show what would change; exit with 1 if anything.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Have the running broker take it.")] = False,
@@ -61,29 +72,58 @@ def secure(
 
     The same team and keys give the same files. Keys stay as they are; those of new agents are made.
     """
-    found = authority(read_team(team_file))
-    mint = minted(found, out, url, rotate or []) if in_operator_mode(out, mode) else None
-    changed = mint.differences() if mint else _changed(found, out, url, rotate or [])
+    found, rotate = authority(read_team(team_file)), rotate or []
+    certificates = certificates_of(found, out, url, host or [], make=tls)
+    mint = minted(found, out, url, rotate, certificates) if in_operator_mode(out, mode) else None
+    changed = mint.differences() if mint else _changed(found, out, url, rotate, certificates)
+    renewed = certificates.changes(rotate) if certificates else {}
+    changed |= renewed
     if check:
-        _show(changed, out, as_json=as_json)
+        _show(changed, certificates, out, as_json=as_json)
         raise typer.Exit(1 if changed else 0)
-    if mint:
-        mint.write()
-        servers = asyncio.run(push(url, mint))[0] if apply else []
+
+    def put() -> None:
+        if mint:
+            mint.write()
+        else:
+            write(found, out, url, rotate, tls=certificates is not None)
+        if certificates:
+            certificates.write(rotate)
+
+    servers: list[str] = []
+    if apply:
+        servers = asyncio.run(_apply(put, out, url, mint, reloads=not mint or bool(renewed)))
     else:
-        write(found, out, url, rotate or [])
-        servers = asyncio.run(reload(url, path_of(out / "keys", "sys"))) if apply else []
+        put()
     if as_json:
         typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
         return
-    for name in sorted(changed):
-        typer.echo(f"wrote  {out / name}")
-    for name in servers:
-        typer.echo(f"reloaded  {name}")
+    for line in _done(changed, servers, out, certificates):
+        typer.echo(line)
     typer.echo(_next_step(out, url, changed=bool(changed), applied=bool(servers)))
 
 
-def write(found: Authority, out: Path, url: str, rotate: list[str] | None = None) -> None:
+async def _apply(put: Callable[[], None], out: Path, url: str, mint: Mint | None, *, reloads: bool) -> list[str]:
+    """Write it, and return the names of the servers that have it then."""
+    servers: list[str] = []
+    if reloads:
+        async with reloading(url, out / "keys") as reload:  # logs in before its own key may become another one
+            put()
+            servers = await reload()
+    else:
+        put()
+    return (await push(url, mint))[0] if mint else servers
+
+
+def certificates_of(
+    found: Authority, out: Path, url: str, hosts: Iterable[str] = (), *, make: bool = True
+) -> Certificates | None:
+    """Return the certificates of a folder, or None if it has none and none are to be made."""
+    certificates = Certificates(out, found.principals, [*hosts_of(url), *hosts])
+    return certificates if make or certificates.are_there else None
+
+
+def write(found: Authority, out: Path, url: str, rotate: Collection[str] = (), *, tls: bool = False) -> None:
     """Write keys and configuration.
 
     Args:
@@ -91,13 +131,11 @@ def write(found: Authority, out: Path, url: str, rotate: list[str] | None = None
         out: The folder.
         url: Where clients reach the broker.
         rotate: Who gets another key.
+        tls: Whether there are certificates beside the keys.
     """
-    _check_names(found, rotate or [])
-    keys = keep(out / "keys", found.principals, rotate or [])
-    for name, (_, text) in _differing(found, out, url, keys).items():
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    keys = keep(out / "keys", found.principals, rotate)
+    for name, (_, text) in differing(out, found.files(out.resolve(), url, keys, tls=tls)).items():
+        store(out / name, text.encode(), 0o644)
 
 
 def in_operator_mode(out: Path, mode: Mode | None) -> bool:
@@ -115,49 +153,48 @@ def in_operator_mode(out: Path, mode: Mode | None) -> bool:
     return is_operator or mode is Mode.OPERATOR
 
 
-def minted(found: Authority, out: Path, url: str, rotate: list[str]) -> Mint:
+def minted(
+    found: Authority, out: Path, url: str, rotate: Collection[str], certificates: Certificates | None = None
+) -> Mint:
     """Return what would be written in operator mode."""
-    _check_names(found, rotate)
+    _check_names(found, rotate, certificates)
     mint = Mint(out)
     mint.team(found.accounts, rotate)
-    for name, text in found.files(out.resolve(), url, None).items():
+    for name, text in found.files(out.resolve(), url, None, tls=certificates is not None).items():
         if name != OURS_ONCE or mint.text(name) is None:
             mint.put(name, text)
     return mint
 
 
-def _check_names(found: Authority, rotate: list[str]) -> None:
+def _check_names(found: Authority, rotate: Iterable[str], certificates: Certificates | None) -> None:
+    known = [*found.principals, *((SERVER, AUTHORITY) if certificates else ())]
     for name in rotate:
-        if name not in found.principals:
-            msg = f"{name!r} has no key here, so none to rotate; there are {', '.join(found.principals)}"
+        if name not in known:
+            msg = f"{name!r} has no key here, so none to rotate; there are {', '.join(known)}"
             raise ConfigError(msg)
 
 
-def _changed(found: Authority, out: Path, url: str, rotate: list[str]) -> dict[str, tuple[str, str]]:
+def _changed(
+    found: Authority, out: Path, url: str, rotate: list[str], certificates: Certificates | None
+) -> dict[str, tuple[str, str]]:
     """Return what would be written: by name, what there is and what there would be; of keys, nothing is shown."""
-    _check_names(found, rotate)
+    _check_names(found, rotate, certificates)
     paths = {name: path_of(out / "keys", name) for name in found.principals}
     new = {name for name, path in paths.items() if name in rotate or not path.exists()}
     keys = {name: f"<a new key of {name}>" if name in new else public(path) for name, path in paths.items()}
-    made = {str(paths[name].relative_to(out)): ("", "") for name in new}
-    return made | _differing(found, out, url, keys)
+    files = found.files(out.resolve(), url, keys, tls=certificates is not None)
+    return differing(out, files) | {str(paths[name].relative_to(out)): ("", "") for name in new}
 
 
-def _differing(found: Authority, out: Path, url: str, keys: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the files that are not as they would be: by name, what there is and what there would be."""
-    differing = {}
-    for name, text in found.files(out.resolve(), url, keys).items():
-        path = out / name
-        before = path.read_text() if path.exists() else None
-        if before != text and not (name == OURS_ONCE and before is not None):
-            differing[name] = before or "", text
-    return differing
-
-
-def _show(changed: Mapping[str, tuple[str, str]], out: Path, *, as_json: bool) -> None:
+def _show(
+    changed: Mapping[str, tuple[str, str]], certificates: Certificates | None, out: Path, *, as_json: bool
+) -> None:
+    ending = certificates.ending() if certificates else []
     if as_json:
-        typer.echo(json.dumps({"changes": sorted(changed)}))
+        typer.echo(json.dumps({"changes": sorted(changed), "ending": ending}))
         return
+    for line in ending:
+        typer.echo(f"note: {line}")
     for name, (before, after) in sorted(changed.items()):
         typer.echo(f"{'would change' if before else 'would write'}  {out / name}")
         for line in _differences(before, after) if before else ():
@@ -169,6 +206,25 @@ def _differences(before: str, after: str) -> Iterator[str]:
     for line in difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0):
         if not line.startswith(("---", "+++", "@@")):
             yield line
+
+
+def _done(
+    changed: Iterable[str], servers: Iterable[str], out: Path, certificates: Certificates | None
+) -> Iterator[str]:
+    yield from (f"wrote  {out / name}" for name in sorted(changed))
+    yield from (f"reloaded  {name}" for name in servers)
+    yield from (f"note: {line}" for line in _advice(out, certificates))
+
+
+def _advice(out: Path, certificates: Certificates | None) -> Iterator[str]:
+    """Yield what is left to do about certificates."""
+    if certificates is None:
+        return
+    if TLS not in (out / OURS_ONCE).read_text():
+        yield f"{out / OURS_ONCE} is yours: add the line  {TLS}"
+    if certificates.told:
+        yield certificates.told
+    yield from certificates.ending()
 
 
 def _next_step(out: Path, url: str, *, changed: bool, applied: bool) -> str:

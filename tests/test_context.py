@@ -43,7 +43,7 @@ async def bus(bus: Bus) -> Bus:
 
 
 async def connect(server: NatsServer, stack: AsyncExitStack, principal: str = "operator", password: str = "") -> Bus:
-    credentials = {"user": principal, "password": password} if password else {}
+    credentials: dict[str, Any] = {"user": principal, "password": password} if password else {}
     bus = await Bus.connect(Server(server.url, **credentials), principal=principal)
     stack.push_async_callback(bus.close)
     return bus

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import time
 
 import pytest
 
-from natterjack import RefusedError, connect
+from natterjack import Bus, CredentialsError, RefusedError, Server, connect
 from natterjack.broker import find_server
 from natterjack.testing import until
 from natterjack.testing.command import Cli
@@ -96,3 +98,49 @@ async def test_a_team_runs_on_it_and_agents_come_and_go_while_it_runs(secured: Q
         assert not (folder / "secure/keys/new.creds").exists()
         for bus in (operator, greeter, new):
             await bus.close()
+
+
+async def test_credentials_are_revoked_and_issued_while_it_runs(secured: Quick, cli: Cli) -> None:
+    folder, keys = secured.folder, secured.folder / "secure/keys"
+    with broker(folder) as url:
+        oracle, greeter = await connected(url, folder, "oracle"), await connected(url, folder, "greeter")
+        shutil.copy(keys / "oracle.creds", folder / "old.creds")
+        told = cli.json("credentials", "revoke", "oracle")
+        assert (told["state"], len(told["servers"])) == ("revoked", 1)
+        await until(lambda: not oracle.connected)
+        with pytest.raises(CredentialsError):
+            await Bus.connect(Server(url, keys=str(keys)), principal="oracle")
+        assert cli.json("credentials", "issue", "oracle", "--expires", "30d")["state"] == "valid"
+        await (await connected(url, folder, "oracle")).close()
+        with pytest.raises(CredentialsError):
+            await Bus.connect(Server(url, creds=str(folder / "old.creds")), principal="oracle")
+        await greeter.flush()
+        for bus in (oracle, greeter):
+            await bus.close()
+
+
+def test_credentials_are_listed_without_secrets(secured: Quick) -> None:
+    issued = secured.json("credentials", "issue", "greeter", "--expires", "12h")
+    assert 0 < issued["expires"] - time.time() <= 12 * 3600
+    rows = {row["name"]: row for row in secured.json("credentials", "list")["credentials"]}
+    assert sorted(rows) == list(NAMES)
+    assert rows["greeter"] == issued
+    assert {row["state"] for row in rows.values()} == {"valid"}
+    listed = secured.text("credentials", "list")
+    assert listed.splitlines()[0].split() == ["NAME", "STATE", "ISSUED", "EXPIRES", "KEY"]
+    for file in (secured.folder / "secure/keys").iterdir():
+        assert file.read_text().splitlines()[-2] not in listed
+    assert secured.json("secure", "--url", url_of(secured.folder), "--check")["changes"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("issue nobody", "'nobody' has no account here, so no credentials; there are core, greeter, operator"),
+        ("issue oracle --expires soon", "'soon' is no time; write e.g. 90s, 30m, 12h or 30d"),
+        ("revoke oracle --out elsewhere", "elsewhere is not of operator mode"),
+        ("revoke oracle", "no NATS server answers"),
+    ],
+)
+def test_what_cannot_be_issued_or_revoked_is_told(secured: Quick, asked: str, told: str) -> None:
+    assert told in secured.error("credentials", *asked.split(), code=3 if "NATS" in told else 2)

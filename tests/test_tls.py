@@ -103,7 +103,7 @@ async def test_who_has_no_right_certificate_is_kept_out(secured: Quick) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certificates, "_now", lambda: datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=366))
         authority.issue("oracle").write(folder / "expired.pem")
-    right = {"nkey": str(folder / "keys/oracle.nk"), "ca": str(folder / "keys/ca.crt")}
+    right: dict[str, Any] = {"nkey": str(folder / "keys/oracle.nk"), "ca": str(folder / "keys/ca.crt")}
     right["cert"] = str(folder / "keys/oracle.pem")
     with broker(secured.folder) as url:
         await (await connected(url, secured.folder, "oracle")).close()

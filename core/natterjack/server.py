@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from natterjack.errors import ConfigError
 API_PREFIX: Final = "$JS.API"
 OLDEST_SERVER: Final = (2, 12, 0)
 """The oldest usable nats-server: counters, schedules and atomic batches came with it."""
+PATIENCE: Final = 300.0
 SETTINGS: Final = ("token", "user", "password", "nkey", "creds", "ca", "cert", "key", "prefix", "keys")
 """Fields of `Server` that the environment may give, as `NATS_<NAME>`."""
 
@@ -37,6 +39,7 @@ class Server:
         keys: Folder with the credentials of each principal, `<name>.creds`, or else its nkey seed, `<name>.nk`, as
             `natterjack secure` writes it; where it has a `ca.crt`, with TLS also their certificates, each with its
             private key, `<name>.pem`.
+        patience: Seconds that a connection waits for renewed credentials, once the server has let it in no more.
         origin: Who named it, where the user may not know: `NATS_URL`.
         SECURED_PREFIX: What the JetStream API is called in the accounts of principals.
         ACCOUNT: What the name of a principal's account begins with; its principal's name follows.
@@ -58,6 +61,7 @@ class Server:
     key: str | None = None
     prefix: str = API_PREFIX
     keys: str | None = None
+    patience: float = PATIENCE
     origin: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +111,8 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which a child process finds the same server; empty ones, so that it inherits none."""
-        return {"NATS_URL": self.url, **{f"NATS_{name.upper()}": getattr(self, name) or "" for name in SETTINGS}}
+        settings = {f"NATS_{name.upper()}": getattr(self, name) or "" for name in SETTINGS}
+        return {"NATS_URL": self.url, "NATS_PATIENCE": f"{self.patience:g}", **settings}
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or None where nothing asks for TLS.
@@ -142,7 +147,8 @@ def named_server(url: str | None = None, default: str | None = None) -> Server |
     """Return the server that the user named, or None: then an embedded one is started.
 
     Looked for in this order: `url`, the environment's `NATS_URL` (with `NATS_TOKEN`, `NATS_USER`, `NATS_PASSWORD`,
-    `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`, `NATS_PREFIX`, `NATS_KEYS`), `default`.
+    `NATS_CREDS`, `NATS_NKEY`, `NATS_CA`, `NATS_CERT`, `NATS_KEY`, `NATS_PREFIX`, `NATS_KEYS`, `NATS_PATIENCE`),
+    `default`.
 
     Raises:
         ConfigError: The URL is none.
@@ -151,6 +157,20 @@ def named_server(url: str | None = None, default: str | None = None) -> Server |
     found = url or from_environment or default
     if not found:
         return None
-    given = {name: os.environ.get(f"NATS_{name.upper()}") for name in SETTINGS}
+    given: dict[str, Any] = {name: os.environ.get(f"NATS_{name.upper()}") for name in SETTINGS}
     origin = "NATS_URL" if from_environment else ""
-    return replace(Server(found, origin=origin), **{name: value for name, value in given.items() if value})
+    server = Server(found, origin=origin, patience=_patience(os.environ.get("NATS_PATIENCE")))
+    return replace(server, **{name: value for name, value in given.items() if value})
+
+
+def _patience(text: str | None) -> float:
+    try:
+        patience = float(text or PATIENCE)
+    except ValueError:
+        patience = -1.0
+    if not 0 <= patience < math.inf:
+        msg = (
+            f"NATS_PATIENCE is {text!r}, but must be seconds that a connection waits for renewed credentials, e.g. 300"
+        )
+        raise ConfigError(msg)
+    return patience

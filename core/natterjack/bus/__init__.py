@@ -1,12 +1,13 @@
 """The bus: one connection to NATS, what is stored there, and a continuous pull. Nothing else imports `nats`."""
 
 from natterjack.bus.batch import MAX_BATCH, BatchMessage, in_batch, store_batch
-from natterjack.bus.connection import Bus, Subscription
+from natterjack.bus.connection import Bus
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, stored
+from natterjack.bus.subscription import Subscription
 
 __all__ = [
     "AWAY",

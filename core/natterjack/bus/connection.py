@@ -12,7 +12,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import nats
@@ -20,58 +19,18 @@ import nats.errors
 from nats.aio.subscription import Subscription as RawSubscription
 
 from natterjack.bus.headers import encode as encode_headers
+from natterjack.bus.lapse import Lapse
 from natterjack.bus.login import check_server_version, login_error, login_options, own_words
 from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.bus.rawclient import RawClient
 from natterjack.bus.streams import Streams, too_large
+from natterjack.bus.subscription import Attempt, Subscription
 from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError
 from natterjack.server import Server
 
 log = logging.getLogger("natterjack.bus")
 
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
-
-
-@dataclass(slots=True)
-class Subscription:
-    """Interest in a subject; `drain` lets what has arrived be handled first, `unsubscribe` does not."""
-
-    raw: RawSubscription
-    bus: Bus
-
-    async def unsubscribe(self) -> None:
-        """Stop, dropping what was not handled yet."""
-        self.bus._on_slow.pop(self.raw._id, None)
-        try:
-            await self.raw.unsubscribe()
-        except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError) as error:
-            log.debug("unsubscribed from %s, which had ended: %s", self.raw.subject, error)
-
-    async def drain(self) -> None:
-        """Stop, after what has arrived was handled."""
-        if not self.bus.connected:  # nothing more can arrive, and nobody confirms
-            await self.unsubscribe()
-            return
-        self.bus._on_slow.pop(self.raw._id, None)
-        try:
-            # nats-py's drain pings before its UNSUB is written: what the server sends in between would be lost.
-            await self.raw._conn._send_unsubscribe(self.raw._id)
-            await self.bus.flush()
-            await self.raw.drain()  # type: ignore[no-untyped-call]
-        except (nats.errors.Error, DisconnectedError, OSError) as error:
-            log.debug("drained %s, which had ended: %s", self.raw.subject, error)
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """A subscription that the server may still refuse; there may be several to one subject."""
-
-    subject: str
-    refusal: str = ""
-
-    def raise_refused(self) -> None:
-        if self.refusal:
-            raise RefusedError(self.refusal)
 
 
 class Bus(Streams):
@@ -89,11 +48,12 @@ class Bus(Streams):
         self.closed = asyncio.Event()
         self.reason = ""
         self._nc = RawClient(server.tls)
+        self._lapse = self._nc.lapse = Lapse(server, principal)
         self._mailbox = Mailbox(f"_INBOX.{principal}.{secrets.token_hex(8)}", self.send)
         self._connected = asyncio.Event()
         self._began = self._closing = False
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._subscribing: list[_Attempt] = []
+        self._subscribing: list[Attempt] = []
         self._on_reconnect: list[Callable[[], None]] = []
         self._on_slow: dict[int, Callable[[], None]] = {}
         self._last_error: Exception | None = None
@@ -148,6 +108,7 @@ class Bus(Streams):
     def _up(self) -> None:
         self._gone = asyncio.get_running_loop().create_future()
         self._complaint = ""
+        self._lapse.ended()
         self._connected.set()
 
     def _down(self) -> None:
@@ -160,8 +121,6 @@ class Bus(Streams):
         self._closing = True
         try:
             async with asyncio.timeout(timeout):
-                if not self.connected:  # what is buffered cannot be sent, and would break off the closing half-way
-                    self._nc._pending, self._nc._pending_data_size = [], 0
                 if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
                     await self._nc.close()
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -234,6 +193,8 @@ class Bus(Streams):
             self._slow(error)
         elif isinstance(error, _QUIET_ERRORS) or self._closing or not self._began:
             log.debug("%s: %s", self.server, own_words(error))
+        elif not self.connected and self._lapse.note(own_words(error)):
+            log.debug("%s: %s", self.server, own_words(error))  # the lapse has said so, once
         elif self.connected:
             log.error("%s: %s", self.server, own_words(error), exc_info=error if error.__traceback__ else None)
         elif text != self._complaint:  # it goes on trying, and says so once
@@ -278,7 +239,7 @@ class Bus(Streams):
     async def _closed(self) -> None:
         if not self._closing:
             reason = own_words(self._last_error) if self._last_error else "no reason given"
-            self._end(f"{self.server} closed the connection ({reason})")
+            self._end(self._lapse.end or f"{self.server} closed the connection ({reason})")
             log.error("%s: %s", self.principal, self.reason)
 
     async def until_connected(self, timeout: float) -> None:
@@ -379,7 +340,7 @@ class Bus(Streams):
         *,
         confirmed: bool = True,
     ) -> Subscription:
-        attempt = _Attempt(subject.lower())  # as nats-py spells it in errors
+        attempt = Attempt(subject.lower())  # as nats-py spells it in errors
         self._subscribing.append(attempt)
         raw = None
         try:

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from natterjack.bus.connection import Bus, Subscription
+from natterjack.bus.connection import Bus
 from natterjack.bus.mailbox import Message
+from natterjack.bus.subscription import Subscription
 from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError
 from natterjack.specs import ConsumerSpec
 

@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Final
 
+from natterjack.bus.lapse import advice
 from natterjack.errors import ConnectError, CredentialsError
 from natterjack.server import OLDEST_SERVER, Server
 
@@ -70,9 +71,7 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         if isinstance(problem, ssl.SSLError) or (hung_up and (server.ca or server.cert)) or "no TLS" in str(problem):
             return _tls_error(server, own_words(problem))
     if any(word in text for word in _REFUSALS):
-        return CredentialsError(
-            f"{server} refuses these credentials ({own_words(error)}). Check the token, nkey or creds file."
-        )
+        return CredentialsError(f"{server} refuses these credentials ({own_words(error)}). {advice(server)}")
     if "connections exceeded" in text:
         return ConnectError(f"{server} takes no more connections ({own_words(error)}). End some, or raise its limit.")
     named = f" The address is from {server.origin}: unset it to do without." if server.origin else ""

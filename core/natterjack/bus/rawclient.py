@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, RawCredentials
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 from natterjack.bus.headers import decode
+from natterjack.bus.lapse import UNREADABLE, Lapse, read_creds
 
 log = logging.getLogger("natterjack.bus")
 
@@ -113,6 +114,7 @@ class _Transport(TcpTransport):
 class RawClient(Client):
     """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
 
+    lapse: Lapse
     _flush_queue: asyncio.Queue[asyncio.Future[Any]]  # there once it begins to connect
 
     def __init__(self, tls: Callable[[], ssl.SSLContext | None] = lambda: None) -> None:
@@ -215,14 +217,35 @@ class RawClient(Client):
     # Logging in
 
     def _connect_command(self) -> bytes:
-        """Say who logs in; a key in a file may be another one by now, and nats-py would still call it the old one."""
-        if self._nkeys_seed is not None:
+        """Say who logs in, by what its file has now; nats-py would mix old and new, or look in it for ever."""
+        file = self.lapse.file
+        if file is not None:
             try:
+                if self._user_credentials is not None:
+                    self._user_credentials = RawCredentials(read_creds(file))
                 self._setup_nkeys_connect()
             except Exception as error:  # of nkeys, which would end the attempts to reconnect
-                msg = f"no key can be read in {self._nkeys_seed}: {error}"
+                msg = f"no {'credentials' if self._user_credentials else 'key'} {UNREADABLE} {file}: {error}"
                 raise nats.errors.Error(msg) from error
         return super()._connect_command()
+
+    async def _attempt_reconnect(self) -> None:
+        try:
+            await super()._attempt_reconnect()
+        except asyncio.InvalidStateError:  # in its last line: the attempt before it, given up for it, did that as well
+            log.debug("the connection went again while it came back")
+
+    async def _select_next_server(self) -> None:
+        await self.lapse.pause()
+        if self.lapse.end:
+            raise nats.errors.NoServersError
+        await super()._select_next_server()
+
+    async def _process_err(self, err_msg: str) -> None:
+        if self.options["allow_reconnect"] and self.lapse.lost(err_msg):  # nats-py would close for good, in silence
+            await self._process_op_err(nats.errors.Error(err_msg))
+        else:
+            await super()._process_err(err_msg)
 
     # Faults
 
@@ -237,6 +260,8 @@ class RawClient(Client):
             log.debug("the connection went while it was being closed: %r", error)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if not self.is_connected:  # what is buffered cannot be sent, and would break off the closing half-way
+            self._pending, self._pending_data_size = [], 0
         try:
             await super()._close(status, do_cbs)
         finally:

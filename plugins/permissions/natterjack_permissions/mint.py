@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -209,8 +210,8 @@ class Mint:
         said = {
             name: value for name, value in self.claims(account_of(who)).items() if name not in ("iat", "jti", "iss")
         }
-        issued = self.credentials(who) or {"iat": 0}
-        said["nats"]["revocations"] = {ALL_USERS: max(int(time.time()), issued["iat"])}
+        until = max(int(time.time()), self.revoked(who) + 1)  # as `issue` may date them, after it was revoked just now
+        said["nats"]["revocations"] = {ALL_USERS: until}
         self._sign(_file(account_of(who)), said)
 
     def revoked(self, who: str) -> int:
@@ -218,9 +219,10 @@ class Mint:
         return int(self.claims(account_of(who))["nats"].get("revocations", {}).get(ALL_USERS, 0))
 
     def credentials(self, who: str) -> Claims | None:
-        """Return the claims of a principal's credentials, if there are any."""
-        text = self.text(creds_file(who))
-        return claims.read(text.splitlines()[1]) if text else None
+        """Return the claims of a principal's credentials, if there are any, and are not malformed."""
+        with suppress(ConfigError, IndexError):
+            return claims.read((self.text(creds_file(who)) or "").splitlines()[1])
+        return None
 
     def check(self, who: str) -> None:
         """Check that there is a principal of that name.

@@ -1,4 +1,4 @@
-"""What the package brings: the guard, and the commands `secure` and `explain`."""
+"""What the package brings: the guard, and the commands `secure`, `explain` and `credentials`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def natterjack_guards() -> list[type[Guard]]:
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
-    """Bring `secure` and `explain`."""
-    from natterjack_permissions import explain, secure  # lazy: only the command line needs them
+    """Bring `secure`, `explain` and `credentials`."""
+    from natterjack_permissions import credentials, explain, secure  # lazy: only the command line needs them
 
-    return [secure.app, explain.app]
+    return [secure.app, explain.app, credentials.app]

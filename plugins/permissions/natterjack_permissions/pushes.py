@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import orjson
 
@@ -18,12 +18,13 @@ _TIMEOUT = 20.0
 """Seconds that all servers of a cluster may take for one account."""
 
 
-async def push(url: str, mint: Mint) -> tuple[list[str], list[str]]:
+async def push(url: str, mint: Mint, only: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Have all servers of a cluster take the accounts that they lack, or have otherwise.
 
     Args:
         url: Where one of them is.
         mint: The accounts, as they are written.
+        only: Names of the accounts to push; by default all.
 
     Returns:
         The servers' names, and those of the accounts.
@@ -35,7 +36,7 @@ async def push(url: str, mint: Mint) -> tuple[list[str], list[str]]:
     bus = await Bus.connect(Server(url, keys=str(mint.out / KEYS)), principal="sys")
     try:
         pushing = _Pushing(bus, await servers_of(bus))
-        return sorted(pushing.servers.values()), await pushing.all(mint)
+        return sorted(pushing.servers.values()), await pushing.push(mint, only or mint.accounts())
     finally:
         await bus.close()
 
@@ -44,9 +45,9 @@ class _Pushing:
     def __init__(self, bus: Bus, servers: dict[str, str]) -> None:
         self._bus, self.servers = bus, servers
 
-    async def all(self, mint: Mint) -> list[str]:
+    async def push(self, mint: Mint, accounts: Collection[str]) -> list[str]:
         """Push what differs, in the order in which it depends on each other; return the accounts' names."""
-        names = sorted(mint.accounts())
+        names = sorted(accounts)
         told = dict(zip(names, await asyncio.gather(*(self._told(mint.account(name)) for name in names)), strict=True))
         differing = [name for name in names if told[name] != {mint.token(name)}]
         new = [name for name in differing if "" in told[name]]

@@ -1,0 +1,129 @@
+"""Credentials that the server lets in no more: what is said, and how long renewed ones are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from natterjack.server import Server
+
+log = logging.getLogger("natterjack.bus")
+
+RETRY: Final = 5.0
+"""Seconds between attempts with the same credentials: somebody may change the server's mind."""
+_LOOK: Final = 0.25
+"""Seconds between looks at the file."""
+REFUSALS: Final = ("authorization violation", "authentication expired", "authentication revoked")
+UNREADABLE: Final = "can be read in"
+
+
+class Lapse:
+    """Waits for renewed credentials while a connection is refused, and ends that after a while.
+
+    Args:
+        server: Where, with the credentials.
+        principal: Whose they are.
+
+    Attributes:
+        file: Where they are, if in a file, which may have others at any time.
+        end: Why the connection cannot go on, once it has waited long enough.
+    """
+
+    def __init__(self, server: Server, principal: str) -> None:
+        self._server, self._principal = server, principal
+        is_seed = server.nkey is not None and server.nkey.startswith("SU")
+        self.file = server.creds or (None if is_seed else server.nkey)
+        self.end = ""
+        self._cause = ""
+        self._since: float | None = None
+        self._tried: object = None
+
+    def lost(self, text: str) -> bool:
+        """Take why the server closes a connection, and tell whether it is about credentials: there may be others."""
+        found = any(words in text.lower() for words in REFUSALS)
+        self._cause = text.strip("'") if found else ""
+        return found
+
+    def note(self, text: str) -> bool:
+        """Take why an attempt failed, and tell whether it is about credentials; the first time, say what to do."""
+        if not any(words in text.lower() for words in (*REFUSALS, UNREADABLE)):
+            return False
+        if self._since is None:
+            self._since, self._tried = time.monotonic(), self._stamp()
+            self._cause = text if UNREADABLE in text else self._cause or text
+            log.error("%s; it goes on then, and ends in %g s otherwise", self._told(), self._server.patience)
+        return True
+
+    def ended(self) -> None:
+        """Take it that the server has let it in."""
+        self._cause, self._since = "", None
+
+    async def pause(self) -> None:
+        """Return once it makes sense to try again: with renewed credentials at once. Otherwise, `end` says why not."""
+        if self._since is None:
+            return
+        ends = time.monotonic() + RETRY
+        while (stamp := self._stamp()) == self._tried and time.monotonic() < ends:
+            if time.monotonic() - self._since >= self._server.patience:
+                self.end = f"{self._told()}. Nobody did so within {self._server.patience:g} s"
+                return
+            await asyncio.sleep(_LOOK)
+        self._tried = stamp
+
+    def _told(self) -> str:
+        return f"{self._server} lets {self._principal!r} in no more ({self._cause}). {advice(self._server)}"
+
+    def _stamp(self) -> object:
+        """Return what changes when the file of credentials does."""
+        with suppress(OSError):
+            found = Path(self.file).stat() if self.file else None
+            return found and (found.st_mtime_ns, found.st_size, found.st_ino)
+        return "not there"
+
+
+def advice(server: Server) -> str:
+    """Return what to do about credentials that are refused."""
+    if server.creds:
+        ends = _expiry(Path(server.creds))
+        past = ends is not None and ends <= time.time()
+        ended = f"They ended at {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M:%S} UTC. " if ends and past else ""
+        return f"{ended}Renew {server.creds}: `natterjack credentials issue {Path(server.creds).stem}`"
+    if server.nkey and not server.nkey.startswith("SU"):
+        return f"Renew {server.nkey}, or have the broker take it: `natterjack secure --apply`"
+    return "Name others: a token, nkey or creds file"
+
+
+def read_creds(path: str) -> str:
+    """Return what a file of credentials has, read at once, so that token and seed belong together.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It has not both.
+    """
+    import nkeys  # lazy: only who has such a file needs it
+
+    text = Path(path).read_text()
+    lines = text.splitlines()
+    for begin in ("BEGIN NATS USER JWT", "BEGIN USER NKEY SEED"):  # nats-py would look for the first one for ever
+        at = next((number for number, line in enumerate(lines) if begin in line), len(lines))
+        if at + 2 >= len(lines):
+            msg = f"there is no {begin.removeprefix('BEGIN ')}"
+            raise ValueError(msg)
+    nkeys.from_seed(lines[at + 1].strip().encode())
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _expiry(path: Path) -> float | None:
+    """Return when the token in a file of credentials ends, in Unix seconds."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        body = path.read_text().splitlines()[1].split(".")[1]
+        return float(orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
+    return None

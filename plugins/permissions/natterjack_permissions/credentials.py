@@ -1,0 +1,142 @@
+"""`natterjack credentials`: give principals of a broker in operator mode other credentials, end them, list them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from natterjack import ConfigError
+from natterjack_permissions.mint import Mint, account_of, creds_file
+from natterjack_permissions.pushes import push
+
+app = typer.Typer(name="credentials", no_args_is_help=True, help="What agents log in with, in operator mode.")
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_HEAD: Final = ("NAME", "STATE", "ISSUED", "EXPIRES", "KEY")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The agent or tool server.")]
+FolderOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that `secure` has written.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@app.command()
+def issue(
+    name: NameArgument,
+    *,
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="When they end: 90s, 30m, 12h, 30d. Else never.")
+    ] = None,
+    out: FolderOption = Path("secure"),
+    as_json: JsonOption = False,
+) -> None:
+    """Give somebody other credentials: who runs with that folder goes on with them when the former ones end.
+
+    The former ones stay valid as long as they were; `revoke` them first if they shall not.
+    """
+    mint = _opened(out, name)
+    ends = None if expires is None else time.time() + seconds(expires)
+    mint.issue(name, ends)
+    mint.write()
+    if as_json:
+        typer.echo(json.dumps(_described(mint, name)))
+        return
+    typer.echo(f"wrote  {out / creds_file(name)}, which {'ends ' + _moment(ends) if ends else 'does not end'}")
+    typer.echo(f"{name} needs it where it runs; servers need not be told")
+
+
+@app.command()
+def revoke(
+    name: NameArgument,
+    *,
+    out: FolderOption = Path("secure"),
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Where the broker is; by default as `secure` was told.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End all credentials that somebody has, those that were lost, too; its connections are closed at once."""
+    mint = _opened(out, name)
+    mint.revoke(name)
+    mint.configure()
+    mint.write()  # first: a server that starts later has it then
+    servers, _ = asyncio.run(push(url or _url(out), mint, {account_of(name)}))
+    if as_json:
+        typer.echo(json.dumps(_described(mint, name) | {"servers": servers}))
+        return
+    for server in servers:
+        typer.echo(f"revoked  {name} on {server}")
+    typer.echo(f"{name} is let in again by:  natterjack credentials issue {name}")
+
+
+@app.command("list")
+def list_all(*, out: FolderOption = Path("secure"), as_json: JsonOption = False) -> None:
+    """Show who has credentials, since when, and until when."""
+    mint = _opened(out)
+    rows = [_described(mint, name) for name in mint.principals()]
+    if as_json:
+        typer.echo(json.dumps({"credentials": rows}))
+        return
+    told = [[row["name"], row["state"], _moment(row["issued"]), _moment(row["expires"]), row["key"]] for row in rows]
+    for line in _table([_HEAD, *told]):
+        typer.echo(line)
+
+
+def seconds(text: str) -> float:
+    """Return how long a text like `30d` is, in seconds.
+
+    Raises:
+        ConfigError: It is no such text.
+    """
+    found = re.fullmatch(r"(\d+)([smhd])", text)
+    if not found or not int(found[1]):
+        msg = f"{text!r} is no time; write e.g. 90s, 30m, 12h or 30d"
+        raise ConfigError(msg)
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _opened(out: Path, name: str | None = None) -> Mint:
+    mint = Mint(out)
+    if not mint.exists:
+        msg = (
+            f"{out} is not of operator mode: make such a folder by `natterjack secure --mode operator --out DIR`."
+            " In static mode, `natterjack secure --rotate NAME --apply` ends a key, and makes another."
+        )
+        raise ConfigError(msg)
+    if name is not None:
+        mint.check(name)
+    return mint
+
+
+def _url(out: Path) -> str:
+    """Return where the broker is, as `secure` was told."""
+    return str(json.loads((out / "contexts/sys.json").read_text())["url"])
+
+
+def _described(mint: Mint, name: str) -> dict[str, Any]:
+    """Return what may be told of somebody's credentials."""
+    said = mint.credentials(name)
+    if said is None:
+        return {"name": name, "state": "none", "issued": None, "expires": None, "key": None}
+    expires = said.get("exp")
+    ended = expires is not None and expires <= time.time()
+    state = "revoked" if said["iat"] <= mint.revoked(name) else "expired" if ended else "valid"
+    return {"name": name, "state": state, "issued": said["iat"], "expires": expires, "key": said["sub"]}
+
+
+def _moment(at: float | None) -> str:
+    return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _table(rows: Iterable[Iterable[str | None]]) -> list[str]:
+    texts = [[each or "-" for each in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    pad: Callable[[str, int], str] = str.ljust
+    return ["  ".join(map(pad, row, widths)).rstrip() for row in texts]

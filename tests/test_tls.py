@@ -6,6 +6,7 @@ import asyncio
 import datetime
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 

@@ -495,6 +495,7 @@ async def test_work_for_an_asker_that_is_gone_is_cancelled(
     own_server: NatsServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replies, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(replies, "ABSENT", 0.5)
     endless = Endless()
     await serve(stack, own_server, endless=endless)
     async with connect(own_server.url) as team:

@@ -5,12 +5,13 @@ from natterjack.bus.connection import Bus
 from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
-from natterjack.bus.mailbox import NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
+from natterjack.bus.mailbox import FAR, NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, stored
 from natterjack.bus.subscription import Subscription
 
 __all__ = [
     "AWAY",
+    "FAR",
     "MAX_BATCH",
     "NO_RESPONDERS",
     "STORE_BUDGET",

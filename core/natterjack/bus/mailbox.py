@@ -24,6 +24,8 @@ from natterjack.server import Server
 from natterjack.subjects import OPERATOR
 
 NO_RESPONDERS: Final = "503"
+FAR: Final = "_R_."
+"""What the reply subjects begin with that the server makes between accounts."""
 ROOM: Final = 64 * 1024 * 1024
 """Bytes of replies that may wait for a slow reader; a sender that keeps pace with its reader never comes near."""
 
@@ -105,7 +107,7 @@ class Mailbox:
 
     def open(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> Replies:
         """Send a request and return its replies, any number of them; close them in the end."""
-        replies = Replies()
+        replies = Replies(self._send)
         waiter = _Waiter(subject, replies.collect, fails_on_disconnect=True, timeout=timeout)
         token = self._begin(waiter, data, headers)
         replies.attach(waiter.done, partial(self._remove, token, waiter))
@@ -173,9 +175,14 @@ class Mailbox:
 
 
 class Replies:
-    """What comes back on one request, in order, until it is closed."""
+    """What comes back on one request, in order, until it is closed.
 
-    def __init__(self) -> None:
+    Args:
+        send: Says that somebody still waits, to an answerer in another account: of that, the server tells it nothing.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self._arrived: deque[Message] = deque()
         self._size = 0
         self._look = asyncio.Event()
@@ -192,6 +199,8 @@ class Replies:
 
     def collect(self, message: Message) -> bool:
         """Take one that arrived; it is never the last."""
+        if message.reply.startswith(FAR):
+            self._send(message.reply, b"", b"", "")
         self._arrived.append(message)
         self._size += len(message.data)
         self._look.set()

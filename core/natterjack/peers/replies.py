@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, Self
 
 from natterjack import codec, subjects
-from natterjack.bus import NO_RESPONDERS, Bus, Message, error_of, of_envelope, status_of
+from natterjack.bus import FAR, NO_RESPONDERS, Bus, Message, error_of, of_envelope, status_of
 from natterjack.errors import DisconnectedError, PayloadError, QueryError, QueryTimeoutError
 from natterjack.messages import Envelope
 from natterjack.peers import wire
@@ -24,6 +24,8 @@ CLEANING: Final = 2.0
 """Seconds that an answer which was cancelled has for cleaning up; its asker's deadline may be this very moment."""
 LOOK: Final = 1.0
 """Seconds between two chunks by which the server is asked whether the asker is still there."""
+ABSENT: Final = 60.0
+"""Seconds without a word of an asker in another account, after which it counts as gone."""
 FLOW_CHUNKS: Final = 128
 FLOW_BYTES: Final = 256 * 1024
 FLOW_AHEAD: Final = 2
@@ -63,11 +65,12 @@ class ReplyStream(Reply):
     """An answer in chunks, as they come.
 
     A stream has a subject of its own. Some messages carry it as reply subject, so that the server itself says when
-    the asker is gone; not each, because between accounts the server keeps a record of every one. The first message
-    tells the subject to askers of ours, who say on it how far they have read.
+    the asker is gone; not each, because between accounts the server keeps a record of every one. There it says
+    nothing, but an asker of ours answers them. The first message tells the subject to askers of ours, who say on it
+    how far they have read.
 
     Attributes:
-        paced: Whether the asker can tell how far it has read.
+        paced: Whether the asker is one of ours, that tells how far it has read.
         cancel: Stops the work, for an asker that is gone.
     """
 
@@ -76,9 +79,10 @@ class ReplyStream(Reply):
     def __init__(self, bus: Bus, agent: str, run: str, subject: str) -> None:
         super().__init__(bus, agent, run, subject)
         self.paced = False
+        self._is_far = subject.startswith(FAR)
         self._token = secrets.token_hex(16)
         self._address = subjects.answer(agent, self._token)
-        self._look = 0.0
+        self._look, self._heard, self._unanswered = 0.0, time.monotonic(), 0
         self._ahead = asyncio.Semaphore(FLOW_AHEAD)
         self._chunks = self._bytes = 0
         self._began = False
@@ -100,6 +104,7 @@ class ReplyStream(Reply):
             await self._send(wire.ACK)
 
     def _hear(self, message: Message) -> None:
+        self._heard, self._unanswered = time.monotonic(), 0
         if status_of(message) == NO_RESPONDERS:
             self.cancel()
         elif message.data == wire.READ:
@@ -109,6 +114,9 @@ class ReplyStream(Reply):
         now, reply = time.monotonic(), ""
         if now >= self._look:
             self._look, reply = now + LOOK, self._address
+            if self.paced and self._is_far and self._unanswered > 1 and now - self._heard > ABSENT:
+                self.cancel()
+            self._unanswered += 1
         await self._bus.publish(self._subject, data, headers=headers, reply=reply)
 
     async def send(self, text: str) -> None:
@@ -157,7 +165,7 @@ class ReplyStream(Reply):
         answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def receive(message: Message) -> None:
-            if not answered.done():
+            if not answered.done() and (message.data or message.headers):  # else it only says that it is there
                 answered.set_result(message)
 
         chunk = wire.write_query(wire.QueryChunk(identity, subject, prompt))

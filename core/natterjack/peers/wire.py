@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from natterjack import codec, subjects
+from natterjack.bus import FAR
 from natterjack.errors import PayloadError
 from natterjack.messages import Attachment, Envelope
 
@@ -134,7 +135,7 @@ def read_chunk(data: bytes) -> str | QueryChunk | None:
 def may_reply(subject: str, agent: str = "") -> bool:
     """Tell whether a stranger may make us send to a subject: to an inbox, or where an agent hears answers."""
     own = subjects.answer(agent, "") if agent else "_INBOX."
-    return subject.startswith(("_INBOX.", "_R_.", own)) and not _NO_SUBJECT.search(subject)
+    return subject.startswith(("_INBOX.", FAR, own)) and not _NO_SUBJECT.search(subject)
 
 
 def random_ids(size: int = 16) -> Iterator[str]:

@@ -271,6 +271,8 @@ async def test_dead_letters_attempts_and_a_new_process(
     server: Narrow, stack: AsyncExitStack, client: TeamClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stack:
+        heard: list[str] = []
+        await client.bus.listen("feed.dead.>", lambda message: heard.append(message.subject))
         await start(stack, server, "writer")
         agents = sys.modules["newsroom_agents"]
         await client.event_bus.emit("some.poison", {"poison": True})
@@ -283,6 +285,8 @@ async def test_dead_letters_attempts_and_a_new_process(
             await run.result(timeout=10)
         await client.bus.store("messages.reports.x", b"\xff")  # nobody can read it: dead at once
         assert "UTF-8" in (await letters_of(client, 3))[-1].cause
+        await until(lambda: len(heard) == 4)
+        assert {subject.rpartition(".")[0] for subject in heard} == {"feed.dead.writer"}
         # A replica that joins later, or a process that starts again, finds the same rights.
         await start(stack, server, "writer")
         await client.event_bus.publish("reports.x", {"n": 1})

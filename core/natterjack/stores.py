@@ -127,7 +127,8 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         },
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
         subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
-        subjects.DEAD: _LOG | {"subjects": ["dead.*.*"], "max_bytes": _GIB},
+        subjects.DEAD: _LOG
+        | {"subjects": ["dead.*.*"], "republish": {"src": "dead.>", "dest": "feed.dead.>"}, "max_bytes": _GIB},
         subjects.bucket_stream(subjects.LIMITS_BUCKET): _LIMITS,
         subjects.bucket_stream(subjects.CONVERSATIONS_BUCKET): _CONVERSATIONS,
         subjects.bucket_stream(subjects.TEAM_BUCKET): _BUCKET | {"subjects": [subjects.key(subjects.TEAM_BUCKET, ">")]},

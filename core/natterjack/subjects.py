@@ -358,9 +358,9 @@ def wake(agent: str, run: str = "*", root: str = "wake") -> str:
     return f"{root}.{agent}.{run}"
 
 
-def dead(agent: str, trigger: str) -> str:
-    """`dead.<agent>.<trigger>`."""
-    return f"dead.{agent}.{trigger}"
+def dead(agent: str, trigger: str, root: str = "dead") -> str:
+    """`dead.<agent>.<trigger>`; live copies have the root `feed.dead`."""
+    return f"{root}.{agent}.{trigger}"
 
 
 def durable(agent: str, trigger: str) -> str:

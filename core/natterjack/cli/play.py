@@ -187,7 +187,7 @@ async def _ask(bus: Bus, question: str, supervisor: Supervisor, show: Show, time
         msg = "the agents ended before the report was written"
         raise StartError(msg)
 
-    dead = await bus.subscribe(subjects.dead("*", "*"), on_dead)
+    dead = await bus.subscribe(subjects.dead("*", "*", "feed.dead"), on_dead)
     async with client.event_bus.subscribe() as events:
         await client.event_bus.emit("research.start", {"question": question})
         try:

@@ -18,7 +18,7 @@ from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, Quot
 from natterjack import Message as NatsMessage
 from natterjack_mcp.approval import APPROVAL_LASTS, approval_needed, question
 from natterjack_mcp.auth import Auth
-from natterjack_mcp.caller import Caller
+from natterjack_mcp.caller import Attested, Caller
 from natterjack_mcp.changes import Changes, packed, unpacked
 from natterjack_mcp.errors import CallError, ToolRefusedError, UnauthenticatedError
 from natterjack_mcp.wire import (
@@ -273,7 +273,8 @@ class NatsService:
         if shown and scheme.lower() == "bearer" and self._served.auth is not None:
             return await self._knows(self._served.auth, shown)
         name = request.envelope.source
-        return Caller(name, self._roles_of(name), attested="claim") if name else Caller()
+        known: Attested = "broker" if self._bus.server.attests else "claim"
+        return Caller(name, self._roles_of(name), attested=known) if name else Caller()
 
     def _refusal(self, message: Message, caller: Caller) -> ToolRefusedError | None:
         """Return why the team's table lets a caller not do this; nothing, if it does or leaves it to the server."""

@@ -168,7 +168,8 @@ class _Served:
         for name, permissions in granted.items():
             for pattern in permissions.serve:
                 if pattern not in self._owners:
-                    self._patterns.setdefault(_root(pattern), []).append(pattern)
+                    for root in {_root(pattern), pattern.partition(".")[0]}:
+                        self._patterns.setdefault(root, []).append(pattern)
                 self._owners.setdefault(pattern, []).append(name)
 
     def imports(self, name: str, subject: str) -> Iterator[Import]:
@@ -185,7 +186,8 @@ class _Served:
 
 
 def _root(pattern: str) -> str:
-    return ".".join(pattern.split(".")[:2])
+    first, second, *_ = [*pattern.split("."), ">"]
+    return first if second in ("*", ">") else f"{first}.{second}"
 
 
 def common(one: str, other: str) -> str | None:

@@ -22,6 +22,8 @@ from natterjack.errors import (
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
+pytestmark = pytest.mark.open_mode(reason="on subjects of which no right speaks")
+
 NARROW = """
 authorization { users: [
     { user: "agent", password: "x", permissions: {

@@ -34,6 +34,7 @@ class Keeper(Agent):
         self.seen.append(event)
 
 
+@pytest.mark.open_mode(reason="their source is a claim")
 async def test_both_forms_are_events(own_server: NatsServer, bus: Bus) -> None:
     keeper, runtime = Keeper(), AgentRuntime(own_server.url)
     runtime.add_process(AgentProcess("keeper", agent=keeper, triggers=[EventTrigger("order.placed")]))

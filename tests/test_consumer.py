@@ -13,6 +13,8 @@ from natterjack.server import Server
 from natterjack.specs import ConsumerSpec
 from natterjack.testing import NatsServer, until
 
+pytestmark = pytest.mark.open_mode(reason="on subjects of which no right speaks")
+
 SPEC = ConsumerSpec("WORK", "agent=work", "work.>")
 
 

@@ -97,9 +97,10 @@ async def give_back(bus: Bus, count: int) -> None:
             taken += 1
             await bus.publish(message.reply, b"-NAK")
 
-    subscription = await bus.subscribe("_INBOX.tester.pull", nak)
+    inbox = f"_INBOX.{bus.principal}.pull"
+    subscription = await bus.subscribe(inbox, nak)
     request = b'{"batch":%d}' % count
-    await bus.publish("$JS.API.CONSUMER.MSG.NEXT.EVENTS.worker=event-job+@@", request, reply="_INBOX.tester.pull")
+    await bus.publish(f"{bus.server.prefix}.CONSUMER.MSG.NEXT.EVENTS.worker=event-job+@@", request, reply=inbox)
     await until(lambda: taken >= count)
     await subscription.drain()
 

@@ -32,6 +32,7 @@ def interrupted(reached: str, folder: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("reached", REACHED)
+@pytest.mark.open_mode(reason="a command begins otherwise with --secured")
 def test_ctrl_c_while_it_starts_is_quiet(reached: str, tmp_path: Path) -> None:
     code, printed = interrupted(reached, tmp_path)
     assert code == 130

@@ -46,6 +46,7 @@ async def test_a_shorter_request_after_a_longer_one_does_not_wait_for_it() -> No
     assert mailbox._alarm._due == math.inf
 
 
+@pytest.mark.open_mode(reason="a subject of no right")
 async def test_answered_requests_leave_no_timer_behind_once_it_is_closed(nats_server: NatsServer) -> None:
     bus = await Bus.connect(Server(nats_server.url), principal="mailbox")
 

@@ -124,6 +124,7 @@ async def reference(bus: Bus) -> Reference:
     return await objects.put(bus, DATA, bucket="journal", name="mine")
 
 
+@pytest.mark.open_mode(reason="it reads by a push consumer, which reaches no other account")
 async def test_the_standard_python_client_reads_it(bus: Bus, reference: Reference) -> None:
     client = await nats.connect(bus.server.url)
     try:
@@ -135,6 +136,7 @@ async def test_the_standard_python_client_reads_it(bus: Bus, reference: Referenc
 
 
 @pytest.mark.skipif(shutil.which("nats") is None, reason="the nats command line is not installed")
+@pytest.mark.open_mode(reason="it has no key")
 async def test_the_nats_command_line_reads_it(bus: Bus, reference: Reference, tmp_path: Any) -> None:
     async def cli(*arguments: str) -> str:
         command = ["nats", "--server", bus.server.url, "object", *arguments]

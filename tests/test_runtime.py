@@ -83,7 +83,7 @@ class Recorder(Agent):
 @contextlib.asynccontextmanager
 async def nothing_left(server: NatsServer) -> AsyncIterator[None]:
     """Fail when a task or a connection is left behind."""
-    bus = await Bus.connect(Server(server.url), principal="watcher")
+    bus = await Bus.connect(Server(server.url), principal="operator")
     tasks = asyncio.all_tasks()
     try:
         yield

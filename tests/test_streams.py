@@ -21,6 +21,8 @@ from natterjack.errors import (
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
+pytestmark = pytest.mark.open_mode(reason="on subjects of which no right speaks")
+
 
 @pytest.fixture
 async def bus(own_server: NatsServer) -> AsyncIterator[Bus]:

@@ -188,6 +188,7 @@ async def test_their_client_gets_our_errors(
     assert {text_of(messages) for messages in await asyncio.gather(*waiting)} == {"done"}
 
 
+@pytest.mark.open_mode(reason="heartbeats do not cross accounts yet")
 async def test_their_client_hears_our_heartbeats(
     client: Agents, own_server: NatsServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ def nats(own_server: NatsServer, nats_command: str | None) -> Callable[..., Any]
 REQ = ("req", "--wait-for-empty", "--reply-timeout=10s", "--timeout=20s", "--raw")
 
 
+@pytest.mark.open_mode(reason="it has no key")
 async def test_nats_req_prints_a_streamed_answer(talker: Talker, nats: Callable[..., Any]) -> None:
     out = await nats(*REQ, "agents.prompt.natterjack.zoo.parrot", "count 50")
     chunks = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
@@ -245,6 +247,7 @@ async def test_nats_req_prints_a_streamed_answer(talker: Talker, nats: Callable[
     assert [chunk["data"] for chunk in chunks[1:]] == [f"{number} " for number in range(50)]
 
 
+@pytest.mark.open_mode(reason="it has no key")
 async def test_nats_micro_knows_our_agents(talker: Talker, nats: Callable[..., Any]) -> None:
     out = await nats("micro", "info", "agents")
     for told in (
@@ -308,6 +311,7 @@ async def runtime(own_server: NatsServer, stack: AsyncExitStack) -> AgentRuntime
     return await stack.enter_async_context(runtime)
 
 
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_we_ask_their_agents(theirs: AgentService, runtime: AgentRuntime) -> None:
     assert await runtime.ask_peer(ADDRESS, "say a b", timeout=10) == "<a><b>!"
     assert [chunk async for chunk in runtime.ask_stream(ADDRESS, "say a b", timeout=10)] == ["<a>", "<b>", "!"]
@@ -318,6 +322,7 @@ async def test_we_ask_their_agents(theirs: AgentService, runtime: AgentRuntime) 
     assert list(answers.failures) == ["agents://echo/alice/other"]
 
 
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_their_agents_ask_us(theirs: AgentService, runtime: AgentRuntime) -> None:
     async def on_query(query: natterjack.Query) -> str:
         return f"{query.prompt} Monday"
@@ -329,6 +334,7 @@ async def test_their_agents_ask_us(theirs: AgentService, runtime: AgentRuntime) 
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("fail", 500), ("refuse", 400)])
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_their_errors_are_ours(theirs: AgentService, runtime: AgentRuntime, prompt: str, code: int) -> None:
     with pytest.raises(PeerError) as caught:
         await runtime.ask_peer(ADDRESS, prompt, timeout=10)
@@ -336,6 +342,7 @@ async def test_their_errors_are_ours(theirs: AgentService, runtime: AgentRuntime
 
 
 @pytest.mark.parametrize(("code", "kind"), [(401, PeerRefusedError), (403, PeerRefusedError), (429, PeerBusyError)])
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_their_refusals_are_ours(
     raw: Client, stack: AsyncExitStack, runtime: AgentRuntime, code: int, kind: type[PeerError]
 ) -> None:
@@ -374,6 +381,7 @@ async def test_their_agent_that_takes_too_long(raw: Client, stack: AsyncExitStac
         await runtime.ask_peer("agents://slow/alice/main", "?", timeout=0.3)
 
 
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_their_agents_are_listed_by_address(theirs: AgentService, runtime: AgentRuntime) -> None:
     await runtime.ask_peer(ADDRESS, "say a", timeout=10)
     found = {agent.name: agent for agent in await runtime.agents()}
@@ -381,6 +389,7 @@ async def test_their_agents_are_listed_by_address(theirs: AgentService, runtime:
     assert (found[ADDRESS].asked, found[ADDRESS].instance) == (1, theirs.instance_id)
 
 
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_subject_comes_from_discovery_and_does_no_harm(
     raw: Client, runtime: AgentRuntime, stack: AsyncExitStack
 ) -> None:

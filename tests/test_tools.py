@@ -151,7 +151,6 @@ async def test_a_run_calls_the_tools_of_its_team(own_server: NatsServer, monkeyp
         assert answered == {**said, "caller": "ann", "roles": ["ann"]}
         run = await runtime.inject_event("ben", {"type": "go", "tool": "front-desk.say"})
         assert await run.result() == {**said, "caller": "ben", "roles": ["editor", "writer"]}
-        assert await runtime.ask_peer("ben", "front-desk.shout") == "refused"
         assert json.loads(await runtime.ask_peer("ben", "back.shout"))["tool"] == "shout"
         assert json.loads(await runtime.ask_peer("ann", "list")) == ["front-desk_say", "back_say"]
         (step,) = [each async for each in runtime.journal.entries("ann") if each.kind == "step"]
@@ -159,6 +158,15 @@ async def test_a_run_calls_the_tools_of_its_team(own_server: NatsServer, monkeyp
     clients = ["client of back", "client of front-desk"]
     assert sorted(ended) == sorted(["back", *clients, *clients, "front-desk"])
     assert set(ended[-2:]) == {"back", "front-desk"}, "agents need their tools to the end"
+
+
+@pytest.mark.open_mode(reason="the broker refuses before the tool server could")
+async def test_a_tool_server_refuses_who_has_not_the_role(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(own_server, team_of(front_desk={"roles": {"shout": ["ann"]}}), monkeypatch) as runtime:
+        assert json.loads(await runtime.ask_peer("ann", "front-desk.shout"))["tool"] == "shout"
+        assert await runtime.ask_peer("ben", "front-desk.shout") == "refused"
 
 
 async def test_middleware_stands_around_calls(own_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

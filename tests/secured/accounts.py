@@ -11,19 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 from urllib.parse import urlsplit
-
-import nats
-from nats.aio.client import Client
-from nats.aio.subscription import Subscription
 
 import natterjack.provision
 from natterjack import Bus, Permissions, Right, Server, Team, agent_rights, permissions
@@ -34,7 +29,7 @@ from natterjack_permissions import broker
 from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.keys import keep
 from natterjack_permissions.reload import reload
-from natterjack_permissions.star import OPERATOR, _all, star
+from natterjack_permissions.star import _all, star
 
 FOLDER: Final = "SECURED_BROKERS"
 """Variable that names the folder where each secured broker has a link to its own, by its port."""
@@ -45,8 +40,7 @@ INCLUDE: Final = '\ninclude "accounts.conf"\n'
 OWN: Final = ("authorization", "accounts", "operator", "cluster", "include", "mqtt")
 """What a test's own configuration may say about who is who: then it stays as it is."""
 
-_of, _connect = Server.of, nats.connect
-_streams = natterjack.provision._streams
+_of, _streams = Server.of, natterjack.provision._streams
 _start, _reload = NatsServer.start, NatsServer.reload
 used: Final[list[str]] = []
 """Who has logged in with a key: tells which tests were on a secured broker at all."""
@@ -64,7 +58,6 @@ def patch_all() -> None:
     """Put what is below in the place of what it is named after."""
     patch.multiple(NatsServer, start=start, reload=reread).start()
     patch.object(Server, "of", of).start()
-    patch.object(nats, "connect", connect).start()
     patch.object(Team, "closed", lambda self: self).start()
     patch.multiple(natterjack.provision, check_team=check_team, _streams=streams).start()
 
@@ -134,43 +127,25 @@ def of(self: Server, principal: str) -> Server:
     own = accounts_of(self)
     if own is None or (self.keys != str(own.keys) and any((self.keys, self.nkey, self.user, self.token, self.creds))):
         return _of(self, principal)
-    used.append(principal)
-    if principal not in (OPERATOR, *BESIDE, *own.granted()):
+    used.extend({principal} - {"core", "sys"})
+    if principal not in (*BESIDE, *own.granted()):
         own.grant({principal: guest(principal)})
     return _of(replace(self, keys=str(own.keys)), principal)
 
 
-async def connect(servers: Any = "", **options: Any) -> Client:
-    """Connect as any client would that is not ours, a guest with a key."""
-    server = Server(servers) if isinstance(servers, str) and servers else None
-    if server is None or accounts_of(server) is None or options.keys() & {"user", "token", "nkeys_seed", "password"}:
-        return await _connect(servers, **options)
-    options = {"nkeys_seed": server.of(STRANGER).nkey, "inbox_prefix": f"_INBOX.{STRANGER}"} | options
-    client = await _connect(servers, **options)
-    subscribe = client.subscribe
-
-    async def serve(subject: str, *args: Any, **options: Any) -> Subscription:
-        """Subscribe, and may do that from now on, if it is where a peer is asked."""
-        own = accounts_of(server)
-        if own is not None and subject.startswith(("agents.ask.", "agents.prompt.", "tools.")) and "*" not in subject:
-            before = own.granted()[STRANGER]
-            own.grant({STRANGER: replace(before, serve=tuple(sorted({*before.serve, subject})))})
-        return await subscribe(subject, *args, **options)
-
-    client.subscribe = serve  # type: ignore[method-assign]
-    client.jetstream = partial(client.jetstream, prefix=Server.SECURED_PREFIX)  # type: ignore[method-assign]
-    return client
-
-
 def guest(name: str) -> Permissions:
     """Return what somebody may do who is in no team: all that an agent may that says nothing, and look after others."""
-    rights = [Right(verb, name) for verb in ("serve", "journal", "bury", "delay", "park", "converse")]
+    rights = [Right(verb, name) for verb in ("serve", "journal", "bury", "delay", "park", "converse", "provide")]
     rights += [Right(verb, ">") for verb in ("emit", "publish", "write", "read", "hear", "replay")]
     own, everything = permissions(name, [*rights, Right("ask", "*")]), _all(name)
-    publish = {*own.publish, *everything.publish}
-    subscribe = {*own.subscribe, *everything.subscribe, DISCOVERY}
+    publish, serve = {*own.publish, *everything.publish}, {*own.serve}
     # Who asks all others who they are cannot be asked that by them: imports must not go in a circle.
-    return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)), tuple(sorted({*own.serve} - {DISCOVERY})))
+    if name == STRANGER:
+        serve -= {DISCOVERY}
+    else:
+        publish -= {DISCOVERY, "srv.*.>"}
+    subscribe = {*own.subscribe, *everything.subscribe, DISCOVERY, "_INBOX.>"}
+    return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)), tuple(sorted(serve)))
 
 
 def check_team(team: Team, plugins: Plugins) -> None:
@@ -183,12 +158,16 @@ async def streams(bus: Bus, team: Team, *args: Any, **options: Any) -> dict[str,
     """Have all members of a team that is being provisioned get what they need."""
     own = accounts_of(bus.server)
     if own is not None:
-        own.grant(needs(team, _installed.get()))
+        guests = own.granted().keys() - team.agents.keys() - team.tools.keys()
+        own.grant(needs(team, _installed.get(), guests))
     return await _streams(bus, team, *args, **options)
 
 
-def needs(team: Team, plugins: Plugins) -> dict[str, Permissions]:
-    """Return what each member of a team may do; an agent that a test has made needs what any needs."""
+def needs(team: Team, plugins: Plugins, guests: Iterable[str]) -> dict[str, Permissions]:
+    """Return what each member of a team may do, beside calling guests' tools.
+
+    An agent that a test has made needs what any needs.
+    """
     made = {"kind": "natterjack.components:Agent", "options": {}}
     agents = {
         name: spec.model_copy(update=made) if spec.component[0] == "python" else spec
@@ -198,4 +177,5 @@ def needs(team: Team, plugins: Plugins) -> dict[str, Permissions]:
         rights = agent_rights(team.model_copy(update={"agents": agents}), plugins)
     except Exception:  # which the start of the agent tells in its own words
         return {}
-    return {name: permissions(name, each) for name, each in rights.items()}
+    calls = [Right("call", guest) for guest in guests]
+    return {name: permissions(name, [*each, *calls]) for name, each in rights.items()}

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -24,9 +25,9 @@ class Secured:
     """Has tests run on secured brokers, skips those that are about open mode, and tells how many were on such a one."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from tests.secured import accounts  # lazy: all of Natterjack
+        from tests.secured import accounts, strangers  # lazy: all of Natterjack
 
-        self._root, self._accounts = config.rootpath, accounts
+        self._root, self._accounts, self._connect = config.rootpath, accounts, strangers.connect
         self._runs_tests = config.option.dist == "no"  # so it is in workers, too
 
     def pytest_sessionstart(self) -> None:
@@ -36,6 +37,7 @@ class Secured:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._folder = tempfile.TemporaryDirectory(prefix="natterjack-secured-")
         self._accounts.secure_brokers(Path(self._folder.name))
+        patch("nats.connect", self._connect).start()
 
     def pytest_sessionfinish(self) -> None:
         if self._runs_tests:

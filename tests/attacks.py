@@ -49,7 +49,18 @@ TEAM = Team.model_validate(
         },
     }
 )
-STREAMS = ("EVENTS", "MESSAGES", "INBOX", "JOURNAL", "DEAD", "WAKES", "KV_context", "KV_team", "DELAYS_researcher")
+STREAMS = (
+    "AUDIT",
+    "EVENTS",
+    "MESSAGES",
+    "INBOX",
+    "JOURNAL",
+    "DEAD",
+    "WAKES",
+    "KV_context",
+    "KV_team",
+    "DELAYS_researcher",
+)
 
 
 INBOX = "CONSUMER.INFO.INBOX.researcher=inbox"
@@ -274,6 +285,8 @@ TARGETS = [
     "stored.inbox.writer.operator.x",
     "journal.writer.x.1",
     "dead.writer.inbox",
+    "audit.writer.guard.emit",
+    "audit.operator.authority.provision",
     "wake.writer.x",
     "delay.writer.x",
     "delay.researcher.due.research.later",

@@ -50,5 +50,8 @@ async def acting(name: str, bus: Bus) -> Acting:
         team = await stored_team(bus)
     except NotProvisionedError:
         return Acting()
-    user = team.users.get(name)
-    return Acting(Guards.load(team.rules(), team.governed()), user) if user else Acting()
+    if name not in team.users:
+        return Acting()
+    guards = Guards.load(team.rules(), team.governed())
+    guards.tell(name, bus.audit.refused)
+    return Acting(guards, team.users[name])

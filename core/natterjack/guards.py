@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 from natterjack.components import Guard
@@ -23,6 +23,7 @@ class Guards:
 
     def __init__(self, guards: Sequence[Guard] = ()) -> None:
         self._guards = tuple(guards)
+        self._told: dict[str, Callable[[str, str, str], None]] = {}
 
     @classmethod
     def load(cls, rules: Sequence[Rule], governed: frozenset[tuple[str, Verb]], plugins: Plugins | None = None) -> Self:
@@ -45,6 +46,10 @@ class Guards:
             raise ConfigError(msg)
         return cls([_loaded(guard, rules, governed) for guard in plugins.guards.values()])
 
+    def tell(self, principal: str, told: Callable[[str, str, str], None]) -> None:
+        """Have somebody told what this principal is refused from now on: the verb, of what, and why."""
+        self._told[principal] = told
+
     def check(self, principal: str, verb: Verb, what: str) -> None:
         """Return if all guards allow it.
 
@@ -58,6 +63,8 @@ class Guards:
             except Exception as error:
                 failure, reason = error, f"the guard {guard.name!r} failed ({type(error).__name__}: {error})"
             if reason is not None:
+                if principal in self._told:
+                    self._told[principal](verb, what, reason)
                 msg = f"{principal!r} may not {verb} {what!r}: {reason}"
                 raise RefusedError(msg) from failure
 

@@ -106,12 +106,12 @@ class AgentHost:
     ) -> None:
         team, plugins, context, guards = place.team, place.plugins, place.context, place.guards
         spec = team.agents[name]
+        guards.tell(name, bus.audit.refused)
         self.name, self.spec, self.bus, self.clock, self.guards = name, spec, bus, place.clock or Clock(), guards
         self._agent, self._triggers, self._closing = agent, [*own_triggers(spec.waits), *triggers], closing
         self._schemes = {scheme: kind() for scheme, kind in plugins.peers.items()}
         middleware = [kind() for _, kind in sorted(plugins.middleware.items())]
         awaited = [APPROVAL_REQUESTED, *team.heard("emit")]
-        journal = StreamJournal().attach(bus)
         events = EventBus(bus, guards, lambda: context.revision, awaited, spec.delays)
         peers = Peers(bus, guards, spec.cross_agents, self._schemes)
         self._facilities = Facilities(
@@ -120,7 +120,7 @@ class AgentHost:
             events,
             peers,
             context,
-            journal,
+            StreamJournal().attach(bus),
             sinks,
             middleware,
             spec,

@@ -131,7 +131,18 @@ async def provision(
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await _store_team(bus, team)
+    _note_rules(bus, found, team)
     return done
+
+
+def _note_rules(bus: Bus, before: Team | None, after: Team) -> None:
+    """Write down what somebody may do from now on, or may do no more."""
+    old, new = (
+        {f"{rule.principal} {rule.verb} {rule.pattern}" for rule in (team.rules() if team else ())}
+        for team in (before, after)
+    )
+    if old != new and not isinstance(bus, Rehearsal):
+        bus.audit.note("authority", "provision", team=after.name, allowed=sorted(new - old), denied=sorted(old - new))
 
 
 async def _streams(

@@ -230,10 +230,12 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], _Granted]]] = {
 def permissions(principal: str, rights: Iterable[Right]) -> Permissions:
     """Return the subject permissions that grant a principal exactly these rights in one account.
 
-    Every principal also reads the team's definition and receives replies in its own inbox.
+    Every principal also reads the team's definition, receives replies in its own inbox, and writes down what it is
+    refused.
     """
     team = subjects.bucket_stream(subjects.TEAM_BUCKET)
     publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
+    publish.add(subjects.audit(principal, "*", "*"))
     subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()
     for right in rights:
         granted = _SUBJECTS[right.verb](right.what)

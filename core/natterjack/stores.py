@@ -127,6 +127,16 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
         },
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
         subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
+        subjects.AUDIT: _LOG
+        | {
+            "subjects": [subjects.audit("*", "*", "*")],
+            "discard": "old",
+            "max_age": 90 * _DAY,
+            "max_bytes": _GIB,
+            "max_msgs_per_subject": 10_000,  # who is refused without end, pushes out nothing but that
+            "deny_delete": True,
+            "deny_purge": True,
+        },
         subjects.DEAD: _LOG
         | {"subjects": ["dead.*.*"], "republish": {"src": "dead.>", "dest": "feed.dead.>"}, "max_bytes": _GIB},
         subjects.bucket_stream(subjects.LIMITS_BUCKET): _LIMITS,

@@ -17,13 +17,8 @@ EVENTS: Final = "EVENTS"
 MESSAGES: Final = "MESSAGES"
 INBOX: Final = "INBOX"
 JOURNAL: Final = "JOURNAL"
-DEAD: Final = "DEAD"
-SCHEDULES: Final = "SCHEDULES"
-WAKES: Final = "WAKES"
-CONTEXT_BUCKET: Final = "context"
-TEAM_BUCKET: Final = "team"
-LIMITS_BUCKET: Final = "limits"
-CONVERSATIONS_BUCKET: Final = "conversations"
+DEAD, SCHEDULES, WAKES, AUDIT = "DEAD", "SCHEDULES", "WAKES", "AUDIT"
+CONTEXT_BUCKET, TEAM_BUCKET, LIMITS_BUCKET, CONVERSATIONS_BUCKET = "context", "team", "limits", "conversations"
 JOURNAL_OBJECTS: Final = "journal"
 """Bucket of the object store for what is too large for one journal entry."""
 TEAM_KEY, ORIGINS_KEY = "team", "origins"
@@ -356,6 +351,11 @@ def object_meta(bucket: str, name: str) -> str:
 def wake(agent: str, run: str = "*", root: str = "wake") -> str:
     """`wake.<agent>.<run>`: the ticket by which a run that waits goes on; its live copy where `root` is `feed.wake`."""
     return f"{root}.{agent}.{run}"
+
+
+def audit(principal: str, area: str, verb: str) -> str:
+    """`audit.<principal>.<area>.<verb>`."""
+    return f"audit.{principal}.{area}.{verb}"
 
 
 def dead(agent: str, trigger: str, root: str = "dead") -> str:

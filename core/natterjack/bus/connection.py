@@ -121,6 +121,7 @@ class Bus(Streams):
         self._closing = True
         try:
             async with asyncio.timeout(timeout):
+                await self.audit.settle()
                 if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
                     await self._nc.close()
         except (TimeoutError, nats.errors.Error, OSError) as error:
@@ -206,15 +207,13 @@ class Bus(Streams):
         parts = text.split('"')
         subject = parts[1] if len(parts) > 1 else ""
         subscribing = "subscription" in text.lower()
-        message = (
-            f"the broker refuses {self.principal!r} to {'subscribe to' if subscribing else 'publish on'} {subject!r}"
-        )
+        what = "subscribe to" if subscribing else "publish on"
+        message = f"the broker refuses {self.principal!r} to {what} {subject!r}"
+        self.audit.refused_by_broker(message)
         attempts = [attempt for attempt in self._subscribing if subscribing and attempt.subject == subject.lower()]
         for attempt in attempts:
             attempt.refusal = message
-        if attempts:
-            return
-        if subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message)):
+        if not attempts and (subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message))):
             log.error("%s", message)
 
     def _slow(self, error: nats.errors.SlowConsumerError) -> None:

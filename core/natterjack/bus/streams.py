@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from natterjack import codec, subjects
+from natterjack.bus.audit import Audit
 from natterjack.bus.headers import encode
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Requests, status_of
 from natterjack.errors import (
@@ -71,6 +72,7 @@ class Streams(Requests, ABC):
         server: Where it is connected.
         principal: As whom.
         closed: Set once the connection is gone for good.
+        audit: Writes down who was refused what.
     """
 
     server: Server
@@ -79,6 +81,7 @@ class Streams(Requests, ABC):
 
     def __init__(self) -> None:
         self._ids, self._stored = secrets.token_urlsafe(16), 0  # 128 random bits [R6]
+        self.audit = Audit(self)
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ from natterjack.cli import (
     agents,
     approvals,
     asyncapi,
+    audit,
     bench,
     broker,
     context,
@@ -108,6 +109,7 @@ app.add_typer(runs.app, name="runs", rich_help_panel=_LOOK)
 app.add_typer(approvals.app, name="approvals", rich_help_panel=_LOOK)
 app.add_typer(journal.app, name="journal", rich_help_panel=_LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
+app.add_typer(audit.app, name="audit", rich_help_panel=_LOOK)
 
 
 def main() -> NoReturn:

@@ -25,7 +25,7 @@ MAX_ARGUMENTS: Final = 4096
 class AuditMiddleware:
     """Writes down each call: who, what, when, and what came of it, before the caller hears of it.
 
-    Each process writes a file of its own, in which each record holds the hash of the one before. `natterjack audit
+    Each process writes a file of its own, in which each record holds the hash of the one before. `natterjack tools
     verify` finds what was changed, or is missing between others. What is missing at a file's end, or a whole file, no
     chain can tell: keep a copy where those who write it cannot. A call that is cut off by the process's death has no
     record.

@@ -1,4 +1,4 @@
-"""The commands `natterjack tools` and `natterjack audit`."""
+"""The command `natterjack tools`."""
 
 from __future__ import annotations
 
@@ -125,19 +125,11 @@ def load(target: str) -> MCPServer:
     raise ConfigError(msg)
 
 
-audit = typer.Typer(name="audit", no_args_is_help=True, help="Look after what tool servers write down.")
-
-
-@audit.callback()
-def look_after() -> None:
-    """Look after what tool servers write down."""
-
-
-@audit.command("verify")
+@app.command("verify")
 def verify_audit(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of an AuditMiddleware.", exists=True)],
 ) -> None:
-    """Find records that were changed, or are missing between others; exit code 1 if there are any."""
+    """Find records of calls that were changed, or are missing between others; exit code 1 if there are any."""
     found = list(verify(folder))
     for each in found:
         state = each.problem or ("good, the last line is cut off" if each.torn else "good")

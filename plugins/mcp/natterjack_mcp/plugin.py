@@ -5,14 +5,14 @@ from __future__ import annotations
 import typer
 
 from natterjack import ToolServer, hookimpl
-from natterjack_mcp.commands import app, audit
+from natterjack_mcp.commands import app
 from natterjack_mcp.component import MCPTools
 
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
-    """Bring `natterjack tools` and `natterjack audit`."""
-    return [app, audit]
+    """Bring `natterjack tools`."""
+    return [app]
 
 
 @hookimpl

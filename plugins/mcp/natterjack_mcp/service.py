@@ -47,6 +47,8 @@ TIMEOUT: Final = 60.0
 _INBOXES: Final = ("_INBOX.", "_R_.")
 READS: Final = {each: each.partition("/")[0] for each in ("resources/read", "prompts/get", "completion/complete")}
 """Methods that `roles` must name of a server that sees no caller: `resources`, `prompts` and `completion`."""
+_REFUSED: Final = (401, 403)
+"""Codes of what the audit of the team keeps."""
 _LASTING: Final = "subscriptions/listen"
 
 
@@ -324,6 +326,9 @@ class NatsService:
 
     def _send(self, request: _Request, answer: Message) -> None:
         if "error" in answer:
+            if answer["error"]["code"] in _REFUSED:
+                who, what = request.envelope.source or "somebody unknown", request.subject
+                self._bus.audit.note("tools", "refuse", who=who, what=what, reason=answer["error"]["message"])
             request.endpoint.num_errors += 1
             request.endpoint.last_error = f"{answer['error']['code']}:{answer['error']['message']}"
         data = orjson.dumps(answer)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from natterjack import ConfigError
 from natterjack_mcp import AuditMiddleware, Caller, HasRole, MCPServer, ToolContext, ToolError, ToolRefusedError
 from natterjack_mcp.audit import verify
-from natterjack_mcp.commands import audit
+from natterjack_mcp.commands import app
 
 ANN = Caller.test("ann", roles=["writer"])
 
@@ -104,7 +104,7 @@ def test_what_is_changed_missing_or_moved_is_found(
 
 def test_a_file_of_another_writer_is_found(lines: tuple[str, list[bytes]], tmp_path: Path) -> None:
     (tmp_path / f"x{lines[0]}").write_bytes(b"".join(lines[1]))
-    done = CliRunner().invoke(audit, ["verify", str(tmp_path)])
+    done = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert done.exit_code == 1
     assert "record 1 is missing" in done.output
 
@@ -156,7 +156,7 @@ async def test_a_line_that_is_cut_off_is_no_fault_and_another_file_goes_on(tmp_p
     await desk(tmp_path).call("publish", {"title": "b"}, as_caller=ANN)
     found = sorted((each.records, each.problem, each.torn) for each in verify(tmp_path))
     assert found == [(1, "", False), (1, "", True)]
-    done = CliRunner().invoke(audit, ["verify", str(tmp_path)])
+    done = CliRunner().invoke(app, ["verify", str(tmp_path)])
     assert (done.exit_code, "cut off" in done.output) == (0, True)
 
 

@@ -18,7 +18,7 @@ MOST_SUBSCRIPTIONS: Final = 100_000
 """The same for subscriptions."""
 _ONE: Final = (
     *JETSTREAM,
-    *(f"{root}.>" for root in ("agents.hb", "dead", "delay", "journal", "schedule", "stored", "wake")),
+    *(f"{root}.>" for root in ("agents.hb", "audit", "dead", "delay", "journal", "schedule", "stored", "wake")),
     "tools.*.changes",
 )
 """What `CORE` takes, and answers once, if at all."""

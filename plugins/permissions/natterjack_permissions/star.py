@@ -110,6 +110,7 @@ def _all(name: str) -> Permissions:
         "agents.cancel.>",
         "agents.prompt.>",
         "agents.status.>",
+        f"audit.{name}.*.*",
         "dead.>",
         f"delay.{name}.>",
         "events.>",

@@ -1,0 +1,146 @@
+"""The audit: what is refused and what changes what may be done is written down, where nobody can change it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from natterjack import RefusedError, StreamError, Team, agent_rights, permissions
+from natterjack.bus import Bus
+from natterjack.cli.audit import _verified
+from natterjack.plugins import Plugins
+from natterjack.provision import provision
+from natterjack.runtime import start_agent
+from natterjack.server import Server
+from natterjack.testing import NatsServer, until
+from natterjack.testing.narrow import login_of, narrow_config
+
+from .conftest import Quick
+
+KIND = "natterjack.testing.agents:ScriptedAgent"
+
+
+def newsroom(**writer: Any) -> Team:
+    table = {"kind": KIND, "emits": ["draft.done"], "asks": [], "writes": ["draft"], "publishes": []}
+    return Team.model_validate({"agents": {"writer": table | writer, "editor": {"kind": KIND, "writes": []}}})
+
+
+async def records(bus: Bus) -> list[tuple[str, dict[str, Any]]]:
+    """The subjects and contents of all records."""
+    return [
+        ((message.headers or {})["Nats-Subject"], json.loads(message.data))
+        async for message in bus.read("AUDIT", "audit.*.*.*")
+    ]
+
+
+async def test_what_a_guard_refuses_is_written_down_with_why(own_server: NatsServer, bus: Bus) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    host, context = await start_agent("writer", Server(own_server.url))
+    events = host._facilities.events
+    for _ in range(3):
+        with pytest.raises(RefusedError):
+            await events.emit("draft.begun")
+    with pytest.raises(RefusedError):
+        await context.acting_as("writer", host.bus).set("status", 1)
+    await host.stop(1.0)
+    await context.close()
+    found = [each for each in await records(bus) if each[0].startswith("audit.writer")]
+    assert {subject for subject, _ in found} == {"audit.writer.guard.emit", "audit.writer.guard.write"}
+    assert sum(record["times"] for subject, record in found if subject.endswith("emit")) == 3
+    first = found[0][1]
+    assert (first["what"], first["number"], first["previous"]) == ("draft.begun", 1, first["writer"])
+    assert first["reason"].startswith("that is for 'operator'; it may emit 'draft.done'")
+
+
+async def test_what_the_broker_refuses_is_written_down_where_it_is_heard() -> None:
+    granted = {name: permissions(name, rights) for name, rights in agent_rights(newsroom()).items()}
+    with NatsServer(narrow_config(granted)) as server:
+        operator = await Bus.connect(login_of(server, "operator"), principal="operator")
+        await provision(operator, newsroom(), Plugins.load())
+        writer = await Bus.connect(login_of(server, "writer"), principal="writer")
+        with pytest.raises(RefusedError):
+            await writer.store("$KV.context.status", b"1")
+        await writer.publish("audit.editor.guard.emit", b"{}")
+        await writer.close()
+        found = [each for each in await records(operator) if each[0].startswith(("audit.writer", "audit.editor"))]
+        assert [(subject, record["reason"]) for subject, record in found] == [
+            ("audit.writer.broker.refuse", "the broker refuses 'writer' to publish on '$kv.context.status'")
+        ]
+        await operator.close()
+
+
+async def test_changes_of_authority_are_written_down(bus: Bus) -> None:
+    plugins = Plugins.load()
+    await provision(bus, newsroom(), plugins)
+    await provision(bus, newsroom(), plugins)
+    await provision(bus, newsroom(emits=["draft.*"]), plugins)
+    await bus.audit.settle()
+    (_, first), (subject, second) = await records(bus)
+    assert "writer emit draft.done" in first["allowed"]
+    assert subject == "audit.operator.authority.provision"
+    assert (second["allowed"], second["denied"]) == (["writer emit draft.*"], ["writer emit draft.done"])
+
+
+async def test_nobody_can_change_or_delete_it(bus: Bus) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    for act, body in {"STREAM.MSG.DELETE.AUDIT": {"seq": 1}, "STREAM.PURGE.AUDIT": {}}.items():
+        with pytest.raises(StreamError):
+            await bus.api(act, body)
+
+
+async def test_a_changed_and_a_missing_record_are_found(bus: Bus) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    for number in range(6):
+        bus.audit.note("guard", "emit", n=number)
+    await bus.audit.settle()
+    chain = [message.data async for message in bus.read("AUDIT", "audit.>")]
+
+    async def verdict(records: list[bytes]) -> tuple[int, int]:
+        async def each() -> Any:
+            for record in records:
+                yield record
+
+        found = await _verified(each())
+        return found["changed"], found["missing"]
+
+    assert await verdict(chain) == (0, 0)
+    assert await verdict(chain[1:]) == (0, 0)
+    assert await verdict([*chain[:2], *chain[4:]]) == (0, 2)
+    assert await verdict([*chain[:2], chain[2].replace(b'"n":', b'"m":'), *chain[3:]]) == (1, 0)
+    assert await verdict([*chain[:2], b"\xff", *chain[3:]]) == (1, 1)
+    assert await verdict([chain[1], chain[0], *chain[2:]]) == (1, 1)
+
+
+async def test_more_than_can_wait_is_counted(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    await bus.audit.settle()
+    monkeypatch.setattr("natterjack.bus.audit.MOST_WAITING", 5)
+    for number in range(20):
+        bus.audit.note("guard", "emit", n=number)
+    await bus.audit.settle()
+    found = (await records(bus))[1:]
+    assert [(subject.rpartition(".")[2], record["times"]) for subject, record in found] == [
+        *[("emit", 1)] * 5,
+        ("more", 15),
+    ]
+
+
+async def test_a_server_that_is_away_does_not_hold_up_the_end(own_server: NatsServer) -> None:
+    bus = await Bus.connect(Server(own_server.url), principal="operator")
+    own_server.kill()
+    await until(lambda: not bus.connected)
+    bus.audit.note("guard", "emit", what="x")
+    async with asyncio.timeout(5):
+        await bus.close()
+
+
+def test_it_is_shown_and_verified(team: Quick) -> None:
+    told = team.text("audit", "show", "operator")
+    assert "authority provision" in told
+    record = team.json("audit", "show", "--area", "authority")
+    assert (record["who"], record["verb"], record["number"]) == ("operator", "provision", 1)
+    assert team.json("audit", "verify")["changed"] == 0
+    assert team.text("audit", "verify").endswith("0 changed, 0 missing")

@@ -23,6 +23,7 @@ from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
 from natterjack_permissions.star import star
+from natterjack_permissions.tls import Certificates
 
 from .attacks import (
     ASK,
@@ -54,6 +55,7 @@ def clustered(folder: Path) -> Iterator[Ground]:
     """Three servers whose configuration has the accounts."""
     keys = keep(folder / "keys", [*granted(), *BESIDE])
     (folder / "accounts.conf").write_text(accounts(star(granted()), keys))
+    Certificates(folder, [*granted(), *BESIDE]).write()
     with Cluster(folder).running() as servers:
         yield Ground(Server(servers.url, keys=str(folder / "keys")))
 

@@ -29,7 +29,7 @@ class Subscription:
         self.bus._on_slow.pop(self.raw._id, None)
         try:
             await self.raw.unsubscribe()
-        except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError) as error:
+        except (nats.errors.ConnectionClosedError, nats.errors.BadSubscriptionError, OSError) as error:
             log.debug("unsubscribed from %s, which had ended: %s", self.raw.subject, error)
 
     async def drain(self) -> None:

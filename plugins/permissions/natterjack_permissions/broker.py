@@ -59,10 +59,10 @@ def server(url: str, *, tls: bool = False) -> str:
     """Return the rest of a server's configuration: a small one, to begin with.
 
     Args:
-        url: Where clients reach it.
+        url: Where clients reach it; of several, the first is this one.
         tls: Whether it has certificates.
     """
-    return _SERVER.format(port=urlsplit(url).port or 4222, tls=_TLS if tls else "")
+    return _SERVER.format(port=urlsplit(url.split(",", maxsplit=1)[0]).port or 4222, tls=_TLS if tls else "")
 
 
 def accounts(star: Sequence[Account], keys: Mapping[str, str]) -> str:

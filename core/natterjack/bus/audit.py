@@ -46,6 +46,9 @@ class Audit:
             verb: What was done, or refused; one token.
             facts: The rest, as JSON can hold it; no secrets.
         """
+        if self._bus.closed.is_set():
+            log.warning("%s: after the end nothing is written down: %s %s %s", self._bus.principal, area, verb, facts)
+            return
         record = area, verb, codec.encode(facts)
         if record not in self._waiting and len(self._waiting) >= MOST_WAITING:
             record = area, "more", codec.encode({})
@@ -62,12 +65,15 @@ class Audit:
         if "'audit." not in message:  # which would go on for ever
             self.note("broker", "refuse", reason=message)
 
-    async def settle(self) -> None:
-        """Return once all is stored, or cannot be."""
-        if self._task is not None and not self._bus.connected:
-            self._task.cancel()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+    async def settle(self, timeout: float = _BUDGET) -> None:
+        """Return once all is stored, or after `timeout` seconds; what is not stored then, never is."""
+        if self._task is None:
+            return
+        try:
+            await asyncio.wait([self._task], timeout=timeout if self._bus.connected else 0)
+        finally:
+            if self._task.cancel():
+                log.warning("%s: the end came before all that was refused was written down", self._bus.principal)
 
     async def _write(self) -> None:
         while self._waiting:

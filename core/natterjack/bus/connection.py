@@ -120,8 +120,8 @@ class Bus(Streams):
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""
         self._closing = True
         try:
-            async with asyncio.timeout(timeout):
-                await self.audit.settle()
+            await self.audit.settle(timeout / 2)
+            async with asyncio.timeout(timeout / 2):
                 if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
                     await self._nc.close()
         except (TimeoutError, nats.errors.Error, OSError) as error:

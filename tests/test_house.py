@@ -183,15 +183,6 @@ def test_hooks_need_no_network() -> None:
     assert all(tool in commands for tool in ("ruff check", "ruff format", "mypy", "lint-imports"))
 
 
-def test_compose_file_is_whole() -> None:
-    content = yaml.safe_load(text(PurePosixPath("docker-compose.yml")))
-    for service in content["services"].values():
-        assert {"image", "healthcheck"} <= service.keys()
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        mounts = {mount.partition(":")[0] for mount in service.get("volumes", [])}
-        assert all(mount in content["volumes"] or (ROOT / mount).exists() for mount in mounts)
-
-
 # --- sizes --------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ tests/test_peers.py::test_deadline_travels_to_nested_asks
 tests/test_runtime.py::test_processes_share_state
 tests/test_streaming.py::test_agents_stream_from_agents
 tests/test_streaming.py::test_work_for_an_asker_that_is_gone_is_cancelled
+tests/test_synadia.py::test_their_client_hears_our_heartbeats
 tests/test_tools.py::test_a_run_calls_the_tools_of_its_team
 tests/test_transaction.py::test_nobody_ever_sees_half_of_it
 tests/test_triggers.py::test_a_plain_message_wakes_an_agent_and_keeps_its_headers
@@ -97,19 +98,27 @@ async def test_an_answer_may_be_silent_for_long_and_come_after_a_reload(tmp_path
             assert await answers == ["operator asks why", "passing asks why"]
 
 
-async def test_the_operator_calls_the_tools_of_all_and_is_known(tmp_path: Path) -> None:
+@pytest.mark.parametrize("operator_mode", [False, True], ids=["static", "operator"])
+async def test_the_operator_calls_the_tools_of_all_and_hears_what_they_tell(
+    tmp_path: Path, operator_mode: bool
+) -> None:
     desk = MCPServer("desk")
 
     @desk.tool(public=True)
     async def whoami(ctx: ToolContext) -> list[str]:
         return [ctx.caller.name, ctx.caller.attested]
 
-    with secured_broker({"desk": permissions("desk", [Right("provide", "desk")])}, tmp_path) as (_, login):
+    granted = {"desk": permissions("desk", [Right("provide", "desk")])}
+    with secured_broker(granted, tmp_path, operator_mode=operator_mode) as (_, login):
         serving, calling = [await Bus.connect(login, principal=name) for name in ("desk", "operator")]
         service = NatsService(desk, serving)
         await service.start()
         tools = NatsTools("desk", calling)
         assert await tools.call("whoami", {}, timeout=10, envelope=Envelope()) == ["operator", "broker"]
+        heard: list[bytes] = []
+        await calling.listen("tools.desk.feed.changes", lambda message: heard.append(message.data))
+        await serving.publish("tools.desk.feed.changes", b"{}")
+        await until(lambda: heard == [b"{}"])
         await service.drain(1)
         for bus in (calling, serving):
             await bus.close()

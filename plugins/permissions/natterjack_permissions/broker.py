@@ -18,13 +18,12 @@ MOST_SUBSCRIPTIONS: Final = 100_000
 """The same for subscriptions."""
 _ONE: Final = (
     *JETSTREAM,
-    *(f"{root}.>" for root in ("agents.hb", "audit", "dead", "delay", "journal", "schedule", "stored", "wake")),
-    "tools.*.changes",
+    *(f"{root}.>" for root in ("audit", "dead", "delay", "journal", "schedule", "stored", "wake")),
 )
 """What `CORE` takes, and answers once, if at all."""
 CORE_EXPORTS: Final = (*_ONE, *PAGES)
 """What `CORE` takes."""
-_HEARD: Final = ("agents.hb.>", "feed.>", "tools.*.changes")
+_HEARD: Final = ("feed.>",)
 """What it tells all who may hear it."""
 _LATE: Final = ("agents.ask.>", "agents.prompt.>", "tools.>")
 """What principals may answer late."""
@@ -82,8 +81,7 @@ def _core(accounts: Iterable[Account], key: str) -> Iterator[str]:
     yield f"  {CORE}: {{"
     yield "    jetstream: enabled"
     yield f"    users: [ {{ nkey: {key} }} ]"
-    streams = (f"{{ stream: {json.dumps(subject)} }}" for subject in heard(accounts))
-    yield from _list("exports", [*map(_service, CORE_EXPORTS), *streams])
+    yield from _list("exports", [*map(_service, CORE_EXPORTS), *map(_stream, heard(accounts))])
     yield "  }"
 
 
@@ -99,10 +97,15 @@ def _account(account: Account, key: str) -> Iterator[str]:
     yield from _list("subscribe", map(json.dumps, account.subscribe))
     yield "    } } ]"
     yield f"    limits: {{ max_connections: {MOST_CONNECTIONS}, max_subscriptions: {MOST_SUBSCRIPTIONS} }}"
-    yield from _list("exports", map(_service, account.serves))
+    yield from _list("exports", [*map(_service, account.serves), *map(_stream, account.tells)])
     calls = [_import("service", *call) for call in account.calls]
-    yield from _list("imports", [*calls, *(_import("stream", CORE, subject) for subject in account.hears)])
+    hears = [*((CORE, subject) for subject in account.hears), *(each[:2] for each in account.listens)]
+    yield from _list("imports", [*calls, *(_import("stream", *each) for each in hears)])
     yield "  }"
+
+
+def _stream(subject: str) -> str:
+    return f"{{ stream: {json.dumps(subject)} }}"
 
 
 def _service(subject: str) -> str:

@@ -98,7 +98,7 @@ def system(key: str) -> Claims:
 
 def core(star: list[Account], key: str) -> Claims:
     """Return the claims of `CORE`, which has all that is stored."""
-    exports = [*map(_service, CORE_EXPORTS), *({"subject": subject, "type": "stream"} for subject in heard(star))]
+    exports = [*map(_service, CORE_EXPORTS), *map(_stream, heard(star))]
     return _account(CORE, key, {"limits": _LIMITS | _STORAGE, "exports": exports})
 
 
@@ -109,11 +109,12 @@ def principal(account: Account, keys: Mapping[str, str]) -> Claims:
         account: What it may.
         keys: The public key of each account, by its name.
     """
-    streams = [{"account": keys[CORE], "subject": subject, "type": "stream"} for subject in account.hears]
+    streams = [{"account": keys[CORE], **_stream(subject)} for subject in account.hears]
+    streams += [{"account": keys[each.account], **_stream(each.subject)} for each in account.listens]
     rights = {"pub": {"allow": list(account.publish)}, "sub": {"allow": list(account.subscribe)}}
     said = {
         "limits": _LIMITS | {"conn": MOST_CONNECTIONS, "subs": MOST_SUBSCRIPTIONS},
-        "exports": [_service(subject) for subject in account.serves],
+        "exports": [*map(_service, account.serves), *map(_stream, account.tells)],
         "imports": [*(_import(call, keys) for call in account.calls), *streams],
         "default_permissions": rights,  # here, and not in users' tokens: so they change on connections that stay
     }
@@ -136,6 +137,10 @@ def gone(name: str, key: str, at: int) -> Claims:
 def _account(name: str, key: str, said: Claims) -> Claims:
     given = {"limits": _LIMITS, "default_permissions": {"pub": {}, "sub": {}}} | said
     return {"name": name, "sub": key, "nats": {"type": "account", "version": 2} | given}
+
+
+def _stream(subject: str) -> Claims:
+    return {"subject": subject, "type": "stream"}
 
 
 def _service(subject: str) -> Claims:

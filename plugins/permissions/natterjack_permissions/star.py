@@ -49,8 +49,8 @@ _ENDPOINTS: Final = (
 )
 """What is answered by other principals, and not by the server."""
 _DISCOVERY, _BY_NAME = "$SRV.>", "srv."
-_TOLD: Final = "tools.*.changes"
-"""What a tool server tells all who call it."""
+_TOLD: Final = ("agents.hb.>", "tools.*.feed.changes")
+"""What principals tell whoever hears it: from account to account, as `CORE` does not pass on what comes to it."""
 
 
 class Import(NamedTuple):
@@ -69,6 +69,8 @@ class Account:
         principal: Whose it is.
         calls: What it may send to `CORE`, and to those who answer it.
         hears: What it hears of `CORE`.
+        listens: What it hears of other principals.
+        tells: What others may hear of it.
         serves: What others may send to it.
         publish: Where its user may publish.
         subscribe: What its user may subscribe to.
@@ -77,6 +79,8 @@ class Account:
     principal: str
     calls: tuple[Import, ...]
     hears: tuple[str, ...]
+    listens: tuple[Import, ...]
+    tells: tuple[str, ...]
     serves: tuple[str, ...]
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
@@ -122,7 +126,7 @@ def _all(name: str) -> Permissions:
         "tools.>",
         "wake.>",
     )
-    return Permissions(publish, (f"_INBOX.{name}.>", "agents.hb.>", "dead.>", "feed.>", "tools.*.changes"))
+    return Permissions(publish, (f"_INBOX.{name}.>", *_TOLD, "feed.>"))
 
 
 def _account(name: str, permissions: Permissions, served: _Served) -> Account:
@@ -130,21 +134,32 @@ def _account(name: str, permissions: Permissions, served: _Served) -> Account:
     own = {each for each in permissions.subscribe if each.startswith("_INBOX.") or each in permissions.publish}
     stored = {call.to for call in calls if call.account == CORE}
     asked = {subject for subject in permissions.publish if subject.startswith(_ENDPOINTS)}
+    told = {each for each in permissions.subscribe if _is_told(each)}
     return Account(
         name,
         tuple(_widest(calls)),
-        tuple(widest(sorted(set(permissions.subscribe) - own))),
+        tuple(widest(sorted(set(permissions.subscribe) - own - told))),
+        tuple(sorted(listen for subject in told - own for listen in served.told(name, subject))),
+        _tells(permissions),
         permissions.serve,
-        tuple(sorted({*stored, *asked, "_R_.>", "_INBOX.>"})),
+        tuple(sorted({*stored, *asked, *_tells(permissions), "_R_.>", "_INBOX.>"})),
         tuple(sorted({*permissions.subscribe, *permissions.serve})),
     )
+
+
+def _is_told(subject: str) -> bool:
+    return any(matches(pattern, subject) for pattern in _TOLD)
+
+
+def _tells(permissions: Permissions) -> tuple[str, ...]:
+    return tuple(filter(_is_told, permissions.publish))
 
 
 def _calls(name: str, subject: str, served: _Served) -> Iterator[Import]:
     """Yield what an account imports, so that its principal may publish on a subject."""
     root, _, rest = subject.partition(".")
-    if subject.startswith("_INBOX."):
-        return  # replies go the way that the question came
+    if subject.startswith("_INBOX.") or _is_told(subject):
+        return  # replies go the way that the question came; and what one tells, others take
     if subject.startswith(_JETSTREAM):
         yield Import(CORE, subject, f"{API}.{subject.removeprefix(_JETSTREAM)}")
     elif root in _STORED:
@@ -152,7 +167,7 @@ def _calls(name: str, subject: str, served: _Served) -> Iterator[Import]:
     elif root == "inbox":
         agent, _, kind = rest.partition(".")
         yield Import(CORE, f"stored.inbox.{agent}.{name}.{kind}", subject)
-    elif subject.startswith(_ENDPOINTS) and not matches(_TOLD, subject):
+    elif subject.startswith(_ENDPOINTS):
         yield from served.imports(name, subject)
     else:
         yield Import(CORE, subject, subject)
@@ -166,6 +181,7 @@ class _Served:
     def __init__(self, granted: Mapping[str, Permissions]) -> None:
         self._owners: dict[str, list[str]] = {}
         self._patterns: dict[str, list[str]] = {}
+        self._told = [(name, subject) for name, permissions in granted.items() for subject in _tells(permissions)]
         for name, permissions in granted.items():
             for pattern in permissions.serve:
                 if pattern not in self._owners:
@@ -184,6 +200,13 @@ class _Served:
             if both is not None:
                 others = (owner for owner in self._owners[pattern] if owner != name)
                 yield from (Import(f"{PREFIX}{owner}", both, both) for owner in others)
+
+    def told(self, name: str, subject: str) -> Iterator[Import]:
+        """Yield what others tell of a pattern."""
+        for teller, told in self._told:
+            both = common(subject, told)
+            if both is not None and teller != name:
+                yield Import(f"{PREFIX}{teller}", both, both)
 
 
 def _root(pattern: str) -> str:

@@ -57,7 +57,9 @@ def test_provision_needs_a_broker(garden: Cli) -> None:
 
 def test_agent_runs_from_an_empty_folder_until_told(served: Cli, tmp_path_factory: pytest.TempPathFactory) -> None:
     served.run("provision")
-    elsewhere = Cli(tmp_path_factory.mktemp("empty"), {"PYTHONPATH": str(served.folder)})
+    elsewhere = Cli(tmp_path_factory.mktemp("empty"))
+    path = [str(served.folder), elsewhere.environment.get("PYTHONPATH", "")]
+    elsewhere.env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     with elsewhere.start("agent", "run", "greeter", "--server", served.env["NATS_URL"]) as agent:
         agent.wait_line("^agent greeter ready$")
         assert served.text("emit", "a.b", '{"name": "Ada"}', "--to", "greeter", *WAIT) == "Hello, Ada!"

@@ -102,6 +102,7 @@ def test_where_nobody_can_be_asked_the_agent_is_told(den: Cli) -> None:
     assert "this agent asks back" in den.run("ask", "curious", "When?", "--no-stream", code=1).stderr
 
 
+@pytest.mark.open_mode(reason="agents of others have no account")
 async def test_agents_of_others_are_listed_and_asked(den: Cli, stack: AsyncExitStack) -> None:
     async def echo(envelope: Envelope, stream: PromptStream) -> None:
         await stream.send(f"<{envelope.prompt}>")

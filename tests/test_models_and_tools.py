@@ -22,7 +22,6 @@ def presser(seen: Seen) -> Any:
 
 
 @pytest.mark.parametrize("answer", ["yes", "no"])
-@pytest.mark.open_mode(reason="no team file names the tool server")
 async def test_a_call_waits_for_a_human_if_its_server_says_so(own_server: NatsServer, answer: str) -> None:
     ASKED.clear()
     press, printed = MCPServer("press"), list[str]()

@@ -126,7 +126,7 @@ async def test_absent_peer_is_known_at_once(own_server: NatsServer, stack: Async
         with pytest.raises(PeerUnavailableError) as caught:
             await runtime.ask_peer("nobody", "?")
         took.append(time.perf_counter() - begun)
-    assert min(took) < 0.02
+    assert min(took) < (0.6 if runtime.server.attests else 0.02)
     assert isinstance(caught.value, TimeoutError)
     assert (caught.value.agent, caught.value.code) == ("nobody", 503)
 

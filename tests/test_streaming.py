@@ -226,7 +226,7 @@ async def test_absent_peer_is_known_at_once(own_server: NatsServer, stack: Async
         with pytest.raises(PeerUnavailableError):
             await read(runtime.ask_stream("nobody", "?"))
         took.append(time.perf_counter() - begun)
-    assert min(took) < 0.02
+    assert min(took) < (0.6 if runtime.server.attests else 0.02)
 
 
 async def test_failure_in_the_middle_comes_after_the_chunks_before_it(

@@ -188,7 +188,6 @@ async def test_their_client_gets_our_errors(
     assert {text_of(messages) for messages in await asyncio.gather(*waiting)} == {"done"}
 
 
-@pytest.mark.open_mode(reason="heartbeats do not cross accounts yet")
 async def test_their_client_hears_our_heartbeats(
     client: Agents, own_server: NatsServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,6 +397,7 @@ async def test_changes_behind_a_bridge_are_told(team: Team, tmp_path: Path) -> N
 # The team itself
 
 
+@pytest.mark.open_mode(reason="a stranger hears no other's questions")
 async def test_each_scope_lets_do_its_part(team: Team) -> None:
     await team.start(AUTH)
     team.go_on.set()

@@ -61,7 +61,8 @@ class Replicas:
     def __init__(self, folder: Path, server: NatsServer) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "NATTERJACK_"))}
-        self.env = {**kept, "NATS_URL": server.url, "PYTHONPATH": str(folder)}
+        path = os.pathsep.join(filter(None, [str(folder), kept.get("PYTHONPATH", "")]))
+        self.env = {**kept, "NATS_URL": server.url, "PYTHONPATH": path}
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.killed = 0
 

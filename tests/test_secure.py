@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 import natterjack.demo
@@ -51,6 +52,17 @@ class Oracle(Agent):
     async def handle(self, event, ctx):
         return event.source
 """
+SAYS = (
+    "secure --json",
+    "explain greeter ask oracle --json",
+    "agents --json",
+    "journal show greeter --json",
+    "events replay --json",
+    "audit show --json",
+    "dead list --json",
+    "runs list --json",
+)
+"""Commands whose output has no secret."""
 NAMES = ("core", "greeter", "operator", "oracle", "sys")
 
 
@@ -198,9 +210,21 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
                 (name,) = cli.json("secure", "--url", url, "--apply")["reloaded"]
                 assert name
                 assert (await greeter.store("$KV.context.mood", b"1")).sequence > 0
+                assert "authority secure" in cli.text("audit", "show", "operator")
+                assert "broker refuse" in cli.text("audit", "show", "greeter")
                 assert await team.ask_peer("oracle", "still?") == "operator asks still?"
                 await greeter.close()
+            told = [cli.run(*each.split()).stdout for each in SAYS]
+            told.append(cli.run("doctor", "--json", code=1).stdout)  # the team file has changed
+            titles = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
             assert up.end() == 0
+            told += [*titles, up.output]  # and all files, what the broker has stored as well
+            files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "keys"]
+            told += [path.read_bytes().decode("latin-1") for path in files]
+            seeds = {path.read_text().strip() for path in (folder / "secure/keys").glob("*.nk")}
+            assert len(titles) >= 2
+            assert len(files) > 20
+            assert [seed for seed in seeds for text in told if seed in text] == []
         await operator.close()
     log = (folder / "log").read_text()
     assert [line for line in log.splitlines() if "Violation" in line and "$KV.context.mood" not in line] == []

@@ -9,7 +9,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from natterjack import codec, subjects
-from natterjack.errors import NatterjackError
+from natterjack.errors import NatterjackError, NotProvisionedError
 
 if TYPE_CHECKING:
     from natterjack.bus.streams import Streams
@@ -83,6 +83,9 @@ class Audit:
             data = codec.encode({**about, **codec.decode(facts)})
             try:
                 await self._bus.store(subjects.audit(self._bus.principal, area, verb), data, budget=_BUDGET)
+            except NotProvisionedError as error:  # before there is a team, nobody is refused anything
+                log.debug("%s: there is no audit yet: %s", self._bus.principal, error)
+                continue
             except NatterjackError as error:
                 log.warning("%s: what was refused could not be written down: %s", self._bus.principal, error)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -12,9 +13,10 @@ from typing import Annotated, Final
 
 import typer
 
-from natterjack import ConfigError, read_team
+from natterjack import ConfigError, Server, read_team
 from natterjack_permissions.authority import Authority, authority
 from natterjack_permissions.broker import TLS
+from natterjack_permissions.changes import note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
 from natterjack_permissions.mint import Mint
 from natterjack_permissions.pushes import push
@@ -112,7 +114,14 @@ async def _apply(put: Callable[[], None], out: Path, url: str, mint: Mint | None
             servers = await reload()
     else:
         put()
-    return (await push(url, mint))[0] if mint else servers
+    servers = (await push(url, mint))[0] if mint else servers
+    await note_change(Server(url, keys=str(out / "keys")), "secure", digest=_digest(out))
+    return servers
+
+
+def _digest(out: Path) -> str:
+    """Return what identifies the accounts that are written."""
+    return hashlib.sha256((out / "accounts.conf").read_bytes()).hexdigest()
 
 
 def certificates_of(

@@ -260,6 +260,8 @@ def test_example_command_is_copyable_and_has_no_secret() -> None:
     assert example_command(team, Server("nats://secret@h:1")).startswith('nats --server "$NATS_URL" pub ')
     assert example_command(team, server, "home").startswith("nats --context home pub ")
     assert example_command(Team(), server) == ""
+    secured = Server("nats://h:1", keys="keys")
+    assert example_command(team, secured) == "natterjack emit asked.example '{}' --server nats://h:1"
 
 
 def test_the_schema_of_team_files_is_json(quick: Cli) -> None:

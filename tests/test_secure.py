@@ -199,6 +199,7 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
         cli.env |= {"NATS_URL": url, "NATS_KEYS": str(folder / "secure/keys")}
         with cli.start("up", "team.toml") as up:
             up.wait_line("ready .*2 agents")
+            assert "natterjack emit visitor.arrived '{}' --server " in up.output
             async with connect(operator.server) as team:
                 assert await team.ask_peer("oracle", "hello") == "operator asks hello"
                 run = await team.inject_event("greeter", {"type": "visitor.arrived", "name": "Ada"})

@@ -199,13 +199,20 @@ def _whose(broker: Broker | None) -> str:
 
 
 def example_command(team: Team, server: Server, nats_context: str | None = None) -> str:
-    """Return a command of the nats tool that gives the team something to do; no secret is in it."""
+    """Return a command that gives the team something to do; no secret is in it.
+
+    It is one of the nats tool, but where each principal has a key: there it is the operator's who starts the team.
+    """
     emitted = {pattern for spec in team.agents.values() for pattern in spec.emitted}
     awaited = team.heard("emit")
     external = [*team.outside, *(pattern for pattern in awaited if pattern not in emitted), *awaited]
     if not external:
         return ""
     event = external[0].replace("*", "example").replace(">", "example")
+    if server.keys:
+        return f"natterjack emit {event} '{{}}' --server " + (
+            str(server) if str(server) == server.url else '"$NATS_URL"'
+        )
     if nats_context:
         where = f"--context {nats_context}"
     else:

@@ -66,11 +66,11 @@ def fleet(folder: Path) -> Iterator[Fleet]:
 async def test_who_expires_says_what_to_do_and_goes_on_with_renewed_ones(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet.issue(int(time.time()) + 2)
+    fleet.issue(int(time.time()) + 3)
     async with fleet.ann() as ann:
         await until(lambda: "user authentication expired" in caplog.text)
         (told,) = (record.message for record in caplog.records if record.levelno >= logging.ERROR)
-        assert "lets 'ann' in no more (user authentication expired). They ended at 20" in told
+        assert "lets 'ann' in no more (user authentication expired). It ended at 20" in told
         assert f"Renew {fleet.file}: `natterjack credentials issue ann`; it goes on then, and ends in 300 s" in told
         assert not ann.connected
         fleet.issue()
@@ -79,7 +79,7 @@ async def test_who_expires_says_what_to_do_and_goes_on_with_renewed_ones(
 
 
 async def test_who_has_renewed_ones_already_goes_on_in_silence(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    fleet.issue(int(time.time()) + 2)
+    fleet.issue(int(time.time()) + 3)
     again: list[bool] = []
     async with fleet.ann() as ann, ann.reconnects(lambda: again.append(True)):
         fleet.issue()

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
-from natterjack import Bus, CredentialsError, RefusedError, Server, connect
+from natterjack import (
+    Bus,
+    CredentialsError,
+    Message,
+    NoRespondersError,
+    Permissions,
+    RefusedError,
+    Server,
+    Tokens,
+    connect,
+)
 from natterjack.broker import find_server
 from natterjack.testing import until
 from natterjack.testing.command import Cli
+from natterjack_permissions.mint import Mint
+from natterjack_permissions.pushes import push
+from natterjack_permissions.star import star
+from natterjack_permissions.testing import secured_broker
 
 from .conftest import Quick
 from .test_secure import AGENTS, NAMES, TEAM, _free_port, broker, connected, texts, url_of
+
+SECRET = "a secret of thirty-two bytes, or more"
 
 
 @pytest.fixture
@@ -68,6 +87,48 @@ def test_what_would_change_is_shown_and_not_done(secured: Quick) -> None:
     assert not {"accounts/CORE.jwt", "accounts/P-oracle.jwt", "keys/greeter.creds"} & set(written)
 
 
+async def test_accounts_come_and_go_and_an_ask_under_way_is_answered(tmp_path: Path) -> None:
+    asking = Permissions(("agents.ask.bob", "agents.ask.carl"), ("_INBOX.ann.>",))
+    carl, bob = (Permissions((), (f"_INBOX.{name}.>",), (f"agents.ask.{name}",)) for name in ("carl", "bob"))
+    with secured_broker({"ann": asking, "carl": carl}, tmp_path, operator_mode=True) as (server, login):
+
+        async def have(granted: dict[str, Permissions]) -> list[str]:
+            mint = Mint(tmp_path)
+            mint.team(star(granted), resolver=str(tmp_path / "resolver"))
+            mint.write()
+            return (await push(server.url, mint))[1]
+
+        async with AsyncExitStack() as stack:
+
+            async def joined(name: str) -> Bus:
+                bus = await Bus.connect(login, principal=name)
+                stack.push_async_callback(bus.close)
+                return bus
+
+            ann, host = await joined("ann"), await joined("carl")
+            asked: list[Message] = []
+            await host.listen("agents.ask.carl", asked.append)
+            under_way = asyncio.create_task(ann.request("agents.ask.carl", b"slow", timeout=10))
+            await until(lambda: asked)
+            assert await have({"ann": asking, "carl": carl, "bob": bob}) == ["P-ann", "P-bob", "P-operator"]
+            new = await joined("bob")
+            await new.listen("agents.ask.bob", lambda message: new.send(message.reply, b"here"))
+            assert (await ann.request("agents.ask.bob", timeout=5)).data == b"here"
+            await host.publish(asked[0].reply, b"done")
+            assert (await under_way).data == b"done"
+            assert await have({"ann": asking, "carl": carl}) == ["P-ann", "P-bob", "P-operator"]
+            await until(lambda: not new.connected)
+            with pytest.raises(NoRespondersError):
+                await ann.request("agents.ask.bob", timeout=5)
+            assert ann.connected
+            assert host.connected
+            assert await have({"ann": asking, "carl": carl}) == []
+            await have({"ann": asking, "carl": carl, "bob": bob})
+            again = await joined("bob")
+            await again.flush()
+
+
+@pytest.mark.full
 async def test_a_team_runs_on_it_and_agents_come_and_go_while_it_runs(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:
@@ -100,12 +161,16 @@ async def test_a_team_runs_on_it_and_agents_come_and_go_while_it_runs(secured: Q
             await bus.close()
 
 
+@pytest.mark.full
 async def test_credentials_are_revoked_and_issued_while_it_runs(secured: Quick, cli: Cli) -> None:
     folder, keys = secured.folder, secured.folder / "secure/keys"
     with broker(folder) as url:
         oracle, greeter = await connected(url, folder, "oracle"), await connected(url, folder, "greeter")
         shutil.copy(keys / "oracle.creds", folder / "old.creds")
+        cli.env |= {"NATS_URL": url, "NATS_KEYS": "secure/keys"}
+        cli.text("provision", "team.toml")
         told = cli.json("credentials", "revoke", "oracle")
+        assert "revoke" in cli.text("audit", "show", "operator")
         assert (told["state"], len(told["servers"])) == ("revoked", 1)
         await until(lambda: not oracle.connected)
         with pytest.raises(CredentialsError):
@@ -144,3 +209,46 @@ def test_credentials_are_listed_without_secrets(secured: Quick) -> None:
 )
 def test_what_cannot_be_issued_or_revoked_is_told(secured: Quick, asked: str, told: str) -> None:
     assert told in secured.error("credentials", *asked.split(), code=3 if "NATS" in told else 2)
+
+
+@pytest.mark.full
+async def test_a_running_broker_begins_to_take_tokens(secured: Quick, cli: Cli) -> None:
+    folder = secured.folder
+    cli.env["NATTERJACK_TOKEN_KEY"] = SECRET
+    with broker(folder) as url:
+        await (await connected(url, folder, "oracle")).close()
+        token = Tokens(secret=SECRET).mint("oracle")
+        by_token = Server(url, token=token, prefix=Server.SECURED_PREFIX)
+        with pytest.raises(CredentialsError):
+            await Bus.connect(by_token, principal="oracle")
+        assert cli.json("secure", "--url", url, "--tokens", "--apply")["reloaded"]
+        with cli.start("callout", "--url", url) as callout:
+            callout.wait_line("ready  .* lets in who shows a token")
+            oracle = await Bus.connect(by_token, principal="oracle")
+            with pytest.raises(RefusedError):
+                await oracle.store("$KV.context.mood", b"1")
+            await oracle.close()
+            assert callout.end() == 0
+            assert "let in  oracle from 127.0.0.1" in callout.output
+            assert token not in callout.output
+    assert cli.json("secure", "--url", url, "--check")["changes"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "secret", "told"),
+    [
+        ("secure --out other --tokens", SECRET, "tokens of the team are taken in operator mode: add --mode operator"),
+        (
+            "callout",
+            SECRET,
+            "there is no secure/callout/signer.nk: `natterjack secure --mode operator --tokens` makes it",
+        ),
+        ("callout", "short", "the secret of tokens has 5 bytes"),
+        ("callout", "", "NATTERJACK_TOKEN_KEY is not set"),
+    ],
+)
+def test_what_tokens_lack_is_told(secured: Quick, asked: str, secret: str, told: str) -> None:
+    secured.env["NATTERJACK_TOKEN_KEY"] = secret
+    done = secured.run(*asked.split(), code=2)
+    assert told in done.stderr
+    assert secret in ("", "short") or secret not in done.stderr

@@ -27,7 +27,7 @@ class Server:
 
     Attributes:
         url: `nats://host:port`, or several joined by commas.
-        token: Bearer token.
+        token: Bearer token, or `file:PATH` of one, which is read whenever it connects.
         user: User name, with `password`.
         password: Password.
         nkey: Path of a file with an nkey seed, or the seed itself (`SU…`).
@@ -43,11 +43,13 @@ class Server:
         origin: Who named it, where the user may not know: `NATS_URL`.
         SECURED_PREFIX: What the JetStream API is called in the accounts of principals.
         ACCOUNT: What the name of a principal's account begins with; its principal's name follows.
+        ANYBODY: Name of the user in operator mode as whom all begin who are let in by a token of the team.
         AUTHORITIES: File in the folder of keys with the authorities that sign the server's certificate.
     """
 
     SECURED_PREFIX: ClassVar[str] = "CORE.API"
     ACCOUNT: ClassVar[str] = "P-"
+    ANYBODY: ClassVar[str] = "*"
     AUTHORITIES: ClassVar[str] = "ca.crt"
 
     url: str
@@ -75,6 +77,11 @@ class Server:
         """Whether each principal has an account of its own, so that the broker says who sends."""
         return self.prefix == self.SECURED_PREFIX
 
+    @property
+    def token_file(self) -> str | None:
+        """Path of the file with the token, if it is in one."""
+        return self.token[5:] if self.token and self.token.startswith("file:") else None
+
     def of(self, principal: str) -> Server:
         """Return how a principal logs in: with its own key and certificate, if there is a folder of them."""
         if self.keys is None:
@@ -93,12 +100,14 @@ class Server:
 
         Args:
             told: What the server says of it in `Nats-Request-Info`. In operator mode the account is only a key there,
-                and the name is that of the user, as its token has it.
+                and the name is that of the user, as its token has it, or as the callout service says of who shows
+                a token of the team. A client chooses neither.
         """
         account = str(told["acc"])
         if account.startswith(cls.ACCOUNT):
             return account.removeprefix(cls.ACCOUNT)
-        return str(told.get("name_tag") or account)
+        name = told.get("name_tag")
+        return str((told.get("user") if name == cls.ANYBODY else name) or account)
 
     @property
     def urls(self) -> list[str]:

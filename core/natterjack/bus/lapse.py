@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +42,7 @@ class Lapse:
         self._server, self._principal = server, principal
         is_seed = server.nkey is not None and server.nkey.startswith("SU")
         self.file = server.creds or (None if is_seed else server.nkey)
+        self._watched = self.file or server.token_file
         self.end = ""
         self._cause = ""
         self._since: float | None = None
@@ -57,7 +59,7 @@ class Lapse:
         if not any(words in text.lower() for words in (*REFUSALS, UNREADABLE)):
             return False
         if self._since is None:
-            self._since, self._tried = time.monotonic(), self._stamp()
+            self._since = time.monotonic()
             self._cause = text if UNREADABLE in text else self._cause or text
             log.error("%s; it goes on then, and ends in %g s otherwise", self._told(), self._server.patience)
         return True
@@ -68,10 +70,8 @@ class Lapse:
 
     async def pause(self) -> None:
         """Return once it makes sense to try again: with renewed credentials at once. Otherwise, `end` says why not."""
-        if self._since is None:
-            return
         ends = time.monotonic() + RETRY
-        while (stamp := self._stamp()) == self._tried and time.monotonic() < ends:
+        while (stamp := self._stamp()) == self._tried and self._since is not None and time.monotonic() < ends:
             if time.monotonic() - self._since >= self._server.patience:
                 self.end = f"{self._told()}. Nobody did so within {self._server.patience:g} s"
                 return
@@ -84,7 +84,7 @@ class Lapse:
     def _stamp(self) -> object:
         """Return what changes when the file of credentials does."""
         with suppress(OSError):
-            found = Path(self.file).stat() if self.file else None
+            found = Path(self._watched).stat() if self._watched else None
             return found and (found.st_mtime_ns, found.st_size, found.st_ino)
         return "not there"
 
@@ -92,13 +92,23 @@ class Lapse:
 def advice(server: Server) -> str:
     """Return what to do about credentials that are refused."""
     if server.creds:
-        ends = _expiry(Path(server.creds))
-        past = ends is not None and ends <= time.time()
-        ended = f"They ended at {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M:%S} UTC. " if ends and past else ""
-        return f"{ended}Renew {server.creds}: `natterjack credentials issue {Path(server.creds).stem}`"
+        who = Path(server.creds).stem
+        return f"{_ended(_second_line, server.creds)}Renew {server.creds}: `natterjack credentials issue {who}`"
     if server.nkey and not server.nkey.startswith("SU"):
         return f"Renew {server.nkey}, or have the broker take it: `natterjack secure --apply`"
+    if server.token:
+        where = server.token_file or "NATS_TOKEN"
+        return f"{_ended(read_token, server.token)}Put another token into {where}, e.g. of `natterjack token mint`"
     return "Name others: a token, nkey or creds file"
+
+
+def read_token(token: str) -> str:
+    """Return a token, or that of the file which it names, as `file:PATH`.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return Path(token.removeprefix("file:")).read_text().strip() if token.startswith("file:") else token
 
 
 def read_creds(path: str) -> str:
@@ -121,9 +131,15 @@ def read_creds(path: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-def _expiry(path: Path) -> float | None:
-    """Return when the token in a file of credentials ends, in Unix seconds."""
+def _second_line(path: str) -> str:
+    return Path(path).read_text().splitlines()[1]
+
+
+def _ended(read: Callable[[str], str], where: str) -> str:
+    """Return when a token ended, if it has."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        body = path.read_text().splitlines()[1].split(".")[1]
-        return float(orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
-    return None
+        body = read(where).split(".")[1]
+        ends = float(orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
+        if ends <= time.time():
+            return f"It ended at {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M:%S} UTC. "
+    return ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from natterjack.bus.lapse import advice
+from natterjack.bus.lapse import advice, read_token
 from natterjack.errors import ConnectError, CredentialsError
 from natterjack.server import OLDEST_SERVER, Server
 
@@ -31,7 +32,7 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
         OSError: A file of credentials or certificates cannot be read.
     """
     seed = server.nkey is not None and server.nkey.startswith("SU")
-    for path in (server.creds, None if seed else server.nkey):
+    for path in (server.creds, None if seed else server.nkey, server.token_file):
         if path:
             Path(path).open("rb").close()  # nats-py would look only where the server asks for them
     options: dict[str, Any] = {
@@ -43,7 +44,7 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
         "reconnect_time_wait": 0.05,
         "ping_interval": PING_INTERVAL,
         "tls": server.tls(),
-        "token": server.token,
+        "token": partial(read_token, server.token) if server.token else None,
         "user": server.user,
         "password": server.password,
         "user_credentials": server.creds,

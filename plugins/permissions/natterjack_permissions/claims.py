@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import nkeys
 
-from natterjack import ConfigError
+from natterjack import ConfigError, Server
 from natterjack_permissions.broker import CORE_EXPORTS, MOST_CONNECTIONS, MOST_SUBSCRIPTIONS, answers, heard
 from natterjack_permissions.star import CORE, Account, Import
 
 Claims = dict[str, Any]
 
+CALLOUT: Final = "CALLOUT"
+"""The account where tokens are looked at."""
 ALL_USERS: Final = "*"
 """Stands for all users of an account in its `revocations`."""
 _HEADER: Final = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -79,16 +81,52 @@ def operator(key: str, system: str) -> Claims:
     return {"name": "natterjack", "sub": key, "nats": {"type": "operator", "version": 2, "system_account": system}}
 
 
-def user(name: str, key: str, expires: float | None = None) -> Claims:
+def user(name: str, key: str, expires: float | None = None, account: str | None = None) -> Claims:
     """Return the claims of a user, who may what its account says.
 
     Args:
         name: The principal, which answering ones are told.
         key: Its public key.
         expires: Unix seconds when it is let in no more.
+        account: The public key of its account, if another key signs for it.
     """
     end = {} if expires is None else {"exp": int(expires)}
-    return {"name": name, "sub": key, "nats": {"type": "user", "version": 2, **_UNLIMITED}} | end
+    issuer = {"issuer_account": account} if account else {}
+    return {"name": name, "sub": key, "nats": {"type": "user", "version": 2, **_UNLIMITED, **issuer}} | end
+
+
+def sentinel(key: str) -> Claims:
+    """Return the claims of who shows no credentials of its own: it may nothing but have a token looked at."""
+    nothing = {"pub": {"deny": [">"]}, "sub": {"deny": [">"]}, "bearer_token": True}
+    said = user(Server.ANYBODY, key)
+    return said | {"nats": said["nats"] | nothing}
+
+
+def callout(key: str, service: str, signer: str, seal: str, accounts: list[str]) -> Claims:
+    """Return the claims of the account where tokens are looked at.
+
+    Args:
+        key: Its public key.
+        service: That of the service's user.
+        signer: That by which the service signs.
+        seal: That for which servers seal tokens.
+        accounts: Public keys of the accounts that it may let somebody into.
+    """
+    authorization = {"auth_users": [service], "allowed_accounts": accounts, "xkey": seal}
+    return _account(CALLOUT, key, {"authorization": authorization, "signing_keys": [signer]})
+
+
+def verdict(request: Claims, token: str = "", problem: str = "") -> Claims:
+    """Return the claims that answer a server: the token of the user that it shall let in, or why not.
+
+    Args:
+        request: The server's claims.
+        token: Of the user.
+        problem: Why not.
+    """
+    asked = request["nats"]
+    said = {"type": "authorization_response", "version": 2, **({"jwt": token} if token else {"error": problem})}
+    return {"sub": asked["user_nkey"], "aud": asked["server_id"]["id"], "nats": said}
 
 
 def system(key: str) -> Claims:
@@ -102,12 +140,13 @@ def core(star: list[Account], key: str) -> Claims:
     return _account(CORE, key, {"limits": _LIMITS | _STORAGE, "exports": exports})
 
 
-def principal(account: Account, keys: Mapping[str, str]) -> Claims:
+def principal(account: Account, keys: Mapping[str, str], signer: str | None = None) -> Claims:
     """Return the claims of a principal's account.
 
     Args:
         account: What it may.
         keys: The public key of each account, by its name.
+        signer: The public key of who lets it in by its token, if somebody does.
     """
     streams = [{"account": keys[CORE], **_stream(subject)} for subject in account.hears]
     streams += [{"account": keys[each.account], **_stream(each.subject)} for each in account.listens]
@@ -116,6 +155,7 @@ def principal(account: Account, keys: Mapping[str, str]) -> Claims:
         "limits": _LIMITS | {"conn": MOST_CONNECTIONS, "subs": MOST_SUBSCRIPTIONS},
         "exports": [*map(_service, account.serves), *map(_stream, account.tells)],
         "imports": [*(_import(call, keys) for call in account.calls), *streams],
+        "signing_keys": [signer] if signer else [],
         "default_permissions": rights,  # here, and not in users' tokens: so they change on connections that stay
     }
     return _account(account.name, keys[account.name], said)

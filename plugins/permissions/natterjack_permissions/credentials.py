@@ -13,8 +13,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from natterjack import ConfigError
-from natterjack_permissions.mint import Mint, account_of, creds_file
+from natterjack import ConfigError, ConnectError, Server
+from natterjack_permissions.changes import note_change
+from natterjack_permissions.mint import KEYS, Mint, account_of, creds_file
 from natterjack_permissions.pushes import push
 
 app = typer.Typer(name="credentials", no_args_is_help=True, help="What agents log in with, in operator mode.")
@@ -45,6 +46,7 @@ def issue(
     ends = None if expires is None else time.time() + seconds(expires)
     mint.issue(name, ends)
     mint.write()
+    _note(out, _url(out), "issue", name)
     if as_json:
         typer.echo(json.dumps(_described(mint, name)))
         return
@@ -68,6 +70,7 @@ def revoke(
     mint.configure()
     mint.write()  # first: a server that starts later has it then
     servers, _ = asyncio.run(push(url or _url(out), mint, {account_of(name)}))
+    _note(out, url or _url(out), "revoke", name)
     if as_json:
         typer.echo(json.dumps(_described(mint, name) | {"servers": servers}))
         return
@@ -118,6 +121,14 @@ def _opened(out: Path, name: str | None = None) -> Mint:
 def _url(out: Path) -> str:
     """Return where the broker is, as `secure` was told."""
     return str(json.loads((out / "contexts/sys.json").read_text())["url"])
+
+
+def _note(out: Path, url: str, verb: str, name: str) -> None:
+    """Have it written down in the team's audit, if the operator is let in there."""
+    try:
+        asyncio.run(note_change(Server(url, keys=str(out / KEYS)), verb, who=name))
+    except ConnectError as error:
+        typer.echo(f"note: the audit of the team does not say so: {error}", err=True)
 
 
 def _described(mint: Mint, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +18,18 @@ import nkeys
 
 from natterjack import ConfigError
 from natterjack_permissions import claims
-from natterjack_permissions.claims import ALL_USERS, Claims
+from natterjack_permissions.claims import ALL_USERS, CALLOUT, Claims
 from natterjack_permissions.keys import store
+from natterjack_permissions.sealed import CurveKey, new_seed
 from natterjack_permissions.star import CORE, PREFIX, Account
 
 SYS: Final = "SYS"
 KEYS: Final = "keys"
 """Folder of what principals log in with, as `NATS_KEYS` names it."""
-_SECRET: Final = ("seeds/", f"{KEYS}/")
+SIGNER, SEAL, SERVICE = "callout/signer.nk", "callout/xkey.nk", "callout/callout.creds"
+"""What a callout service has: what signs for it, what opens tokens, and what it logs in with."""
+_SENTINEL: Final = "callout/sentinel.creds"
+_SECRET: Final = ("seeds/", f"{KEYS}/", "callout/")
 _OPERATOR: Final = "operator.jwt"
 _CONFIGURATION: Final = """\
 # Written anew by `natterjack secure`. What runs has taken what came after it was started from `secure --apply`.
@@ -49,6 +53,8 @@ class Mint:
         self.out = out
         self.changed: dict[str, str | None] = {}
         """What would be written, by the names of files below the folder; None: removed."""
+        self.renewed: set[str] = set()
+        """Accounts that were written: a server that was reloaded since has them, and acts by the former ones."""
 
     @property
     def exists(self) -> bool:
@@ -80,6 +86,7 @@ class Mint:
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
+        self.renewed |= set(filter(None, map(_account_in, self.changed)))
         self.changed = {}
 
     def differences(self) -> dict[str, tuple[str, str]]:
@@ -94,19 +101,31 @@ class Mint:
 
     # What a team needs
 
-    def team(self, star: Sequence[Account], rotate: Collection[str] = (), resolver: str = "resolver") -> None:
+    def team(
+        self,
+        star: Sequence[Account],
+        rotate: Collection[str] = (),
+        resolver: str = "resolver",
+        by_token: Collection[str] = (),
+    ) -> None:
         """Mint what the accounts of a star need: what is as it shall be stays, and who is in it no more may nothing.
 
         Args:
             star: The principals' accounts.
             rotate: Principals who get other credentials, and whose former ones are revoked.
             resolver: Where a server keeps what it was told, seen from where it runs.
+            by_token: Principals who are let in by a token of the team, too.
         """
-        names = [SYS, CORE, *(account.name for account in star)]
+        names = [SYS, CORE, *(account.name for account in star), *([CALLOUT] if by_token else ())]
         keys = {name: self.account(name) for name in names}
+        signer = _public(self._seed(SIGNER, nkeys.PREFIX_BYTE_ACCOUNT)) if by_token else None
         self._sign(_OPERATOR, claims.operator(_public(self._operator), keys[SYS]))
         said = {SYS: claims.system(keys[SYS]), CORE: claims.core(list(star), keys[CORE])}
-        said |= {account.name: claims.principal(account, keys) for account in star}
+        for account in star:
+            by = signer if account.principal in by_token else None
+            said[account.name] = claims.principal(account, keys, by)
+        if signer:
+            said[CALLOUT] = self._callout(keys[CALLOUT], signer, sorted(keys[account_of(who)] for who in by_token))
         for name in names:
             self._sign(_file(name), self._with_revocations(name, said[name]))
         for name in sorted(self.accounts() - set(names)):
@@ -118,12 +137,41 @@ class Mint:
                 self.issue(who)
         self.configure(resolver)
 
+    def _callout(self, key: str, signer: str, accounts: list[str]) -> Claims:
+        """Mint what a callout service needs, beside its signing key, and return the claims of its account."""
+        self._user(SERVICE, key, lambda public: claims.user("callout", public))
+        self._user(_SENTINEL, key, claims.sentinel)
+        seal = self.text(SEAL)
+        if seal is None:
+            seal = new_seed() + "\n"
+            self.put(SEAL, seal)
+        service = str(self._credentials(SERVICE)["sub"])
+        return claims.callout(key, service, signer, CurveKey(seal.strip()).public, accounts)
+
+    def _user(self, file: str, account: str, said: Callable[[str], Claims]) -> None:
+        """Mint a user of the account of the callout, unless it is there."""
+        found = self._credentials(file)
+        if not found or found["iss"] != account:
+            self._write_creds(file, CALLOUT, said)
+
+    def takes(self, who: str) -> bool:
+        """Tell whether a principal is let in by a token."""
+        account = account_of(who)
+        return account in self.accounts() and bool(self.claims(account)["nats"].get("signing_keys"))
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether principals are let in by a token, too."""
+        return self.text(SIGNER) is not None
+
     def configure(self, resolver: str = "resolver") -> None:
         """Write the servers' part: whom they trust, and all accounts, so that they begin with these."""
         tokens = {self.account(name): self.text(_file(name)) or "" for name in sorted(self.accounts())}
         lines = "\n".join(f'  {key}: "{token.strip()}"' for key, token in tokens.items())
         operator, system = (self.text(_OPERATOR) or "").strip(), self.account(SYS)
         text = _CONFIGURATION.format(operator=operator, system=system, resolver=resolver, accounts=lines)
+        if self.takes_tokens:
+            text += f'default_sentinel: "{_token_in(self.text(_SENTINEL))}"\n'
         self.put("accounts.conf", text)
 
     def _end(self, name: str) -> None:
@@ -147,11 +195,11 @@ class Mint:
     def accounts(self) -> set[str]:
         """Return the names of all accounts, of those who are gone, too."""
         there = (f"accounts/{path.name}" for path in (self.out / "accounts").glob("*.jwt"))
-        return {name[9:-4] for name in {*there, *self.changed} if name.startswith("accounts/")}
+        return set(filter(None, map(_account_in, {*there, *self.changed})))
 
     def account(self, name: str) -> str:
         """Return the public key of an account; made, if there is none."""
-        return _public(self._seed(name, nkeys.PREFIX_BYTE_ACCOUNT))
+        return _public(self._seed(_seed_file(name), nkeys.PREFIX_BYTE_ACCOUNT))
 
     def token(self, name: str) -> str:
         """Return what the operator says of an account."""
@@ -167,10 +215,9 @@ class Mint:
 
     @property
     def _operator(self) -> nkeys.KeyPair:
-        return self._seed("operator", nkeys.PREFIX_BYTE_OPERATOR)
+        return self._seed(_seed_file("operator"), nkeys.PREFIX_BYTE_OPERATOR)
 
-    def _seed(self, name: str, kind: int) -> nkeys.KeyPair:
-        file = f"seeds/{name}.nk"
+    def _seed(self, file: str, kind: int) -> nkeys.KeyPair:
         seed = self.text(file)
         if seed is None:
             seed = nkeys.encode_seed(os.urandom(32), kind).decode() + "\n"
@@ -189,7 +236,8 @@ class Mint:
 
     def principals(self) -> list[str]:
         """Return who has credentials, or had ones that are revoked."""
-        return sorted(principal_of(name) for name in self.accounts() if self.claims(name)["nats"]["limits"]["conn"])
+        there = (name for name in self.accounts() if name != CALLOUT and self.claims(name)["nats"]["limits"]["conn"])
+        return sorted(map(principal_of, there))
 
     def issue(self, who: str, expires: float | None = None) -> None:
         """Give a principal new credentials, with another key; the former ones stay as they are.
@@ -198,12 +246,14 @@ class Mint:
             who: The principal.
             expires: Unix seconds when they end; None: never.
         """
-        key = nkeys.from_seed(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
-        name = account_of(who)
-        signer = self._seed(name, nkeys.PREFIX_BYTE_ACCOUNT)
         at = max(int(time.time()), self.revoked(who) + 1)
-        token = claims.sign(claims.user(who, _public(key), expires), signer, at)
-        self.put(creds_file(who), _CREDS.format(token=token, seed=key.seed.decode()))
+        self._write_creds(creds_file(who), account_of(who), lambda key: claims.user(who, key, expires), at)
+
+    def _write_creds(self, file: str, account: str, said: Callable[[str], Claims], at: int | None = None) -> None:
+        key = nkeys.from_seed(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+        signer = self._seed(_seed_file(account), nkeys.PREFIX_BYTE_ACCOUNT)
+        token = claims.sign(said(_public(key)), signer, at)
+        self.put(file, _CREDS.format(token=token, seed=key.seed.decode()))
 
     def revoke(self, who: str) -> None:
         """End all credentials that a principal was given up to now."""
@@ -220,9 +270,12 @@ class Mint:
 
     def credentials(self, who: str) -> Claims | None:
         """Return the claims of a principal's credentials, if there are any, and are not malformed."""
+        return self._credentials(creds_file(who)) or None
+
+    def _credentials(self, file: str) -> Claims:
         with suppress(ConfigError, IndexError):
-            return claims.read((self.text(creds_file(who)) or "").splitlines()[1])
-        return None
+            return claims.read(_token_in(self.text(file)))
+        return {}
 
     def check(self, who: str) -> None:
         """Check that there is a principal of that name.
@@ -265,8 +318,22 @@ def creds_file(who: str) -> str:
     return f"{KEYS}/{who}.creds"
 
 
+def _seed_file(name: str) -> str:
+    return f"seeds/{name}.nk"
+
+
+def _token_in(creds: str | None) -> str:
+    """Return the token in a file of credentials."""
+    return (creds or "").splitlines()[1]
+
+
 def _file(account: str) -> str:
     return f"accounts/{account}.jwt"
+
+
+def _account_in(file: str) -> str | None:
+    """Return whose account a file has."""
+    return file[9:-4] if file.startswith("accounts/") else None
 
 
 def _public(key: nkeys.KeyPair) -> str:

@@ -1,4 +1,4 @@
-"""What the package brings: the guard, and the commands `secure`, `explain` and `credentials`."""
+"""What the package brings: the guard, and the commands `secure`, `explain`, `credentials` and `callout`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def natterjack_guards() -> list[type[Guard]]:
 
 @hookimpl
 def natterjack_commands() -> list[typer.Typer]:
-    """Bring `secure`, `explain` and `credentials`."""
-    from natterjack_permissions import credentials, explain, secure  # lazy: only the command line needs them
+    """Bring `secure`, `explain`, `credentials` and `callout`."""
+    from natterjack_permissions import callout, credentials, explain, secure  # lazy: only the command line needs them
 
-    return [secure.app, explain.app, credentials.app]
+    return [secure.app, explain.app, credentials.app, callout.app]

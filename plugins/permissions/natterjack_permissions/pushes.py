@@ -49,7 +49,7 @@ class _Pushing:
         """Push what differs, in the order in which it depends on each other; return the accounts' names."""
         names = sorted(accounts)
         told = dict(zip(names, await asyncio.gather(*(self._told(mint.account(name)) for name in names)), strict=True))
-        differing = [name for name in names if told[name] != {mint.token(name)}]
+        differing = [name for name in names if name in mint.renewed or told[name] != {mint.token(name)}]
         new = [name for name in differing if "" in told[name]]
         for name in new:  # what others import of them is there, before anybody imports
             said = mint.claims(name)

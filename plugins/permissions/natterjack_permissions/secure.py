@@ -39,6 +39,17 @@ TlsOption = Annotated[
 HostOption = Annotated[
     list[str] | None, typer.Option("--host", metavar="HOST", help="Another host of the servers; repeatable.")
 ]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode",
+        help="How servers know who may do what: by their configuration, or by tokens that an operator signs, for"
+        " agents that come and go while it runs. By default as the folder is, and static if it is new.",
+    ),
+]
+TokensOption = Annotated[
+    bool, typer.Option("--tokens", help="Take tokens of the team, too; `natterjack callout` looks at them then.")
+]
 URL: Final = "nats://127.0.0.1:4222"
 
 
@@ -50,14 +61,8 @@ def secure(
         "secure"
     ),
     url: Annotated[str, typer.Option("--url", metavar="URL", help="Where clients reach the broker.")] = URL,
-    mode: Annotated[
-        Mode | None,
-        typer.Option(
-            "--mode",
-            help="How servers know who may do what: by their configuration, or by tokens that an operator signs, for"
-            " agents that come and go while it runs. By default as the folder is, and static if it is new.",
-        ),
-    ] = None,
+    mode: ModeOption = None,
+    tokens: TokensOption = False,
     tls: TlsOption = False,
     host: HostOption = None,
     rotate: Annotated[
@@ -76,7 +81,8 @@ def secure(
     """
     found, rotate = authority(read_team(team_file)), rotate or []
     certificates = certificates_of(found, out, url, host or [], make=tls)
-    mint = minted(found, out, url, rotate, certificates) if in_operator_mode(out, mode) else None
+    mint = minted(found, out, url, rotate, certificates, tokens=tokens) if in_operator_mode(out, mode) else None
+    _check_tokens(mint, tokens=tokens)
     changed = mint.differences() if mint else _changed(found, out, url, rotate, certificates)
     renewed = certificates.changes(rotate) if certificates else {}
     changed |= renewed
@@ -94,7 +100,7 @@ def secure(
 
     servers: list[str] = []
     if apply:
-        servers = asyncio.run(_apply(put, out, url, mint, reloads=not mint or bool(renewed)))
+        servers = asyncio.run(_apply(put, out, url, mint, reloads=not mint or bool(renewed) or tokens))
     else:
         put()
     if as_json:
@@ -162,13 +168,26 @@ def in_operator_mode(out: Path, mode: Mode | None) -> bool:
     return is_operator or mode is Mode.OPERATOR
 
 
+def _check_tokens(mint: Mint | None, *, tokens: bool) -> None:
+    if tokens and mint is None:
+        msg = "tokens of the team are taken in operator mode: add --mode operator"
+        raise ConfigError(msg)
+
+
 def minted(
-    found: Authority, out: Path, url: str, rotate: Collection[str], certificates: Certificates | None = None
+    found: Authority,
+    out: Path,
+    url: str,
+    rotate: Collection[str],
+    certificates: Certificates | None = None,
+    *,
+    tokens: bool = False,
 ) -> Mint:
     """Return what would be written in operator mode."""
     _check_names(found, rotate, certificates)
     mint = Mint(out)
-    mint.team(found.accounts, rotate)
+    by_token = found.rights if tokens or mint.takes_tokens else ()  # no operators: a key of tokens is no master key
+    mint.team(found.accounts, rotate, by_token=by_token)
     for name, text in found.files(out.resolve(), url, None, tls=certificates is not None).items():
         if name != OURS_ONCE or mint.text(name) is None:
             mint.put(name, text)

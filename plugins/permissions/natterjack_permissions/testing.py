@@ -22,6 +22,7 @@ def secured_broker(
     operators: Collection[str] = (),
     *,
     operator_mode: bool = False,
+    by_token: Collection[str] = (),
 ) -> Iterator[tuple[NatsServer, Server]]:
     """Start one that grants each principal this, and operators all; yield it, and how all of them log in.
 
@@ -30,11 +31,12 @@ def secured_broker(
         folder: Where the keys go.
         operators: Who may do all, beside the operator.
         operator_mode: Whether accounts are tokens that an operator has signed.
+        by_token: Who is let in by a token of the team then, once a callout service runs.
     """
     found = star(granted, operators)
     if operator_mode:
         mint = Mint(folder)
-        mint.team(found, resolver=str(folder.resolve() / "resolver"))
+        mint.team(found, resolver=str(folder.resolve() / "resolver"), by_token=by_token)
         mint.write()
         with NatsServer((folder / "accounts.conf").read_text()) as server:
             yield server, Server(server.url, keys=str(folder / KEYS))

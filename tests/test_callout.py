@@ -1,0 +1,262 @@
+"""The callout: principals log in by tokens of the team, and each may what it may by its own key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from natterjack import (
+    Bus,
+    ConfigError,
+    ConnectError,
+    CredentialsError,
+    Message,
+    Permissions,
+    RefusedError,
+    Server,
+    Team,
+    Tokens,
+    agent_rights,
+    connect,
+    permissions,
+)
+from natterjack.plugins import Plugins
+from natterjack.provision import provision
+from natterjack.runtime import start_agent
+from natterjack.testing import ScriptedAgent, until
+from natterjack_http import HttpTrigger
+from natterjack_mcp import AuthMiddleware, HasRole, JWTAuth, MCPServer, ToolContext
+from natterjack_mcp.http import Address, serve_http
+from natterjack_permissions.callout import Callout
+from natterjack_permissions.mint import Mint
+from natterjack_permissions.pushes import push
+from natterjack_permissions.sealed import CurveKey, new_seed
+from natterjack_permissions.testing import secured_broker
+
+SECRET = "a secret of thirty-two bytes, or more"
+TOKENS = Tokens(secret=SECRET, audience="team")
+GRANTED = {
+    "ann": Permissions(("agents.ask.bob",), ("_INBOX.ann.>",)),
+    "bob": Permissions(("events.x",), ("_INBOX.bob.>",), ("agents.ask.bob",)),
+}
+
+
+class Door:
+    """A broker that takes tokens, where a callout service runs."""
+
+    def __init__(self, folder: Path, login: Server) -> None:
+        self.folder, self.login = folder, login
+
+    def by(self, token: str, patience: float = 300.0) -> Server:
+        return Server(self.login.url, token=token, prefix=Server.SECURED_PREFIX, patience=patience)
+
+    @asynccontextmanager
+    async def joined(self, who: str, server: Server | None = None) -> AsyncIterator[Bus]:
+        bus = await Bus.connect(server or self.by(TOKENS.mint(who)), principal=who)
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+    @asynccontextmanager
+    async def callout(self) -> AsyncIterator[Callout]:
+        service = Callout(self.folder, TOKENS)
+        await service.start(self.login.url)
+        try:
+            yield service
+        finally:
+            await service.stop()
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    folder = tmp_path_factory.mktemp("door")
+    with secured_broker(GRANTED, folder, operator_mode=True, by_token=GRANTED) as (_, login):
+        yield Door(folder, login)
+
+
+async def test_who_shows_a_token_may_what_its_key_may_and_is_known(door: Door) -> None:
+    askers: list[str] = []
+    async with door.callout(), door.joined("ann") as ann, door.joined("bob") as bob:
+
+        async def answer(message: Message) -> None:
+            askers.append(bob.envelope_of(message).source)
+            await bob.publish(message.reply, b"hello")
+
+        await bob.subscribe("agents.ask.bob", answer)
+        forged = {"Nats-Request-Info": '{"acc": "P-operator", "name_tag": "operator"}', "Natterjack": "s=operator"}
+        assert (await ann.request("agents.ask.bob", b"?", timeout=5, headers=forged)).data == b"hello"
+        async with door.joined("ann", door.login) as keyed:
+            await keyed.request("agents.ask.bob", b"?", timeout=5)
+        assert askers == ["ann", "ann"]
+        for bus, subject in (
+            (ann, "events.x"),
+            (bob, "agents.ask.ann"),
+            (bob, "events.y"),
+            (bob, "$SYS.REQ.USER.AUTH"),
+        ):
+            with pytest.raises(RefusedError):
+                await bus.request(subject, b"", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        (TOKENS.mint("operator"), "'operator' is not let in by a token"),
+        (TOKENS.mint("core"), "'core' is not let in by a token"),
+        (TOKENS.mint("sys"), "'sys' is not let in by a token"),
+        (TOKENS.mint("../P-ann"), "'../P-ann' is not let in by a token"),
+        (TOKENS.mint("nobody"), "'nobody' is not let in by a token"),
+        (Tokens(secret=SECRET[::-1], audience="team").mint("ann"), "its signature does not fit the key"),
+        (Tokens(secret=SECRET, audience="other").mint("ann"), "it is for another audience"),
+        ("garbage", "it is malformed"),
+    ],
+)
+async def test_who_shows_another_one_is_kept_out(
+    door: Door, caplog: pytest.LogCaptureFixture, token: str, why: str
+) -> None:
+    async with door.callout():
+        with pytest.raises(CredentialsError, match=r"refuses these credentials .*Put another token into NATS_TOKEN"):
+            await Bus.connect(door.by(token), principal="ann")
+    (told,) = (record.message for record in caplog.records if record.name == "natterjack.callout")
+    assert told.startswith("refused  natterjack ann from 127.0.0.1")
+    assert why in told
+    assert token not in caplog.text
+
+
+async def test_who_shows_nothing_is_kept_out(door: Door) -> None:
+    async with door.callout():
+        with pytest.raises(CredentialsError):
+            await Bus.connect(Server(door.login.url), principal="ann")
+
+
+async def test_a_connection_ends_with_its_token_and_goes_on_with_another(door: Door, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKENS.mint("ann", expires=3))
+    again: list[bool] = []
+    async with (
+        door.callout(),
+        door.joined("ann", door.by(f"file:{file}")) as ann,
+        ann.reconnects(lambda: again.append(True)),
+    ):
+        await until(lambda: not ann.connected)
+        file.write_text(TOKENS.mint("ann"))
+        await until(lambda: again)
+        await ann.flush()
+
+
+async def test_who_has_an_ended_token_is_told(door: Door) -> None:
+    token = TOKENS.mint("ann", expires=2)
+    async with door.callout():
+        async with door.joined("ann", door.by(token, patience=0.5)) as ann:
+            assert await until(ann.closed.is_set)
+            assert "(user authentication expired). It ended at 20" in ann.reason
+            assert "Put another token into NATS_TOKEN, e.g. of `natterjack token mint`" in ann.reason
+        with pytest.raises(CredentialsError, match="It ended at 20"):
+            await Bus.connect(door.by(token), principal="ann")
+
+
+async def test_whose_tokens_are_revoked_is_closed_out_at_once(door: Door) -> None:
+    old = TOKENS.mint("ann")
+    async with door.callout(), door.joined("ann", door.by(old, patience=0.5)) as ann, door.joined("bob") as bob:
+        mint = Mint(door.folder)
+        mint.revoke("ann")
+        mint.write()
+        await push(door.login.url, mint)
+        assert await until(ann.closed.is_set)
+        with pytest.raises(CredentialsError):
+            await Bus.connect(door.by(old), principal="ann")
+        await bob.flush()
+        await until(lambda: time.time() > mint.revoked("ann") + 1)
+        async with door.joined("ann") as back:
+            await back.flush()
+
+
+async def test_without_a_service_nobody_new_comes_in_and_all_others_stay(door: Door) -> None:
+    async with door.callout(), door.joined("bob") as bob:
+        assert bob.connected
+    async with door.callout() as service, door.joined("bob") as bob:
+        await service.stop()
+        with pytest.raises(ConnectError):
+            await Bus.connect(replace(door.by(TOKENS.mint("ann")), patience=0), principal="ann")
+        await bob.flush()
+        async with door.callout(), door.joined("ann") as ann:
+            await ann.flush()
+
+
+def test_what_a_key_seals_only_the_other_opens() -> None:
+    one, other, third = (CurveKey(new_seed()) for _ in range(3))
+    sealed = one.seal(b"a token", other.public)
+    assert other.open(sealed, one.public) == b"a token"
+    for key, sender, data in (
+        (third, one, sealed),
+        (other, third, sealed),
+        (other, one, sealed[:20]),
+        (other, one, b""),
+    ):
+        with pytest.raises(ConfigError, match="not sealed for this key"):
+            key.open(data, sender.public)
+    with pytest.raises(ConfigError, match="malformed"):
+        CurveKey("SXAA")
+
+
+KIND = "natterjack.testing.agents:ScriptedAgent"
+
+
+async def test_one_token_is_good_for_nats_for_mcp_and_for_http(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", SECRET)
+    caplog.set_level("INFO", "natterjack.tools")
+    http = {"http": {"listen": "127.0.0.1:0", "key": "env:TEAM_KEY", "audience": "team"}}
+    agents = {"researcher": {"kind": KIND, "on": [http]}}
+    team = Team.model_validate({"name": "desk", "agents": agents, "users": {"ann": {"asks": ["researcher"]}}})
+    plugins = Plugins.load()
+    granted = {name: permissions(name, rights) for name, rights in agent_rights(team.closed(), plugins).items()}
+    tools = MCPServer("desk")
+    tools.middleware = [AuthMiddleware(JWTAuth(SECRET, audience="team"))]
+
+    @tools.tool(guards=[HasRole("reader")])
+    async def whoami(ctx: ToolContext) -> str:
+        return ctx.caller.name
+
+    token = TOKENS.mint("ann", roles=["reader"])
+    with secured_broker(granted, tmp_path, operator_mode=True, by_token=granted) as (_, login):
+        door = Door(tmp_path, login)
+        async with AsyncExitStack() as stack:
+            await provision(await stack.enter_async_context(door.joined("operator", login)), team, plugins)
+            await stack.enter_async_context(door.callout())
+            host, context = await start_agent("researcher", login, plugins=plugins)
+            stack.push_async_callback(context.close)
+            stack.push_async_callback(host.stop, 5.0)
+            (url,) = (trigger.url for trigger in host._triggers if isinstance(trigger, HttpTrigger))
+            serving = asyncio.create_task(serve_http(tools, Address("127.0.0.1", 0)))
+            stack.callback(serving.cancel)
+
+            ann = await stack.enter_async_context(connect(door.by(token), name="ann"))
+            assert await ann.ask_peer("researcher", "What is new?") == ""
+
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = await (await stack.enter_async_context(httpx.AsyncClient(headers=headers))).post(
+                f"{url}/ask", json={"question": "What is new?"}
+            )
+            assert answer.json()["answer"] == ""
+            agent = host._agent
+            assert isinstance(agent, ScriptedAgent)
+            assert [each.caller for each in agent.contexts] == ["ann", "ann"]
+
+            (served,) = await until(lambda: [each for each in caplog.messages if "is served at" in each])
+            http_client = await stack.enter_async_context(httpx2.AsyncClient(headers=headers))
+            transport = streamable_http_client(served.rpartition(" ")[2], http_client=http_client)
+            client = await stack.enter_async_context(Client(transport))
+            assert (await client.call_tool("whoami", {})).structured_content == {"result": "ann"}

@@ -105,6 +105,7 @@ def team_up(folder: Path, server: NatsServer) -> Iterator[None]:
             assert process.wait(30) == 0, (folder / "log").read_text()
 
 
+@pytest.mark.open_mode(reason="the nats command has no key")
 async def test_first_team_answers_what_the_readme_shows(tmp_path: Path, own_server: NatsServer) -> None:
     with team_up(tmp_path, own_server):
         await until(lambda: "\nready" in (tmp_path / "log").read_text(), timeout=30)
@@ -146,6 +147,7 @@ def in_background(line: str, server: NatsServer) -> Iterator[None]:
 
 
 @pytest.mark.skipif(shutil.which("nats") is None, reason="the nats command is not installed")
+@pytest.mark.open_mode(reason="the nats command has no key")
 async def test_a_shell_line_is_a_peer(tmp_path: Path, own_server: NatsServer) -> None:
     line = next(each for each in console_lines() if each.startswith("nats reply"))
     ask = [*COMMAND, "ask", "clock", "now?", "--server", own_server.url]

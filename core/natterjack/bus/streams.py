@@ -44,6 +44,8 @@ WRONG_LAST: Final = (10071, 10164)
 AWAY: Final = (RequestTimeoutError, DisconnectedError, NoRespondersError)
 """What a store meets while its server is away, or its stream's leader is being elected: it is tried again."""
 
+_UNDER_WAY: Final = 10158
+"""A try before this one is not yet on enough servers of a cluster; what becomes of it is heard by another try."""
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 
@@ -374,6 +376,7 @@ def stored(subject: str, reply: Message) -> Stored:
 
     Raises:
         NoRespondersError: No stream captures the subject, or its leader is being elected.
+        RequestTimeoutError: A try before this one is under way.
         ConflictError: An expectation did not hold.
         StreamError: The stream refuses.
         BrokerError: Somebody else answered.
@@ -392,4 +395,6 @@ def stored(subject: str, reply: Message) -> Stored:
     if refusal.code in WRONG_LAST:
         msg = f"{subject!r} was written by somebody else meanwhile ({refusal.description})"
         raise ConflictError(msg)
+    if refusal.code == _UNDER_WAY:
+        raise RequestTimeoutError(subject, _REPLY)
     raise refusal

@@ -167,7 +167,8 @@ def overlap(one: str, other: str) -> bool:
 def widest(patterns: Iterable[str]) -> list[str]:
     """Return the patterns that no other of them covers: a stream's subjects must not overlap."""
     given = list(dict.fromkeys(patterns))
-    return [each for each in given if not any(each != other and matches(other, each) for other in given)]
+    wild = [each for each in given if is_wild(each)]
+    return [each for each in given if not any(each != other and matches(other, each) for other in wild)]
 
 
 # Events, messages, inboxes: published here …

@@ -1,7 +1,6 @@
 """The only speller of subjects: names, patterns, and every subject of the system.
 
-The left column of the table in the README is what publishers use; what a stream stores carries the
-*principal* who published. One account is one team, so no subject carries the team's name.
+Publishers use the left column of the README's table; what a stream stores carries the *principal*. One account is one team.
 """
 
 from __future__ import annotations
@@ -166,8 +165,8 @@ def overlap(one: str, other: str) -> bool:
 
 def widest(patterns: Iterable[str]) -> list[str]:
     """Return the patterns that no other of them covers: a stream's subjects must not overlap."""
-    given = list(dict.fromkeys(patterns))
-    wild = [each for each in given if is_wild(each)]
+    given = dict.fromkeys(patterns)
+    wild = list(filter(is_wild, given))
     return [each for each in given if not any(each != other and matches(other, each) for other in wild)]
 
 

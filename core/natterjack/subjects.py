@@ -1,6 +1,6 @@
 """The only speller of subjects: names, patterns, and every subject of the system.
 
-Publishers use the left column of the README's table; what a stream stores carries the *principal*. One account is one team.
+Publishers use the left column of the README's table; what a stream stores has the *principal*. One account is one team.
 """
 
 from __future__ import annotations

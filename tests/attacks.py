@@ -143,7 +143,7 @@ Begin = Callable[[Path], AbstractContextManager[Ground]]
 
 def granted() -> dict[str, Permissions]:
     """What the principals of the team may do."""
-    return {name: permissions(name, rights) for name, rights in agent_rights(TEAM.closed()).items()}
+    return {name: permissions(name, rights, attested=True) for name, rights in agent_rights(TEAM.closed()).items()}
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def reflected() -> list[str]:
         "CORE.API.CONSUMER.MSG.NEXT.EVENTS.researcher=event-research+start",
         "CORE.API.DIRECT.GET.KV_context",
         "CORE.API.DIRECT.GET.KV_context.$KV.context.status",
-        "CORE.API.DIRECT.GET.EVENTS",
+        "CORE.API.DIRECT.GET.EVENTS.stored.events.researcher.research.x",
         "CORE.API.DIRECT.GET.KV_team.$KV.team.team",
         "CORE.API.DIRECT.GET.JOURNAL.journal.researcher.x.1",
         "$KV.context.findings.x",

@@ -64,7 +64,10 @@ def test_all_enforcers_say_the_same(agents: dict[str, Any], what: str, roles: di
     team = team_of(agents, roles)
     closed = team.closed()
     rights = agent_rights(closed, PLUGINS)
-    accounts = {each.principal: each for each in star({name: permissions(name, all) for name, all in rights.items()})}
+    accounts = {
+        each.principal: each
+        for each in star({name: permissions(name, all, attested=True) for name, all in rights.items()})
+    }
     guard = PermissionGuard()
     guard.load(closed.rules(), closed.governed())
 

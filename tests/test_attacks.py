@@ -13,7 +13,7 @@ import pytest
 
 from natterjack import Message, Server, agent_rights, permissions
 from natterjack.bus import Bus
-from natterjack.errors import PeerBusyError
+from natterjack.errors import ConflictError, PeerBusyError, RefusedError
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.service import discover
@@ -198,3 +198,39 @@ async def test_others_live_while_it_floods(broker: Broker) -> None:
             return False
 
     await until(answers, timeout=20)
+
+
+async def test_ids_that_it_guesses_keep_nobody_out(broker: Broker) -> None:
+    """Neither the broker nor an agent takes what others send under an id for what the researcher sent under it."""
+    for headers in ({"Nats-Msg-Id": "delivery-1"}, {"Natterjack-Id": "delivery-1"}):
+        await broker.attacker.request("events.research.complete", b'"forged"', headers=headers, timeout=5)
+    await broker.analyst.handled(1)
+    await broker.client.event_bus.emit("research.complete", "real", id="delivery-1")
+    again = await broker.client.event_bus.emit("research.complete", "real", id="delivery-1")
+    with pytest.raises(ConflictError):
+        await broker.client.event_bus.emit("research.complete", "other", id="delivery-1")
+    with pytest.raises(ConflictError):
+        await broker.client.event_bus.emit("research.later", "real", id="delivery-1")
+    later = await broker.client.event_bus.emit("research.complete", "more", id="delivery-2")
+    assert await broker.client.event_bus.emit("research.complete", "real", id="delivery-1") == again < later
+
+    def real() -> list[tuple[object, str]]:
+        return [(event.data, event.id) for event in broker.analyst.events if event.source == "operator"]
+
+    await until(lambda: len(real()) == 2)
+    assert real() == [("real", "delivery-1"), ("more", "delivery-2")]
+    assert {event.data for event in broker.analyst.events if event.source == "researcher"} == {"forged"}
+
+
+async def test_it_reads_back_only_what_it_has_emitted(broker: Broker) -> None:
+    await broker.attacker.store("events.research.x", b'"mine"')
+    found = await broker.attacker.last("EVENTS", "stored.events.researcher.research.x")
+    assert found is not None
+    assert found.data == b'"mine"'
+    for read in (
+        broker.attacker.at("EVENTS", 1),
+        broker.attacker.last("EVENTS", "stored.events.operator.research.start"),
+        broker.attacker.at("MESSAGES", 1),
+    ):
+        with pytest.raises(RefusedError):
+            await read

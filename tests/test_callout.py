@@ -222,7 +222,9 @@ async def test_one_token_is_good_for_nats_for_mcp_and_for_http(
     agents = {"researcher": {"kind": KIND, "on": [http]}}
     team = Team.model_validate({"name": "desk", "agents": agents, "users": {"ann": {"asks": ["researcher"]}}})
     plugins = Plugins.load()
-    granted = {name: permissions(name, rights) for name, rights in agent_rights(team.closed(), plugins).items()}
+    granted = {
+        name: permissions(name, rights, attested=True) for name, rights in agent_rights(team.closed(), plugins).items()
+    }
     tools = MCPServer("desk")
     tools.middleware = [AuthMiddleware(JWTAuth(SECRET, audience="team"))]
 

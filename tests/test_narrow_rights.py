@@ -194,7 +194,7 @@ class Narrow:
 
 @pytest.fixture(params=["one account", "an account each"])
 def server(request: pytest.FixtureRequest, plugins: Plugins, tmp_path: Path) -> Iterator[Narrow]:
-    granted = agent_permissions(TEAM, plugins)
+    granted = agent_permissions(TEAM, plugins, attested=request.param == "an account each")
     if request.param == "one account":
         with NatsServer(narrow_config(granted)) as server:
             yield Narrow(server, partial(login_of, server))

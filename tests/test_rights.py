@@ -24,9 +24,9 @@ def may_subscribe(granted: Permissions, subject: str) -> bool:
     return any(subjects.matches(pattern, subject) for pattern in (*granted.subscribe, *granted.serve))
 
 
-def test_without_rights_a_principal_reads_the_team_and_hears_its_replies() -> None:
+def test_without_rights_a_principal_reads_the_team_hears_its_replies_and_writes_its_audit() -> None:
     granted = permissions("writer", [])
-    assert granted.publish == ("$JS.API.DIRECT.GET.KV_team.$KV.team.>",)
+    assert granted.publish == ("$JS.API.DIRECT.GET.KV_team.$KV.team.>", "audit.writer.*.*")
     assert granted.subscribe == ("_INBOX.writer.>",)
 
 
@@ -112,3 +112,20 @@ def test_rights_end_at_the_name(own: str, other: str) -> None:
     granted = permissions("writer", [Right("write", own), Right("emit", own), Right("ask", own)])
     for subject in (subjects.key("context", other), subjects.event(other), subjects.ask(other)):
         assert may_publish(granted, subject) == (own == other)
+
+
+def test_where_authors_are_attested_one_reads_back_only_ones_own() -> None:
+    rights = [Right("emit", "a"), Right("publish", "b"), Right("inject", "x.c")]
+    assert may_publish(permissions("writer", rights), "$JS.API.DIRECT.GET.EVENTS")
+    narrow = permissions("writer", rights, attested=True)
+    for stream, subject in (
+        ("EVENTS", "stored.events.{}.a"),
+        ("MESSAGES", "stored.messages.{}.b"),
+        ("INBOX", "stored.inbox.x.{}.c"),
+    ):
+        assert not may_publish(narrow, f"$JS.API.DIRECT.GET.{stream}")
+        assert may_publish(narrow, f"$JS.API.DIRECT.GET.{stream}.{subject.format('writer')}")
+        assert not may_publish(narrow, f"$JS.API.DIRECT.GET.{stream}.{subject.format('editor')}")
+    assert may_publish(
+        permissions("writer", [*rights, Right("replay", "a")], attested=True), "$JS.API.DIRECT.GET.EVENTS"
+    )

@@ -25,7 +25,7 @@ from natterjack.errors import (
     RequestTimeoutError,
     RunFailedError,
 )
-from natterjack.events import EventBus
+from natterjack.events import EventBus, authored
 from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
@@ -315,7 +315,7 @@ class TeamClient:
             self._known.add(agent)
         identity = self.bus.new_id()
         await self.event_bus.send("inject", f"{agent}.{kind}", dict(event), Envelope(), identity)
-        return Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, self.bus)
+        return Run(run_id(subjects.INBOX, authored(identity, self.bus.author), agent, "inbox"), agent, self.bus)
 
 
 def find_server(server: str | Server | None = None) -> Server:

@@ -24,7 +24,7 @@ from natterjack.messages import Envelope
 HEADER: Final = "Natterjack"
 MSG_ID: Final = "Nats-Msg-Id"
 EVENT_ID: Final = "Natterjack-Id"
-"""Header with the id of an event that comes without its deduplication id, because it was held for a time."""
+"""Header with the id of an event whose deduplication id is another, or is gone because it was held for a time."""
 ERROR: Final = "Nats-Service-Error"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 
@@ -41,7 +41,7 @@ def is_deletion(headers: Mapping[str, str]) -> bool:
 
 def id_in(headers: Mapping[str, str]) -> str:
     """Return the id that an event's sender gave it, or an empty text."""
-    return headers.get(MSG_ID) or headers.get(EVENT_ID, "")
+    return headers.get(EVENT_ID) or headers.get(MSG_ID, "")
 
 
 def encode(value: object) -> bytes:

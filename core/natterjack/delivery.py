@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from natterjack import durable
 from natterjack.bus import Consumer, Message, Place, place_of, stored
 from natterjack.causes import cause_of, seen_once
-from natterjack.codec import id_in
 from natterjack.components import Entry
 from natterjack.coroutines import Begun, WorkQueue, entered, is_cancelled
 from natterjack.dead import DeadLetter, bury
 from natterjack.errors import BrokerError, DisconnectedError, FencedError, LoopError, NatterjackError, PayloadError
-from natterjack.events import event_id, payload_of, read_event
+from natterjack.events import event_id, identity_of, payload_of, read_event
 from natterjack.facilities import Facilities
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.ordering import ELSEWHERE, GROUP, WINDOW, Lanes, key_of
@@ -194,8 +193,7 @@ class Delivery:
             del self.running[run]
 
     def _run_id(self, message: Message, place: Place) -> str:
-        # No header begins with a line break: an event of the id "42" is not taken for number 42, which has none.
-        identity = id_in(message.headers or {}) or f"\n{place.sequence}"
+        identity = identity_of(message, place.sequence)
         return run_id(place.stream, identity, self._facilities.agent, self._label)
 
     async def _run(self, message: Message, place: Place, event: Event, envelope: Envelope, run: str) -> None:

@@ -114,6 +114,18 @@ def beginning(since: Since | None) -> tuple[int, datetime | None]:
     return max(1, since or 1), None
 
 
+def authored(id: str, principal: str) -> str:
+    """Return an id that is of one principal alone, if the broker attests principals: nobody takes another's."""
+    return id if principal in ("", subjects.ANYONE) else f"{principal}\n{id}"
+
+
+def identity_of(message: Message, sequence: int) -> str:
+    """Return what no other event of its stream has: where authors are attested, none but its author can make it."""
+    # No header begins with a line break: an event of the id "42" is not taken for number 42, which has none.
+    identity = codec.id_in(message.headers or {}) or f"\n{sequence}"
+    return authored(identity, subjects.split_stored(message.subject)[0])
+
+
 def event_id(message: Message, sequence: int) -> str:
     """Return the deduplication id of an event, else its sequence; one of extreme length goes by its digest."""
     return _id_in(message.headers or {}, sequence)
@@ -222,7 +234,10 @@ class EventBus:
         headers = {codec.HEADER: codec.pack(envelope)}
         if delay and (seconds := seconds_of(delay)):
             return await self._hold(kind, payload, headers, id or self._bus.new_id(), seconds, repeats=repeats)
-        stored = await self._bus.store(subject, payload, headers=headers, id=id)
+        sealed = id
+        if id is not None and self._bus.server.attests:
+            sealed, headers[codec.EVENT_ID] = self._bus.seal(id), id
+        stored = await self._bus.store(subject, payload, headers=headers, id=sealed)
         if stored.duplicate and id is not None:
             await self._check_ours(stream, stored, subject, None if repeats else payload, id)
         return stored
@@ -257,14 +272,20 @@ class EventBus:
     async def _check_ours(
         self, stream: str, stored: Stored, subject: str, payload: bytes | None, event_id: str
     ) -> None:
-        """Deduplication ids are stream-wide: make sure that the stored message is this one [R6]."""
-        found = await self._bus.at(stream, stored.sequence)
-        if found is None:  # handled, and so gone from its inbox
+        """Deduplication ids are stream-wide: make sure that the stored message is this one [R6].
+
+        Where the broker attests authors, the id is this one's in any case, and the last of its own on this subject is
+        all that it may read: one that came after it, or was handled and is gone, is not compared.
+        """
+        place, attested = subjects.stored_as(subject, self._bus.author), self._bus.server.attests
+        found = await (self._bus.last(stream, place) if attested else self._bus.at(stream, stored.sequence))
+        headers = (found and found.headers) or {}
+        sequence = int(headers.get("Nats-Sequence", 0))
+        if sequence != stored.sequence and (not attested or stream == subjects.INBOX or sequence > stored.sequence):
             return
-        headers = found.headers or {}
         source = codec.unpack(headers.get(codec.HEADER)).source
-        same = subjects.published(headers["Nats-Subject"]) == subject
-        if not same or payload not in (None, found.data) or source != self._bus.principal:
+        same = headers.get("Nats-Subject") == place and found and payload in (None, found.data)
+        if not same or sequence != stored.sequence or source != self._bus.principal:
             msg = f"id {event_id!r} already belongs to another event (sequence {stored.sequence}, from {source!r})"
             raise ConflictError(msg)
 

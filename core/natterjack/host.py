@@ -25,7 +25,7 @@ from natterjack.coroutines import through
 from natterjack.delivery import CAUSALITY_WAIT, Delivery
 from natterjack.durable import answered_before, cancel_if_told, end_answer
 from natterjack.errors import NatterjackError, StartError, described
-from natterjack.events import EventBus, bounded
+from natterjack.events import EventBus, authored, bounded
 from natterjack.expiry import Expiry
 from natterjack.facilities import Facilities
 from natterjack.guards import Guards
@@ -279,7 +279,7 @@ class AgentHost:
         # Ids are stream-wide [R6].
         own = None if id is None else bounded(f"{subjects.durable(self.name, trigger.label)}:{id}")
         if lasting and own is not None:
-            run = run_id(subjects.INBOX, own, self.name, "inbox")
+            run = run_id(subjects.INBOX, authored(own, self.bus.author), self.name, "inbox")
             if await self._facilities.journal.has(self.name, run):
                 return 0
         if isinstance(data, PlainMessage):

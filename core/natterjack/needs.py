@@ -61,6 +61,7 @@ def agent_rights(team: Team, plugins: Plugins | None = None) -> dict[str, list[R
     return granted
 
 
-def agent_permissions(team: Team, plugins: Plugins | None = None) -> dict[str, Permissions]:
-    """Return the same as narrow NATS permissions in one account; see `agent_rights`."""
-    return {name: permissions(name, rights) for name, rights in agent_rights(team, plugins).items()}
+def agent_permissions(team: Team, plugins: Plugins | None = None, *, attested: bool = False) -> dict[str, Permissions]:
+    """Return the same as narrow NATS permissions; see `agent_rights`, and `permissions` for `attested`."""
+    granted = agent_rights(team, plugins)
+    return {name: permissions(name, rights, attested=attested) for name, rights in granted.items()}

@@ -227,8 +227,18 @@ _SUBJECTS: Final[dict[Verb, Callable[[str], _Granted]]] = {
 }
 
 
-def permissions(principal: str, rights: Iterable[Right]) -> Permissions:
+_LOGS: Final = {
+    subjects.EVENTS: "events.>",
+    subjects.MESSAGES: "messages.>",
+    subjects.INBOX: "inbox.*.>",
+}
+"""Streams of what is published under an id, which may be there already."""
+
+
+def permissions(principal: str, rights: Iterable[Right], *, attested: bool = False) -> Permissions:
     """Return the subject permissions that grant a principal exactly these rights in one account.
+
+    Where the broker attests authors, who publishes reads back its own only.
 
     Every principal also reads the team's definition, receives replies in its own inbox, and writes down what it is
     refused.
@@ -237,9 +247,15 @@ def permissions(principal: str, rights: Iterable[Right]) -> Permissions:
     publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
     publish.add(subjects.audit(principal, "*", "*"))
     subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()
+    rights = list(rights)
     for right in rights:
         granted = _SUBJECTS[right.verb](right.what)
         publish.update(granted.publish)
         subscribe.update(granted.subscribe)
         serve.update(granted.serve)
+    for stream, published in _LOGS.items() if attested else ():
+        whole = f"{_API}.DIRECT.GET.{stream}"
+        if whole in publish and not (stream == subjects.EVENTS and any(right.verb == "replay" for right in rights)):
+            publish.remove(whole)
+            publish.add(f"{whole}.{subjects.stored_as(published, principal)}")
     return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)), tuple(sorted(serve)))

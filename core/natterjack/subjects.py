@@ -250,11 +250,11 @@ def split_stored(subject: str) -> tuple[str, str]:
     return tokens[at], ".".join(tokens[at + 1 :])
 
 
-def published(stored: str) -> str:
-    """Return the subject on which a stored event, message or inbox subject was published."""
-    _, root, *tokens = stored.split(".")
-    del tokens[1 if root == "inbox" else 0]
-    return ".".join((root, *tokens))
+def stored_as(subject: str, principal: str) -> str:
+    """Return where it is stored what a principal publishes on a subject of events, messages or an inbox."""
+    root, *tokens = subject.split(".")
+    tokens.insert(1 if root == "inbox" else 0, principal)
+    return ".".join(("stored", root, *tokens))
 
 
 # Peers

@@ -137,7 +137,7 @@ def guest(name: str) -> Permissions:
     """Return what somebody may do who is in no team: all that an agent may that says nothing, and look after others."""
     rights = [Right(verb, name) for verb in ("serve", "journal", "bury", "delay", "park", "converse", "provide")]
     rights += [Right(verb, ">") for verb in ("emit", "publish", "write", "read", "hear", "replay")]
-    own, everything = permissions(name, [*rights, Right("ask", "*")]), _all(name)
+    own, everything = permissions(name, [*rights, Right("ask", "*")], attested=True), _all(name)
     publish, serve = {*own.publish, *everything.publish}, {*own.serve}
     # Who asks all others who they are cannot be asked that by them: imports must not go in a circle.
     if name == STRANGER:
@@ -178,4 +178,4 @@ def needs(team: Team, plugins: Plugins, guests: Iterable[str]) -> dict[str, Perm
     except Exception:  # which the start of the agent tells in its own words
         return {}
     calls = [Right("call", guest) for guest in guests]
-    return {name: permissions(name, [*each, *calls]) for name, each in rights.items()}
+    return {name: permissions(name, [*each, *calls], attested=True) for name, each in rights.items()}

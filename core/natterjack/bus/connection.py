@@ -8,6 +8,7 @@ twice, and closing that never hangs.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -27,7 +28,9 @@ from natterjack.bus.streams import Streams, too_large
 from natterjack.bus.subscription import Attempt, Subscription
 from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError
 from natterjack.server import Server
+from natterjack.subjects import ANYONE
 
+_SEAL: Final = "natterjack: deduplication ids"
 log = logging.getLogger("natterjack.bus")
 
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
@@ -58,6 +61,7 @@ class Bus(Streams):
         self._on_slow: dict[int, Callable[[], None]] = {}
         self._last_error: Exception | None = None
         self._complaint = ""
+        self._seal: bytes | None = None
 
     # Connecting and closing
 
@@ -115,6 +119,20 @@ class Bus(Streams):
         self._connected.clear()
         if not self._gone.done():
             self._gone.set_result(None)
+
+    @property
+    def author(self) -> str:
+        """As whose the broker stores what it publishes."""
+        return self.principal if self.server.attests else ANYONE
+
+    def seal(self, id: str) -> str:
+        """Return a deduplication id that only this principal can make; the same for each of its processes.
+
+        Deduplication ids are of a whole stream: who used another's first would keep that one's event out [R6].
+        """
+        if self._seal is None:
+            self._seal = self._nc.secret(_SEAL)
+        return hashlib.blake2b(id.encode(), key=self._seal, digest_size=16).hexdigest()
 
     async def close(self, timeout: float = 5.0) -> None:
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""

@@ -7,7 +7,9 @@ to a plain function without a queue and a task, and written without a coroutine.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import secrets
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -228,6 +230,14 @@ class RawClient(Client):
                 msg = f"no {'credentials' if self._user_credentials else 'key'} {UNREADABLE} {file}: {error}"
                 raise nats.errors.Error(msg) from error
         return super()._connect_command()
+
+    def secret(self, purpose: str) -> bytes:
+        """Return 32 bytes that only who logs in as this client does can make, the same each time."""
+        shown = self.options.get("token") or self.options.get("password")
+        if self._signature_cb is not None:
+            shown = self._signature_cb(purpose)
+        given = shown.encode() if isinstance(shown, str) else bytes(shown or secrets.token_bytes(32))
+        return hashlib.blake2b(given, person=b"natterjack", digest_size=32).digest()
 
     async def _attempt_reconnect(self) -> None:
         try:

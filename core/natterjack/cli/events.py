@@ -24,7 +24,7 @@ from natterjack.cli.output import local, note, one_line, text_of, write, write_j
 from natterjack.cli.run import asynchronous, run
 from natterjack.client import Run, TeamClient
 from natterjack.errors import nearest
-from natterjack.events import Since
+from natterjack.events import Since, authored
 from natterjack.messages import Envelope, Event, run_id
 from natterjack.provision import stored_team
 from natterjack.subjects import matches
@@ -92,7 +92,7 @@ async def _emit_to(
     await check_agent(client, agent)
     identity = id or client.bus.new_id()
     stored = await client.event_bus.send("inject", f"{agent}.{type}", value, Envelope(), identity)
-    started = Run(run_id(subjects.INBOX, identity, agent, "inbox"), agent, client.bus)
+    started = Run(run_id(subjects.INBOX, authored(identity, client.bus.author), agent, "inbox"), agent, client.bus)
     told = {"agent": agent, "type": type, "run": started.id, "sequence": stored.sequence}
     if timeout is None:
         text = f"stored for {agent}: event {type} (sequence {stored.sequence}, run {started.id})"

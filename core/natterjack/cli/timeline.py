@@ -76,7 +76,7 @@ class RunSummary:
         self.event = "ask" if self._asked else ""
         if "subject" in data:
             self.event = subjects.split_stored(data["subject"])[1]
-            self.event_id = data.get("headers", {}).get(codec.MSG_ID) or str(data.get("sequence", ""))
+            self.event_id = codec.id_in(data.get("headers", {})) or str(data.get("sequence", ""))
 
     def _state(self, kind: str) -> str:
         if kind in ENDINGS:

@@ -77,7 +77,7 @@ def authority(team: Team) -> Authority:
         PluginError: A plugin that it needs is not installed.
     """
     rights = {name: tuple(sorted(set(each))) for name, each in agent_rights(team.closed()).items()}
-    granted = {name: permissions(name, each) for name, each in rights.items()}
+    granted = {name: permissions(name, each, attested=True) for name, each in rights.items()}
     operators = tuple(sorted(name for name, user in team.users.items() if user.operator))
     return Authority(rights, operators, tuple(star(granted, operators)))
 

@@ -129,6 +129,28 @@ async def test_accounts_come_and_go_and_an_ask_under_way_is_answered(tmp_path: P
 
 
 @pytest.mark.full
+async def test_what_a_reload_has_only_stored_is_pushed(tmp_path: Path) -> None:
+    """After a SIGHUP a server has the new accounts on its disk, and acts by the old ones."""
+    resolver = str(tmp_path / "resolver")
+    before, after = (Permissions(publish, ("_INBOX.ann.>",)) for publish in ((), ("events.x",)))
+    with secured_broker({"ann": before}, tmp_path, operator_mode=True) as (server, login):
+        ann = await Bus.connect(login, principal="ann")
+        mint = Mint(tmp_path)
+        mint.team(star({"ann": after}), resolver=resolver)
+        mint.write()
+        server.reload((tmp_path / "accounts.conf").read_text())
+        await until(lambda: "Reloaded server configuration" in server.log())
+        with pytest.raises(RefusedError):
+            await ann.request("events.x", timeout=5)
+        mint = Mint(tmp_path)
+        mint.team(star({"ann": after}), resolver=resolver)
+        assert (mint.changed, (await push(server.url, mint))[1]) == ({}, ["P-ann"])
+        with pytest.raises(NoRespondersError):  # it may now, and no stream is there
+            await ann.request("events.x", timeout=5)
+        assert (await push(server.url, mint))[1] == []
+        await ann.close()
+
+
 async def test_a_team_runs_on_it_and_agents_come_and_go_while_it_runs(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:

@@ -59,9 +59,16 @@ class _Pushing:
         return differing
 
     async def _told(self, account: str) -> set[str]:
-        """Return what the servers have of an account; empty: one has nothing."""
-        replies = await self._ask(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"")
-        return {reply.data.decode().strip() for reply in replies}
+        """Return what the servers act by for an account; empty: one has nothing.
+
+        What they have stored may be another: a reload stores what its configuration has, and changes nothing else.
+        """
+        replies = await self._ask(f"$SYS.REQ.ACCOUNT.{account}.INFO", b"")
+        acting = {(orjson.loads(reply.data).get("data") or {}).get("jwt", "") for reply in replies}
+        if "" in acting:  # nobody has asked there for it, so it will act by what is stored
+            stored = await self._ask(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"")
+            acting = (acting - {""}) | {reply.data.decode().strip() for reply in stored}
+        return acting
 
     async def _push(self, name: str, token: str) -> None:
         for reply in await self._ask(_UPDATE, token.encode()):

@@ -128,7 +128,6 @@ async def test_accounts_come_and_go_and_an_ask_under_way_is_answered(tmp_path: P
             await again.flush()
 
 
-@pytest.mark.full
 async def test_what_a_reload_has_only_stored_is_pushed(tmp_path: Path) -> None:
     """After a SIGHUP a server has the new accounts on its disk, and acts by the old ones."""
     resolver = str(tmp_path / "resolver")
@@ -151,6 +150,7 @@ async def test_what_a_reload_has_only_stored_is_pushed(tmp_path: Path) -> None:
         await ann.close()
 
 
+@pytest.mark.full
 async def test_a_team_runs_on_it_and_agents_come_and_go_while_it_runs(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:

@@ -30,8 +30,7 @@ ANYONE: Final = "anyone"
 """What the broker stores as principal where it cannot attest one (open mode)."""
 
 RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
-MAX_NAME: Final = 64
-MAX_SUBJECT: Final = 255
+MAX_NAME, MAX_SUBJECT = 64, 255
 ROOTS: Final = frozenset(
     {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "wake", "audit", "delay", "schedule", "tools"}
 )
@@ -166,8 +165,9 @@ def overlap(one: str, other: str) -> bool:
 def widest(patterns: Iterable[str]) -> list[str]:
     """Return the patterns that no other of them covers: a stream's subjects must not overlap."""
     given = dict.fromkeys(patterns)
-    wild = list(filter(is_wild, given))
-    return [each for each in given if not any(each != other and matches(other, each) for other in wild)]
+    wild = [(other, re.split("[*>]", other, maxsplit=1)[0]) for other in given if is_wild(other)]
+    covered = {e for e in given for other, head in wild if e.startswith(head) and e != other and matches(other, e)}
+    return [each for each in given if each not in covered]
 
 
 # Events, messages, inboxes: published here …

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, NamedTuple
 
 from natterjack import Permissions, Server, matches, widest
@@ -147,6 +148,7 @@ def _account(name: str, permissions: Permissions, served: _Served) -> Account:
     )
 
 
+@cache
 def _is_told(subject: str) -> bool:
     return any(matches(pattern, subject) for pattern in _TOLD)
 

@@ -231,6 +231,8 @@ async def test_it_reads_back_only_what_it_has_emitted(broker: Broker) -> None:
         broker.attacker.at("EVENTS", 1),
         broker.attacker.last("EVENTS", "stored.events.operator.research.start"),
         broker.attacker.at("MESSAGES", 1),
+        broker.attacker.at("INBOX", 1),
+        broker.attacker.last("INBOX", "stored.inbox.writer.operator.x"),
     ):
         with pytest.raises(RefusedError):
             await read

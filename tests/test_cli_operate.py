@@ -46,7 +46,7 @@ def test_provision_prunes_only_when_told(served: Cli) -> None:
     team = served.folder / "team.toml"
     team.write_text(team.read_text().partition("[agents.clumsy]")[0])
     done = served.run("provision")
-    assert "3 consumers and streams are left of agents that are gone; --prune removes them" in done.stderr
+    assert "3 consumers and streams are gone from the team; --prune removes them, with all they hold" in done.stderr
     assert len(served.json("provision", "--prune")["removed"]) == 3
     assert served.json("provision")["left"] == []
 

@@ -277,3 +277,19 @@ async def test_a_rehearsal_says_what_would_be_done_and_does_nothing(bus: Bus) ->
         assert said.created == ["consumer a=event-z on EVENTS"]
         assert "consumer a=event-x on EVENTS" in (said.removed if prune else said.left)
     assert await provision(bus, smaller, PLUGINS, prune=True) == said
+
+
+async def test_what_waits_for_a_removed_agent_and_removed_buckets_is_told_and_goes_with_them(bus: Bus) -> None:
+    agents = {"a": {"kind": "m:A"}, "b": {"kind": "m:B"}}
+    await provision(bus, Team.model_validate({"agents": agents, "buckets": {"budget": {"x": 1}}}), PLUGINS)
+    for number in range(3):
+        await bus.store("inbox.a.go", b"%d" % number)
+    await bus.store("inbox.b.go", b"1")
+    smaller = Team.model_validate({"agents": {"b": agents["b"]}})
+    gone = ["consumer a=inbox on INBOX, for which 3 wait", "consumer a=wake on WAKES", "stream KV_context_budget"]
+    assert sorted((await provision(bus, smaller, PLUGINS)).left) == gone
+    assert (await bus.api("STREAM.INFO.INBOX"))["state"]["messages"] == 4
+    assert sorted((await provision(bus, smaller, PLUGINS, prune=True)).removed) == gone
+    assert (await bus.api("STREAM.INFO.INBOX"))["state"]["messages"] == 1
+    done = await provision(bus, smaller, PLUGINS)
+    assert (done.left, done.removed, done.updated) == ([], [], [])

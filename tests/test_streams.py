@@ -114,6 +114,7 @@ async def test_one_id_is_stored_once(bus: Bus) -> None:
 
 async def test_ids_cannot_be_guessed(bus: Bus) -> None:
     ids = {bus.new_id() for _ in range(100)}
+    assert len({id[:8] for id in ids}) == 100  # who has seen one can guess no other
     assert len(ids) == 100
     assert all(len(found) > 21 for found in ids)
 

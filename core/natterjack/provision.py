@@ -33,6 +33,7 @@ from natterjack.schedules import (
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.stores import ATTESTED, STREAMS, attested, context_stream
 from natterjack.team import Team, check_team
+from natterjack.team.check import CONTEXTS
 from natterjack.team.origins import Origins
 
 log = logging.getLogger("natterjack.provision")
@@ -42,6 +43,8 @@ _PINNED: Final[dict[str, Any]] = {
     "priority_policy": "pinned_client",
     "priority_timeout": int(PIN_TIMEOUT * 10**9),
 }
+MOST_TOLD: Final = 100
+"""Rules that the audit names of a change."""
 ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
 REPLICAS: Final = 3
@@ -61,8 +64,9 @@ class Provisioned:
         created: New.
         updated: Changed.
         kept: There already.
-        removed: Consumers of agents that are no longer in the team, and streams of events that they delayed; and in any
-            case the schedules that no trigger has any more.
+        removed: Consumers of agents that are no longer in the team, with what waited for them, streams of events that
+            they delayed, and buckets that the team has no more; and in any case the schedules that no trigger has any
+            more.
         left: Such consumers and streams, where they were not removed.
     """
 
@@ -95,7 +99,7 @@ async def provision(
         context: Initial state that is stored where a key was never written.
         buckets: The same for the buckets beside the main context.
         triggers: Triggers by agent where the team comes from Python; read from the team otherwise.
-        prune: Remove the consumers of agents that are no longer in the team, and what they emitted that is not due yet.
+        prune: Remove what is gone from the team, with all it holds; see `Provisioned.removed`.
         dry: Do nothing, and return what would be done.
 
     Raises:
@@ -142,7 +146,9 @@ def _note_rules(bus: Bus, before: Team | None, after: Team) -> None:
         for team in (before, after)
     )
     if old != new and not isinstance(bus, Rehearsal):
-        bus.audit.note("authority", "provision", team=after.name, allowed=sorted(new - old), denied=sorted(old - new))
+        allowed, denied = sorted(new - old), sorted(old - new)
+        told = {"allowed": allowed[:MOST_TOLD], "denied": denied[:MOST_TOLD]}
+        bus.audit.note("authority", "provision", team=after.name, count=len(allowed) + len(denied), **told)
 
 
 async def _streams(
@@ -153,6 +159,7 @@ async def _streams(
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
     streams |= dict(delay_stream(name, (">",)) for name, user in team.users.items() if user.operator)
     streams |= STREAMS | dict(context_stream(name, transactions=team.transactions is not False) for name in contexts)
+    await _buckets(bus, contexts, done, prune=prune)
     secured = bus.server.attests
     streams |= {name: attested(streams[name]) for name in ATTESTED} if secured else {}
     sources = [delay_source(name, attested=secured) for name in await _delays(bus, streams, done, prune=prune)]
@@ -204,7 +211,7 @@ async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisio
         raise ConfigError(msg)
     wanted |= {key: value for key, value in current.items() if key in wanted and _is_more(key, value, wanted[key])}
     copies = REPLICAS if found["cluster"].get("name") else 1  # a server alone says only that it leads
-    changed = any(current.get(key) != value for key, value in wanted.items())
+    changed = _differs(current, wanted)
     if changed or current["num_replicas"] < copies:
         changed = await _update_stream(bus, current, wanted, copies)
     (done.updated if changed else done.kept).append(f"stream {name}")
@@ -232,7 +239,12 @@ async def _update_stream(bus: Bus, current: Mapping[str, Any], wanted: Mapping[s
     except StreamError as error:
         msg = f"the server already has a stream {wanted['name']!r} that cannot become ours: {error.description}"
         raise ConfigError(msg) from error
-    return got != least or any(current.get(key) != value for key, value in wanted.items())
+    return got != least or _differs(current, wanted)
+
+
+def _differs(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration is another one; what is off, the server does not mention."""
+    return any((current.get(key) or None) != (value or None) for key, value in wanted.items())
 
 
 async def _replicated(bus: Bus, name: str, config: Mapping[str, Any], copies: int, *, least: int) -> int:
@@ -284,10 +296,25 @@ async def _prune(
         for name in await bus.consumers(stream):
             if (stream, name) in wanted or not subjects.is_durable(name):
                 continue
-            label = f"consumer {name} on {stream}"
+            info = await bus.api(f"CONSUMER.INFO.{stream}.{name}")
+            waiting = info["num_pending"] + info["num_ack_pending"]
+            label = f"consumer {name} on {stream}" + (f", for which {waiting:,} wait" if waiting else "")
             if prune:
                 await bus.api(f"CONSUMER.DELETE.{stream}.{name}")
+            if prune and stream == subjects.INBOX:  # from which nobody will ever take them
+                gone = subjects.stored_inbox(name.partition("=")[0])
+                await bus.api(f"STREAM.PURGE.{stream}", {"filter": gone})
             (done.removed if prune else done.left).append(label)
+
+
+async def _buckets(bus: Bus, contexts: Iterable[str], done: Provisioned, *, prune: bool) -> None:
+    """Leave the buckets that are in the team no more, or remove them with all they hold."""
+    wanted = {context_stream(name)[0] for name in contexts}
+    for name in sorted(set(await bus.streams(subjects.key("*", ">"))) - wanted):
+        if name.startswith(CONTEXTS):
+            if prune:
+                await bus.api(f"STREAM.DELETE.{name}")
+            (done.removed if prune else done.left).append(f"stream {name}")
 
 
 async def _store_team(bus: Bus, team: Team) -> None:

@@ -245,7 +245,7 @@ def permissions(principal: str, rights: Iterable[Right], *, attested: bool = Fal
     """
     team = subjects.bucket_stream(subjects.TEAM_BUCKET)
     publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
-    publish.add(subjects.audit(principal, "*", "*"))
+    publish.update(subjects.audit(principal, area, "refuse") for area in ("guard", "broker", "tools"))
     subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()
     rights = list(rights)
     for right in rights:

@@ -131,6 +131,8 @@ class Server:
         """
         if not (self.ca or self.cert):
             return None
+        for path in filter(None, (self.ca, self.cert, self.key)):
+            Path(path).open("rb").close()  # whose error says which of them it is; that of ssl does not
         context = ssl.create_default_context(cafile=self.ca)
         if self.cert:
             context.load_cert_chain(self.cert, self.key)

@@ -133,7 +133,8 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
             "discard": "old",
             "max_age": 90 * _DAY,
             "max_bytes": _GIB,
-            "max_msgs_per_subject": 10_000,  # who is refused without end, pushes out nothing but that
+            "max_msg_size": 16_384,
+            "max_msgs_per_subject": 1_000,  # who writes down without end pushes out nothing but its own
             "deny_delete": True,
             "deny_purge": True,
         },

@@ -19,6 +19,8 @@ log = logging.getLogger("natterjack.bus")
 MOST_WAITING: Final = 1_000
 """Different records that wait to be stored; of more, how many there were is all that is kept."""
 _BUDGET: Final = 10.0
+_LONGEST: Final = 1_000
+"""Characters of a text that may be of any length."""
 
 
 class Audit:
@@ -51,14 +53,14 @@ class Audit:
             return
         record = area, verb, codec.encode(facts)
         if record not in self._waiting and len(self._waiting) >= MOST_WAITING:
-            record = area, "more", codec.encode({})
+            record = area, verb, codec.encode({"more": "than could be written down one by one"})
         self._waiting[record] = self._waiting.get(record, 0) + 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write())
 
     def refused(self, verb: str, what: str, reason: str) -> None:
         """Write down what a guard has refused."""
-        self.note("guard", verb, what=what, reason=reason)
+        self.note("guard", "refuse", wanted=verb, what=what[:_LONGEST], reason=reason[:_LONGEST])
 
     def refused_by_broker(self, message: str) -> None:
         """Write down what the broker has refused, as far as this side hears of it."""

@@ -82,7 +82,6 @@ class Streams(Requests, ABC):
     closed: asyncio.Event
 
     def __init__(self) -> None:
-        self._ids, self._stored = secrets.token_urlsafe(16), 0  # 128 random bits [R6]
         self.audit = Audit(self)
 
     @property
@@ -361,9 +360,8 @@ class Streams(Requests, ABC):
                 return
 
     def new_id(self) -> str:
-        """Return a fresh deduplication id that nobody else can guess [R6]."""
-        self._stored += 1
-        return f"{self._ids}{self._stored:x}"
+        """Return a fresh deduplication id, of 128 random bits: who has seen one can guess no other [R6]."""
+        return secrets.token_urlsafe(16)
 
 
 def expecting(last: int) -> bytes:

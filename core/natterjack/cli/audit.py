@@ -12,7 +12,6 @@ import typer
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus, Message
-from natterjack.cli.exits import CommandError
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, SinceOption, joined, read_since
 from natterjack.cli.output import local, one_line, write, write_json
 from natterjack.cli.run import asynchronous
@@ -83,18 +82,23 @@ async def _verified(records: AsyncIterator[bytes]) -> dict[str, int]:
     return dict(found)
 
 
+def _read(data: bytes) -> dict[str, Any]:
+    """Return a record, or what stands in its place: a principal that was taken over may write anything."""
+    try:
+        record = codec.decode(data)
+    except PayloadError:
+        record = data.decode(errors="replace")
+    return record if isinstance(record, dict) else {"unreadable": record}
+
+
 def _show(message: Message, *, as_json: bool) -> None:
     headers = message.headers or {}
     _, who, area, verb = headers["Nats-Subject"].split(".")
-    try:
-        record: dict[str, Any] = codec.decode(message.data)
-    except PayloadError as error:
-        msg = f"the record {headers['Nats-Sequence']} of the audit cannot be read: {error}"
-        raise CommandError(msg) from error
+    record = _read(message.data)
     time = headers["Nats-Time-Stamp"]
     if as_json:
         write_json({"time": time, "who": who, "area": area, "verb": verb, **record})
         return
     facts = {key: value for key, value in record.items() if key not in ("writer", "number", "previous", "times")}
-    times = f" {record['times']} times" if record.get("times", 1) > 1 else ""
+    times = f" {record['times']} times" if record.get("times", 1) != 1 else ""
     write(f"{local(datetime.fromisoformat(time))}  {who}  {area} {verb}{times}  {one_line(facts)}")

@@ -24,7 +24,10 @@ TeamArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The team fil
 def provision(
     team_file: TeamArgument = TEAM_FILE,
     *,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove what agents left that are gone.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Remove what is gone from the team, with all it holds."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do nothing, and show what would be done.")] = False,
     server: ServerOption = None,
     nats_context: NatsContextOption = None,
@@ -41,7 +44,8 @@ def provision(
     rows = [(action, what) for action, names in asdict(done).items() for what in names]
     write_table(["would be" if dry_run else "done", "what"], rows, empty="nothing to do")
     if done.left:
-        note(f"note: {len(done.left)} consumers and streams are left of agents that are gone; --prune removes them")
+        gone = f"{len(done.left)} consumers and streams are gone from the team"
+        note(f"note: {gone}; --prune removes them, with all they hold")
 
 
 def schema() -> None:

@@ -16,6 +16,7 @@ from natterjack_permissions.star import API, OPERATOR, Account, star
 
 BESIDE: Final = ("core", OPERATOR, "sys")
 """Principals that are no agents: who may touch what is stored, who looks after the team, who looks after the server."""
+URL: Final = "nats://127.0.0.1:4222"
 _SHOWN: Final = ("emit", "publish", "ask", "call", "write", "read", "hear", "replay", "inject", "provide")
 """What a table shows of it; the rest is each one's own affair, such as its journal."""
 
@@ -80,6 +81,12 @@ def authority(team: Team) -> Authority:
     granted = {name: permissions(name, each, attested=True) for name, each in rights.items()}
     operators = tuple(sorted(name for name, user in team.users.items() if user.operator))
     return Authority(rights, operators, tuple(star(granted, operators)))
+
+
+def known_url(folder: Path) -> str:
+    """Return where clients reach the broker, as a folder says that was written before; else where it usually is."""
+    path = folder / "contexts/sys.json"
+    return str(json.loads(path.read_text())["url"]) if path.exists() else URL
 
 
 def _told(verb: str, rights: Iterable[Right]) -> str:

@@ -15,9 +15,9 @@ import typer
 
 from natterjack import Bus, Claims, ConfigError, Message, Server, TokenError, Tokens
 from natterjack_permissions import claims
+from natterjack_permissions.authority import URL
 from natterjack_permissions.mint import SEAL, SERVICE, SIGNER, Mint, account_of
 from natterjack_permissions.sealed import CurveKey
-from natterjack_permissions.secure import URL
 
 log = logging.getLogger("natterjack.callout")
 app = typer.Typer(name="callout")

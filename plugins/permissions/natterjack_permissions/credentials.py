@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from natterjack import ConfigError, ConnectError, Server
+from natterjack_permissions.authority import known_url
 from natterjack_permissions.changes import note_change
 from natterjack_permissions.mint import KEYS, Mint, account_of, creds_file
 from natterjack_permissions.pushes import push
@@ -46,7 +47,7 @@ def issue(
     ends = None if expires is None else time.time() + seconds(expires)
     mint.issue(name, ends)
     mint.write()
-    _note(out, _url(out), "issue", name)
+    _note(out, known_url(out), "issue", name)
     if as_json:
         typer.echo(json.dumps(_described(mint, name)))
         return
@@ -69,8 +70,8 @@ def revoke(
     mint.revoke(name)
     mint.configure()
     mint.write()  # first: a server that starts later has it then
-    servers, _ = asyncio.run(push(url or _url(out), mint, {account_of(name)}))
-    _note(out, url or _url(out), "revoke", name)
+    servers, _ = asyncio.run(push(url or known_url(out), mint, {account_of(name)}))
+    _note(out, url or known_url(out), "revoke", name)
     if as_json:
         typer.echo(json.dumps(_described(mint, name) | {"servers": servers}))
         return
@@ -116,11 +117,6 @@ def _opened(out: Path, name: str | None = None) -> Mint:
     if name is not None:
         mint.check(name)
     return mint
-
-
-def _url(out: Path) -> str:
-    """Return where the broker is, as `secure` was told."""
-    return str(json.loads((out / "contexts/sys.json").read_text())["url"])
 
 
 def _note(out: Path, url: str, verb: str, name: str) -> None:

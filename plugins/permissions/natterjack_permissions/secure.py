@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from natterjack import ConfigError, Server, read_team
-from natterjack_permissions.authority import Authority, authority
+from natterjack_permissions.authority import URL, Authority, authority, known_url
 from natterjack_permissions.broker import TLS
 from natterjack_permissions.changes import note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
@@ -50,7 +50,6 @@ ModeOption = Annotated[
 TokensOption = Annotated[
     bool, typer.Option("--tokens", help="Take tokens of the team, too; `natterjack callout` looks at them then.")
 ]
-URL: Final = "nats://127.0.0.1:4222"
 
 
 @app.command()
@@ -60,7 +59,10 @@ def secure(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where keys and configuration go.")] = Path(
         "secure"
     ),
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where clients reach the broker.")] = URL,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help=f"Where clients reach the broker; once said, it stays. ({URL})"),
+    ] = None,
     mode: ModeOption = None,
     tokens: TokensOption = False,
     tls: TlsOption = False,
@@ -79,7 +81,7 @@ def secure(
 
     The same team and keys give the same files. Keys stay as they are; those of new agents are made.
     """
-    found, rotate = authority(read_team(team_file)), rotate or []
+    found, rotate, url = authority(read_team(team_file)), rotate or [], url or known_url(out)
     certificates = certificates_of(found, out, url, host or [], make=tls)
     mint = minted(found, out, url, rotate, certificates, tokens=tokens) if in_operator_mode(out, mode) else None
     _check_tokens(mint, tokens=tokens)
@@ -239,7 +241,8 @@ def _differences(before: str, after: str) -> Iterator[str]:
 def _done(
     changed: Iterable[str], servers: Iterable[str], out: Path, certificates: Certificates | None
 ) -> Iterator[str]:
-    yield from (f"wrote  {out / name}" for name in sorted(changed))
+    for name in sorted(changed):
+        yield f"{'wrote  ' if (out / name).exists() else 'removed'}  {out / name}"
     yield from (f"reloaded  {name}" for name in servers)
     yield from (f"note: {line}" for line in _advice(out, certificates))
 

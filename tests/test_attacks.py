@@ -13,7 +13,7 @@ import pytest
 
 from natterjack import Message, Server, agent_rights, permissions
 from natterjack.bus import Bus
-from natterjack.errors import ConflictError, PeerBusyError, RefusedError
+from natterjack.errors import ConflictError, PeerBusyError, PeerUnavailableError, RefusedError
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.service import discover
@@ -236,3 +236,26 @@ async def test_it_reads_back_only_what_it_has_emitted(broker: Broker) -> None:
     ):
         with pytest.raises(RefusedError):
             await read
+
+
+async def test_an_ask_whose_answer_cannot_come_any_more_ends_at_once(tmp_path: Path) -> None:
+    """Who asks gets another key meanwhile: the way back across accounts ends with its connection."""
+    names = [*granted(), *BESIDE]
+    with NatsServer(accounts(star(granted()), keep(tmp_path, names))) as server:
+        ground = Ground(Server(server.url, keys=str(tmp_path)))
+        async with attacked(ground) as broker:
+            asked, answers = asyncio.Event(), asyncio.Event()
+
+            async def answer(message: Message) -> None:
+                asked.set()
+                await answers.wait()
+
+            await broker.attacker.subscribe("agents.ask.researcher", answer)
+            ask = asyncio.create_task(broker.client.ask_peer("researcher", "?", timeout=60))
+            await asked.wait()
+            server.reload(accounts(star(granted()), keep(tmp_path, names, ["operator"])))
+            with pytest.raises(PeerUnavailableError, match="went before a reply came"):
+                await asyncio.wait_for(ask, 20)
+            answers.set()
+            await until(lambda: broker.client.bus.connected)
+            assert (await broker.client.ask_peer("analyst", "now?", timeout=20)).agent == "analyst"

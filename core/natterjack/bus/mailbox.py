@@ -286,9 +286,13 @@ class Requests:
         )
         return answered(subject, reply)
 
-    def ask(self, subject: str, data: bytes, *, timeout: float, headers: bytes) -> asyncio.Future[Message]:
+    def ask(
+        self, subject: str, data: bytes, *, timeout: float, headers: bytes, fails_on_disconnect: bool
+    ) -> asyncio.Future[Message]:
         """Send a request and return what will be its reply, within `timeout` seconds; `answered` reads it."""
-        return self._mailbox.post(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=False)
+        return self._mailbox.post(
+            subject, data, timeout=timeout, headers=headers, fails_on_disconnect=fails_on_disconnect
+        )
 
     async def request_many(
         self,

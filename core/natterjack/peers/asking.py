@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from natterjack import addresses, codec, subjects
@@ -229,14 +230,25 @@ class Peers:
             raise
 
     async def _reply(self, subject: str, question: bytes, sent: Envelope) -> Message:
-        """Ask, and again for a moment if nobody is there, where a server may be reading its accounts anew."""
-        headers = of_envelope(sent)
-        for pause in _RELOADING if self._bus.server.attests else ():
+        """Ask, and again for a moment if nobody is there, where a server may be reading its accounts anew.
+
+        There an answer comes by a way that ends with the connection: then it cannot come any more.
+        """
+        across = self._bus.server.attests
+        ask = partial(
+            self._bus.ask,
+            subject,
+            question,
+            timeout=sent.timeout,
+            headers=of_envelope(sent),
+            fails_on_disconnect=across,
+        )
+        for pause in _RELOADING if across else ():
             try:
-                return answered(subject, await self._bus.ask(subject, question, timeout=sent.timeout, headers=headers))
+                return answered(subject, await ask())
             except NoRespondersError:
                 await asyncio.sleep(pause)
-        return answered(subject, await self._bus.ask(subject, question, timeout=sent.timeout, headers=headers))
+        return answered(subject, await ask())
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""

@@ -418,5 +418,5 @@ def test_what_is_misspelt_is_near_to_something(install: Install) -> None:
 
 
 def test_the_permission_guard_is_a_plugin_like_any() -> None:
-    brought = {"guard": ("permissions",), "command": ("secure", "explain")}
+    brought = {"guard": ("permissions",), "command": ("secure", "explain", "credentials", "callout")}
     assert loaded(Plugins.load(), "permissions").brings == brought

@@ -67,12 +67,14 @@ def test_errors_are_one_tree_and_what_the_standard_library_calls_them() -> None:
 MEASURE = """
 import os, time
 begun = time.process_time()  # its own: what else the machine does is not the import's doing
+import asyncio, nats, orjson, pluggy, pydantic, pydantic_core.core_schema
+libraries = time.process_time() - begun
 import natterjack
-took = time.process_time() - begun
+took = (time.process_time() - begun) / libraries
 import json, sys
 pages = int(open("/proc/self/statm").read().split()[1])
 heavy = sorted({"mcp", "rich", "typer", "jwt", "cryptography", "aiohttp", "httpx", "pytest"} & set(sys.modules))
-print(json.dumps({"seconds": took, "megabytes": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "heavy": heavy}))
+print(json.dumps({"times": took, "megabytes": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "heavy": heavy}))
 """
 
 IDLE = """
@@ -118,9 +120,9 @@ def test_import_is_quick_and_small(tmp_path: Path) -> None:
     measure(MEASURE, bytecode=tmp_path)  # compiles
     for _ in range(10):  # other work inflates processor time, too
         found = measure(MEASURE, bytecode=tmp_path)
-        if found["seconds"] < 0.5:
+        if found["times"] < 2.5:
             break
-    assert found["seconds"] < 0.5
+    assert found["times"] < 2.5  # as long as the libraries alone: 2.0 to 2.15, in 0.4 s on a quick machine
     assert found["megabytes"] < 60
     assert found["heavy"] == []
 

@@ -197,7 +197,7 @@ async def test_a_team_begins_with_the_newest_of_each_key_and_a_new_trigger_with_
     del table["agents"]["one"]  # type: ignore[attr-defined]
     done = await provision(bus, Team.model_validate(table), PLUGINS, prune=True)
     assert sorted(done.removed) == [
-        "consumer one=context-@ on KV_context",
+        "consumer one=context-@ on KV_context, for which 1 wait",
         "consumer one=inbox on INBOX",
         "consumer one=wake on WAKES",
     ]

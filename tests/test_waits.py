@@ -67,7 +67,7 @@ def paying(**wait: Any) -> Waiter:
 
 
 async def nothing_pending(bus: Bus) -> bool:
-    return (await bus.api("CONSUMER.INFO.EVENTS.waiter=event-order"))["num_ack_pending"] == 0
+    return bool((await bus.api("CONSUMER.INFO.EVENTS.waiter=event-order"))["num_ack_pending"] == 0)
 
 
 async def test_a_run_waits_for_an_event_and_holds_no_process(own_server: NatsServer, bus: Bus) -> None:

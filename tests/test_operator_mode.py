@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,7 +22,6 @@ from natterjack import (
     Tokens,
     connect,
 )
-from natterjack.broker import find_server
 from natterjack.testing import until
 from natterjack.testing.command import Cli
 from natterjack_permissions.mint import Mint
@@ -32,7 +30,7 @@ from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
 
 from .conftest import Quick
-from .test_secure import AGENTS, NAMES, TEAM, _free_port, broker, connected, texts, url_of
+from .test_secure import AGENTS, NAMES, TEAM, _free_port, broker, connected, read_by_the_server, texts, url_of
 
 SECRET = "a secret of thirty-two bytes, or more"
 
@@ -69,8 +67,7 @@ def test_files_are_the_same_again_and_keys_stay_secret(secured: Quick) -> None:
     assert secured.json("secure", "--url", url, "--check", "--mode", "operator") == {"changes": [], "ending": []}
     assert texts(secured.folder / "secure") == written
     assert "is of mode operator" in secured.error("secure", "--mode", "static", code=2)
-    server = [str(find_server()), "-t", "-c", str(secured.folder / "secure/nats-server.conf")]
-    assert "configuration file" in subprocess.run(server, capture_output=True, text=True, check=True).stderr
+    assert "configuration file" in read_by_the_server(secured.folder)
 
 
 def test_what_would_change_is_shown_and_not_done(secured: Quick) -> None:

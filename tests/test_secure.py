@@ -85,6 +85,12 @@ def texts(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
+def read_by_the_server(folder: Path) -> str:
+    """What the real server says of the configuration that is there, once it has read it."""
+    server = [str(find_server()), "-t", "-c", str(folder / "secure/nats-server.conf")]
+    return subprocess.run(server, capture_output=True, text=True, check=True).stderr
+
+
 def url_of(folder: Path) -> str:
     found = (folder / "secure/nats-server.conf").read_text()
     return "nats://127.0.0.1:" + found.partition("port: ")[2].split()[0]
@@ -108,8 +114,7 @@ def test_files_are_the_same_again_and_keys_stay_secret(secured: Quick) -> None:
     assert secured.json("secure", "--url", url, "--check") == {"changes": [], "ending": []}
     assert texts(secured.folder / "secure") == written
     assert "| `greeter` | emit `visitor.greeted`; ask `oracle`; write `visitors.*`; read `>`" in written["AUTHORITY.md"]
-    server = [str(find_server()), "-t", "-c", str(secured.folder / "secure/nats-server.conf")]
-    assert "configuration file" in subprocess.run(server, capture_output=True, text=True, check=True).stderr
+    assert "configuration file" in read_by_the_server(secured.folder)
 
 
 def test_what_would_change_is_shown_and_not_done(secured: Quick) -> None:

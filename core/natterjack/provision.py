@@ -157,7 +157,7 @@ async def _streams(
     """Return the streams that a team needs, by name."""
     # First those of which EVENTS takes: for one that is not there the server looks again only after 10 s.
     streams = dict(delay_stream(name, spec.delays) for name, spec in team.agents.items() if spec.delays)
-    streams |= dict(delay_stream(name, (">",)) for name, user in team.users.items() if user.operator)
+    streams |= dict(delay_stream(name, (">",)) for name in team.operators)
     streams |= STREAMS | dict(context_stream(name, transactions=team.transactions is not False) for name in contexts)
     await _buckets(bus, contexts, done, prune=prune)
     secured = bus.server.attests

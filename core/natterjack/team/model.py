@@ -267,6 +267,11 @@ class Team(TeamTable):
         return [pattern for spec in specs for pattern in (spec.topics if verb == "publish" else spec.heard)]
 
     @property
+    def operators(self) -> list[str]:
+        """Its users who may all that the operator may."""
+        return [name for name, user in self.users.items() if user.operator]
+
+    @property
     def callers(self) -> dict[str, AgentSpec | UserSpec]:
         """Its users and its agents, by name: who may call tools."""
         return {**self.users, **self.agents}
@@ -322,8 +327,8 @@ class Team(TeamTable):
         for name, user in self.users.items():
             rules += [Rule(name, *each, self._origins.at("users", name, GRANTS[each.verb])) for each in user.granted()]
         rules += [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
-        operators = [OPERATOR, *(name for name, user in self.users.items() if user.operator)]
-        return rules + [Rule(name, "write", f"{bucket}/>") for name in operators for bucket in self.buckets]
+        all_may = [OPERATOR, *self.operators]
+        return rules + [Rule(name, "write", f"{bucket}/>") for name in all_may for bucket in self.buckets]
 
     def _allowed(self, spec: AgentSpec, verb: Verb) -> tuple[str, ...]:
         allowed = spec.allowed(verb)

@@ -79,7 +79,7 @@ def authority(team: Team) -> Authority:
     """
     rights = {name: tuple(sorted(set(each))) for name, each in agent_rights(team.closed()).items()}
     granted = {name: permissions(name, each, attested=True) for name, each in rights.items()}
-    operators = tuple(sorted(name for name, user in team.users.items() if user.operator))
+    operators = tuple(sorted(team.operators))
     return Authority(rights, operators, tuple(star(granted, operators)))
 
 

@@ -50,7 +50,7 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
     """
     closed = team.closed()
     rights = agent_rights(closed)
-    operators = [OPERATOR, *(name for name, user in team.users.items() if user.operator)]
+    operators = [OPERATOR, *team.operators]
     if who not in operators and who not in rights:
         msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, *operators]))}"
         raise ConfigError(msg)

@@ -21,6 +21,7 @@ from natterjack.errors import (
     BrokerError,
     ConfigError,
     DisconnectedError,
+    NotProvisionedError,
     PayloadError,
     RequestTimeoutError,
     RunFailedError,
@@ -271,7 +272,11 @@ class TeamClient:
         Raises:
             BrokerError: The server is away.
         """
-        return await discover(self.bus, (await stored_team(self.bus)).agents if self.bus.server.attests else ())
+        try:
+            names = (await stored_team(self.bus)).agents if self.bus.server.attests else ()
+        except NotProvisionedError:  # nobody has an account, so nobody is there to ask
+            return []
+        return await discover(self.bus, names)
 
     async def schedules(self) -> list[Schedule]:
         """Return when the broker will wake agents, and the events that it holds until they are due.

@@ -24,6 +24,7 @@ from natterjack.errors import (
     RequestTimeoutError,
     RunFailedError,
 )
+from natterjack.events import authored
 from natterjack.journal import StreamJournal
 from natterjack.messages import run_id
 from natterjack.middleware import Middleware
@@ -726,7 +727,7 @@ async def test_an_end_that_comes_second_acks_nothing(own_server: NatsServer, bus
     """[R4] Another replica has taken the run over, and what becomes of the event is its business."""
     journal = StreamJournal()
     journal.attach(bus)
-    run = run_id("EVENTS", "raced", "worker", "event-job+@@")
+    run = run_id("EVENTS", authored("raced", bus.author), "worker", "event-job+@@")
 
     async def lose(_event: Event, _ctx: RunContext) -> str:
         await journal.write(Entry("worker", run, 1, "started", {"attempt": 1}, 0.0))
@@ -767,7 +768,7 @@ async def test_an_event_that_was_handled_is_not_handled_again(own_server: NatsSe
         pass
     journal = StreamJournal()
     journal.attach(bus)
-    done = run_id("EVENTS", "seen", "worker", "event-job+@@")
+    done = run_id("EVENTS", authored("seen", bus.author), "worker", "event-job+@@")
     await journal.write(Entry("worker", done, 1, "done", {"result": 1}, 0.0))
     await bus.store("events.job.a", b"", id="seen")
     await give_back(bus, 1)

@@ -23,7 +23,7 @@ from natterjack import (
     WaitTimeoutError,
 )
 from natterjack.bus import Bus
-from natterjack.codec import MSG_ID, encode
+from natterjack.codec import encode, id_in
 from natterjack.dead import dead_letters
 from natterjack.subjects import journal
 from natterjack.testing import NatsServer, until
@@ -586,7 +586,7 @@ async def test_what_was_sent_is_sent_once_however_late_it_is_repeated(runtime: A
     assert [note["what"] for note in inside.data["did"]] == ["inside"]
     assert [note["id"] for note in more.data["before"]] == ["mine"]
     assert [note["what"] for note in failed.data["before"]] == ["open"]
-    ids = [event.headers[MSG_ID] for event in stored]
+    ids = [id_in(event.headers) for event in stored]
     assert ids[2] == inside.data["did"][0]["id"]
     assert len(ids[2]) == 32
 
@@ -622,7 +622,7 @@ async def test_two_runs_never_send_under_one_id(runtime: AgentRuntime) -> None:
         await run(runtime)
         await run(runtime)
         stored = [event async for event in runtime.event_bus.replay()]
-    assert len({event.headers[MSG_ID] for event in stored}) == 2
+    assert len({id_in(event.headers) for event in stored}) == 2
 
 
 async def test_a_step_says_whom_it_asked(runtime: AgentRuntime) -> None:

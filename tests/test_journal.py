@@ -258,6 +258,7 @@ async def test_an_entry_cannot_refer_to_what_is_another_agents(bus: Bus, stream:
         read_entry("journal.spy.run.1", last.data)
 
 
+@pytest.mark.open_mode(reason="an agent may not ask which streams there are")
 async def test_without_a_place_for_large_values_they_are_refused_and_the_run_goes_on(stream: StreamJournal) -> None:
     journal = RunJournal("worker", "run", stream)
     with pytest.raises(PayloadError, match="there is no place for more"):

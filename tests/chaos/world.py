@@ -245,7 +245,7 @@ class World:
         if running != wanted:
             return f"processes run: {dict(running)}"
         try:
-            if (found := Counter(info.name for info in await discover(self.bus, ()))) != wanted:
+            if (found := Counter(info.name for info in await discover(self.bus, REPLICAS))) != wanted:
                 return f"agents listen: {dict(found)}"
             if busy := [told for stream in ("EVENTS", "INBOX", "WAKES") for told in await self._unfinished(stream)]:
                 return f"work is left: {', '.join(busy)}"

@@ -116,7 +116,7 @@ class AgentSpec(ProcessSpec):
         """Of an imported kind, what looks like a key of ours is one: refused."""
         own = set(cls.model_fields)
         if ":" in str(table.get("kind", "")):
-            own |= {key for key in table if get_close_matches(str(key), cls.model_fields, 1, cutoff=0.8)}
+            own |= {key for key in table.keys() - own if get_close_matches(str(key), cls.model_fields, 1, cutoff=0.8)}
         return own
 
     @property

@@ -87,7 +87,8 @@ def _core(accounts: Iterable[Account], key: str) -> Iterator[str]:
 
 def heard(star: Iterable[Account]) -> list[str]:
     """Return what `CORE` tells those who may hear it."""
-    return widest([*_HEARD, *sorted({subject for account in star for subject in account.hears})])
+    hears = {subject for account in star for subject in account.hears}
+    return widest([*_HEARD, *sorted(subject for subject in hears if not _within(subject, _HEARD))])
 
 
 def _account(account: Account, key: str) -> Iterator[str]:

@@ -53,10 +53,15 @@ def differing(out: Path, files: Mapping[str, str]) -> dict[str, tuple[str, str]]
     return found
 
 
-def store(path: Path, data: bytes, mode: int = 0o600) -> None:
+def store(path: str | Path, data: bytes, mode: int = 0o600) -> None:
     """Write a file at once, so that who reads it meanwhile has it whole; readable by its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-    new.replace(path)
+    folder, name = os.path.split(path)  # plain texts: of 500 agents there are 2,000 files
+    new, flags = f"{folder}/.{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        file = os.open(new, flags, mode)
+    except FileNotFoundError:
+        os.makedirs(folder, 0o700)
+        file = os.open(new, flags, mode)
+    with os.fdopen(file, "wb") as opened:
+        opened.write(data)
+    os.replace(new, path)

@@ -55,6 +55,8 @@ class Mint:
         """What would be written, by the names of files below the folder; None: removed."""
         self.renewed: set[str] = set()
         """Accounts that were written: a server that was reloaded since has them, and acts by the former ones."""
+        self._there: dict[str, str | None] = {}  # what was read, or written
+        self._pairs: dict[str, nkeys.KeyPair] = {}  # by their seeds
 
     @property
     def exists(self) -> bool:
@@ -67,8 +69,9 @@ class Mint:
         """Return what a file has, or would have; None: it is not there."""
         if name in self.changed:
             return self.changed[name]
-        path = self.out / name
-        return path.read_text() if path.exists() else None
+        if name not in self._there:
+            self._there[name] = _read(f"{self.out}/{name}")
+        return self._there[name]
 
     def put(self, name: str, text: str | None) -> None:
         """Have a file say this; None: be no more."""
@@ -78,24 +81,20 @@ class Mint:
     def write(self) -> None:
         """Write what would change, secrets readable by their owner alone."""
         for name, text in self.changed.items():
-            path = self.out / name
             if text is None:
-                path.unlink(missing_ok=True)
-            elif name.startswith(_SECRET):
-                store(path, text.encode())
+                (self.out / name).unlink(missing_ok=True)
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+                store(f"{self.out}/{name}", text.encode(), 0o600 if name.startswith(_SECRET) else 0o644)
         self.renewed |= set(filter(None, map(_account_in, self.changed)))
+        self._there |= self.changed
         self.changed = {}
 
     def differences(self) -> dict[str, tuple[str, str]]:
         """Return what would change, for people: what there is and what there would be; of secrets, nothing."""
         found = {}
         for name, text in self.changed.items():
-            path = self.out / name
-            before = path.read_text() if path.exists() else ""
-            told = not name.startswith(_SECRET) and name != "accounts.conf"
+            before = self._there.get(name) or ""
+            told = before and not name.startswith(_SECRET) and name != "accounts.conf"
             found[name] = (_shown(name, before), _shown(name, text or "")) if told else (before and "…", "")
         return found
 
@@ -222,7 +221,7 @@ class Mint:
         if seed is None:
             seed = nkeys.encode_seed(os.urandom(32), kind).decode() + "\n"
             self.put(file, seed)
-        return nkeys.from_seed(seed.strip().encode())
+        return self._pairs.get(seed) or self._pairs.setdefault(seed, nkeys.from_seed(seed.strip().encode()))
 
     def _sign(self, file: str, said: Claims) -> None:
         """Have a file say this, signed by the operator; if it does, it stays as it is."""
@@ -301,6 +300,14 @@ _CREDS: Final = """\
 {seed}
 ------END USER NKEY SEED------
 """
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def account_of(who: str) -> str:

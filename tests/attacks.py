@@ -24,10 +24,13 @@ from natterjack.testing import NatsServer, ScriptedAgent, until
 from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
-from natterjack_permissions.mint import Mint
+from natterjack_permissions.mint import KEYS, Mint
 from natterjack_permissions.pushes import push
 from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
+from natterjack_permissions.tls import Certificates
+
+from .test_brokerconf import Cluster
 
 KIND = "natterjack.testing.agents:ScriptedAgent"
 TEAM = Team.model_validate(
@@ -96,10 +99,14 @@ class Broker:
 
     async def narrowed(self, narrow: Callable[[], Awaitable[object]]) -> None:
         """Take rights from the attacker, who hears and writes all until then."""
-        spied: list[str] = []
-        await self.attacker.listen("feed.journal.>", lambda message: spied.append(message.subject))
-        await self.core.publish("feed.journal.writer.before.1", b"1")
-        await until(lambda: spied == ["feed.journal.writer.before.1"])
+        spied: set[str] = set()
+        await self.attacker.listen("feed.journal.>", lambda message: spied.add(message.subject))
+
+        async def spies() -> bool:
+            await self.core.publish("feed.journal.writer.before.1", b"1")
+            return bool(spied)
+
+        await until(spies)  # another server of a cluster has to hear of it first
         await self.attacker.store("$KV.context.draft", b'"before"')
         await narrow()
 
@@ -113,7 +120,7 @@ class Broker:
         await until(refused)
         await self.core.publish("feed.journal.writer.after.1", b"1")
         await self.settled()
-        assert spied == ["feed.journal.writer.before.1"]
+        assert spied == {"feed.journal.writer.before.1"}
         self.heard.clear()
 
     async def settled(self) -> None:
@@ -154,6 +161,16 @@ def static(folder: Path) -> Iterator[Ground]:
 
 
 @contextmanager
+def clustered(folder: Path) -> Iterator[Ground]:
+    """Three servers whose configuration has the accounts."""
+    keys = keep(folder / KEYS, [*granted(), *BESIDE])
+    (folder / "accounts.conf").write_text(accounts(star(granted()), keys))
+    Certificates(folder, [*granted(), *BESIDE]).write()
+    with Cluster(folder).running() as servers:
+        yield Ground(Server(servers.url, keys=str(folder / KEYS)))
+
+
+@contextmanager
 def signed(folder: Path) -> Iterator[Ground]:
     """A server in operator mode."""
     with secured_broker(granted(), folder, operator_mode=True) as (_, login):
@@ -185,16 +202,26 @@ def pushed(folder: Path) -> Iterator[Ground]:
     """The same in operator mode, where it takes another token of the attacker's account."""
     wide, operators = _widely()
     with secured_broker(wide, folder, operators, operator_mode=True) as (server, login):
-        resolver = str(folder.resolve() / "resolver")
+        yield Ground(login, partial(_push, folder, server.url, 1))
 
-        async def narrow() -> None:
-            mint = Mint(folder)
-            mint.team(star(granted()), resolver=resolver)
-            mint.write()
-            _, names = await push(server.url, mint)
-            assert "P-researcher" in names
 
-        yield Ground(login, narrow)
+@contextmanager
+def pushed_to_cluster(folder: Path) -> Iterator[Ground]:
+    """The same on three servers."""
+    mint = Mint(folder)
+    mint.team(star(*_widely()))
+    mint.write()
+    Certificates(folder, [*granted(), *BESIDE]).write()
+    with Cluster(folder).running() as servers:
+        yield Ground(Server(servers.url, keys=str(folder / KEYS)), partial(_push, folder, servers.url, 3))
+
+
+async def _push(folder: Path, url: str, size: int) -> None:
+    mint = Mint(folder)
+    mint.team(star(granted()), resolver=str(folder / "resolver"))
+    mint.write()
+    servers, names = await push(url, mint)
+    assert (len(servers), "P-researcher" in names) == (size, True)
 
 
 def _has_reloaded(server: NatsServer, times: int) -> bool:

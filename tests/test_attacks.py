@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
 from natterjack_permissions.star import star
-from natterjack_permissions.tls import Certificates
 
 from .attacks import (
     ASK,
@@ -32,15 +30,16 @@ from .attacks import (
     Broker,
     Ground,
     attacked,
+    clustered,
     granted,
     pushed,
+    pushed_to_cluster,
     reflected,
     reloaded,
     signed,
     static,
     try_all,
 )
-from .test_brokerconf import Cluster
 
 
 @pytest.fixture(params=[static, pytest.param(signed, marks=pytest.mark.full)])
@@ -50,17 +49,17 @@ async def broker(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
             yield broker
 
 
-@contextmanager
-def clustered(folder: Path) -> Iterator[Ground]:
-    """Three servers whose configuration has the accounts."""
-    keys = keep(folder / "keys", [*granted(), *BESIDE])
-    (folder / "accounts.conf").write_text(accounts(star(granted()), keys))
-    Certificates(folder, [*granted(), *BESIDE]).write()
-    with Cluster(folder).running() as servers:
-        yield Ground(Server(servers.url, keys=str(folder / "keys")))
-
-
-@pytest.mark.parametrize("begin", [static, signed, reloaded, pushed, pytest.param(clustered, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        static,
+        signed,
+        reloaded,
+        pushed,
+        pytest.param(clustered, marks=pytest.mark.full),
+        pytest.param(pushed_to_cluster, marks=pytest.mark.full),
+    ],
+)
 async def test_nothing_that_it_tries_has_an_effect(tmp_path: Path, begin: Begin) -> None:
     """All rows one after another; and who asks and who emits is known after them."""
     with begin(tmp_path) as ground:

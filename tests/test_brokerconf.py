@@ -52,7 +52,7 @@ def secured(folder: Path, url: str) -> None:
 
 
 class Cluster:
-    """Three servers with `cluster.conf`."""
+    """Three servers with `cluster.conf`, each started in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,8 +74,10 @@ class Cluster:
         return {**os.environ, **named, **own, **routes}
 
     def start(self, at: int) -> subprocess.Popen[bytes]:
-        command = [str(find_server()), "-c", "cluster.conf", "-l", str(self.folder / f"n{at}.log")]
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment(at), stdin=subprocess.DEVNULL)
+        own = self.folder / f"n{at}"
+        own.mkdir(exist_ok=True)
+        command = [str(find_server()), "-c", str(self.folder / "cluster.conf"), "-l", str(own.with_suffix(".log"))]
+        return subprocess.Popen(command, cwd=own, env=self.environment(at), stdin=subprocess.DEVNULL)
 
     @contextmanager
     def running(self, size: int = 3) -> Iterator[Cluster]:

@@ -35,7 +35,7 @@ _CONFIGURATION: Final = """\
 # Written anew by `natterjack secure`. What runs has taken what came after it was started from `secure --apply`.
 operator: "{operator}"
 system_account: {system}
-resolver: {{ type: full, dir: "{resolver}", interval: "2m", timeout: "1s" }}
+resolver: {{ type: full, dir: "{resolver}", interval: "5s", timeout: "1s" }}
 resolver_preload: {{
 {accounts}
 }}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 import orjson
 
-from natterjack import Bus, ConfigError, Message, Server
+from natterjack import Bus, ConfigError, Message, RequestTimeoutError, Server
 from natterjack_permissions import claims
 from natterjack_permissions.mint import KEYS, SYS, Mint
 from natterjack_permissions.reload import servers_of
@@ -79,15 +79,20 @@ class _Pushing:
                 raise ConfigError(msg)
 
     async def _ask(self, subject: str, data: bytes) -> list[Message]:
-        """Return the answers of all servers."""
-        left = len(self.servers)
+        """Return the answers of all servers; who goes meanwhile is waited for once."""
+        replies: list[Message] = []
 
-        def is_last(_: Message) -> bool:
-            nonlocal left
-            left -= 1
-            return left == 0
+        def is_last(message: Message) -> bool:
+            replies.append(message)
+            return len(replies) >= len(self.servers)
 
-        return await self._bus.request_many(subject, data, timeout=_TIMEOUT, until=is_last)
+        try:
+            await self._bus.request_many(subject, data, timeout=_TIMEOUT, until=is_last)
+        except RequestTimeoutError:
+            if not replies:
+                raise
+            self.servers = await servers_of(self._bus)
+        return replies
 
 
 def _ordered(mint: Mint, differing: Iterable[str], new: Iterable[str]) -> list[str]:

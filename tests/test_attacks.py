@@ -132,7 +132,6 @@ async def test_the_same_answers_do_harm_within_one_account(tmp_path: Path) -> No
         await operator.close()
 
 
-@pytest.mark.open_mode(reason="no team is closed with --secured")
 async def test_nobody_can_hold_up_others_by_batches_without_end(broker: Broker) -> None:
     config = (await broker.core.api("STREAM.INFO.KV_context"))["config"]
     assert not config.get("allow_atomic")

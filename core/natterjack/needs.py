@@ -7,7 +7,13 @@ from natterjack.builtin import own_triggers
 from natterjack.components import Trigger
 from natterjack.plugins import Plugins
 from natterjack.rights import Permissions, Right, permissions
+from natterjack.server import Server
 from natterjack.team import AgentSpec, Team, check_team, make_trigger
+
+
+def enforced(team: Team, server: Server) -> Team:
+    """Return a team as a server has it: where that attests who sends, what an agent does not declare is denied."""
+    return team.closed() if server.attests else team
 
 
 def agent_triggers(spec: AgentSpec, plugins: Plugins) -> list[Trigger]:

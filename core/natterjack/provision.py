@@ -18,7 +18,7 @@ from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
 from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
-from natterjack.needs import agent_triggers
+from natterjack.needs import agent_triggers, enforced
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
 from natterjack.rehearsal import Rehearsal
@@ -107,7 +107,7 @@ async def provision(
         BrokerError: The server refuses.
     """
     bus = cast("Bus", Rehearsal(bus)) if dry else bus
-    team = team.closed() if bus.server.attests else team
+    team = enforced(team, bus.server)
     check_team(team, plugins)
     given = triggers or {}
     wakes = {

@@ -22,6 +22,7 @@ from natterjack.events import EventBus
 from natterjack.guards import Guards
 from natterjack.host import AgentHost, Place
 from natterjack.journal import StreamJournal
+from natterjack.needs import enforced
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, TeamProcess
 from natterjack.provision import provision, stored_team
@@ -155,7 +156,7 @@ class AgentRuntime:
                 plugins.triggers.setdefault(trigger.name, type(trigger))
         server = await self._find_server()
         self._bus = await Bus.connect(server, principal=subjects.OPERATOR)
-        team = self.team.closed() if self._bus.server.attests else self.team
+        team = enforced(self.team, self._bus.server)
         triggers = {name: process.triggers for name, process in self._processes.items()}
         await provision(self._bus, team, plugins, context=self.context, buckets=self.buckets, triggers=triggers)
         await self.context.attach(self._bus)

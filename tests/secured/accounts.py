@@ -20,7 +20,9 @@ from typing import Any, Final
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+import natterjack.needs
 import natterjack.provision
+import natterjack.runtime
 from natterjack import Bus, Permissions, Right, Server, Team, agent_rights, permissions
 from natterjack.plugins import Plugins
 from natterjack.team import check_team as team_is_right
@@ -40,7 +42,7 @@ INCLUDE: Final = '\ninclude "accounts.conf"\n'
 OWN: Final = ("authorization", "accounts", "operator", "cluster", "include", "mqtt")
 """What a test's own configuration may say about who is who: then it stays as it is."""
 
-_of, _streams = Server.of, natterjack.provision._streams
+_of, _enforced, _streams = Server.of, natterjack.needs.enforced, natterjack.provision._streams
 _start, _reload = NatsServer.start, NatsServer.reload
 used: Final[list[str]] = []
 """Who has logged in with a key: tells which tests were on a secured broker at all."""
@@ -58,20 +60,19 @@ def patch_all() -> None:
     """Put what is below in the place of what it is named after."""
     patch.multiple(NatsServer, start=start, reload=reread).start()
     patch.object(Server, "of", of).start()
-    patch.object(Team, "closed", lambda self: self).start()
-    patch.multiple(natterjack.provision, check_team=check_team, _streams=streams).start()
+    patch.multiple(natterjack.provision, check_team=check_team, enforced=enforced, _streams=streams).start()
+    patch.object(natterjack.runtime, "enforced", enforced).start()
 
 
 class Accounts:
     """The accounts of one server, in the folder of its store.
 
     Args:
-        store: That folder.
-        url: Where the server is, if it runs.
+        store: That folder; it has the address of the server, once that runs.
     """
 
-    def __init__(self, store: Path, url: str = "") -> None:
-        self._store, self._url = store, url
+    def __init__(self, store: Path) -> None:
+        self._store = store
 
     @property
     def keys(self) -> Path:
@@ -92,15 +93,19 @@ class Accounts:
             return
         (self._store / "granted.json").write_text(json.dumps({name: asdict(own) for name, own in granted.items()}))
         (self._store / "accounts.conf").write_text(broker.accounts(star(granted), keep(self.keys, [*granted, *BESIDE])))
-        if self._url:
+        address = self._store / "url"
+        if address.exists():
             with ThreadPoolExecutor(1) as thread:  # a loop may run in this one
-                thread.submit(asyncio.run, reload(self._url, self.keys)).result()
+                thread.submit(asyncio.run, reload(address.read_text(), self.keys)).result()
 
 
 def accounts_of(server: Server) -> Accounts | None:
     """Return those of a server, if it is one of ours."""
-    store = Path(os.environ[FOLDER], str(urlsplit(server.urls[0]).port))
-    return Accounts(store, server.urls[0]) if store.exists() else None
+    for url in server.urls:
+        store = Path(os.environ[FOLDER], str(urlsplit(url).port))
+        if store.exists():
+            return Accounts(store)
+    return None
 
 
 def start(self: NatsServer, timeout: float = 20.0) -> NatsServer:
@@ -113,6 +118,7 @@ def start(self: NatsServer, timeout: float = 20.0) -> NatsServer:
     link = Path(os.environ[FOLDER], str(self.port))
     link.unlink(missing_ok=True)
     if secured:
+        (self.store / "url").write_text(self.url)
         link.symlink_to(self.store)
     return self
 
@@ -146,6 +152,11 @@ def guest(name: str) -> Permissions:
         publish -= {DISCOVERY, "srv.*.>"}
     subscribe = {*own.subscribe, *everything.subscribe, DISCOVERY, "_INBOX.>"}
     return Permissions(tuple(sorted(publish)), tuple(sorted(subscribe)), tuple(sorted(serve)))
+
+
+def enforced(team: Team, server: Server) -> Team:
+    """Return a team as a server has it: on ours, what it does not declare stays open."""
+    return _enforced(team, server) if accounts_of(server) is None else team
 
 
 def check_team(team: Team, plugins: Plugins) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -196,6 +198,37 @@ async def connected(url: str, folder: Path, name: str) -> Bus:
     found = await until(joined)
     assert found is not None
     return found
+
+
+async def listens(url: str, folder: Path) -> None:
+    """Return once the broker lets its operator in."""
+    await (await connected(url, folder, "operator")).close()
+
+
+def test_the_nats_command_may_what_its_context_says(secured: Quick, nats_command: str | None) -> None:
+    if nats_command is None:
+        pytest.skip("the nats command line is not here; see .ci/run")
+
+    def nats(name: str, *args: str) -> str:
+        context = secured.folder / f"secure/contexts/{name}.json"
+        command = [nats_command or "", "--context", str(context), "--timeout", "1s", *args]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=40, check=False)
+        return (done.stdout + done.stderr).strip()
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
+    with broker(secured.folder) as url:
+        asyncio.run(listens(url, secured.folder))
+        secured.env |= {"NATS_URL": url, "NATS_KEYS": str(secured.folder / "secure/keys")}
+        secured.text("provision", "team.toml")
+        assert '"stream":"EVENTS"' in nats("operator", "req", "events.visitor.arrived", "1")
+        refused = 'Permissions Violation for Publish to "events.visitor.arrived"'
+        assert refused in nats("oracle", "req", "events.visitor.arrived", "2")
+        nats("greeter", "kv", "put", "context", "visitors.last", "ada")
+        nats("oracle", "kv", "put", "context", "visitors.last", "eve")
+        for name in ("operator", "greeter", "oracle"):
+            assert nats(name, "kv", "get", "context", "visitors.last", "--raw") == "ada"
+        events = json.loads(nats("operator", "stream", "info", "EVENTS", "--json"))
+        assert events["state"]["messages"] == 1
 
 
 async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick, cli: Cli) -> None:

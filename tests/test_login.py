@@ -237,6 +237,7 @@ class Authority:
         return str(paths[0]), str(paths[1])
 
 
+@pytest.mark.open_mode(reason="a certificate is all that is shown")
 async def test_tls_both_ways(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     cert, key = authority.issue("server", ExtendedKeyUsageOID.SERVER_AUTH)
@@ -323,6 +324,7 @@ async def test_old_server_is_refused() -> None:
         assert "nats-server 2.10, but 2.12 or newer is needed" in str(error)
 
 
+@pytest.mark.open_mode(reason="on a subject of which no right speaks")
 async def test_second_server_of_a_cluster_will_do(nats_server: NatsServer) -> None:
     for _ in range(4):  # the order is shuffled
         assert await greet(Server(f"nats://127.0.0.1:1,{nats_server.url}")) == "there"

@@ -124,6 +124,7 @@ class Scene:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.open_mode(reason="on subjects of which no right speaks")
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 60))])
 async def test_whatever_happens_every_message_is_handled(
     own_server: NatsServer, stack: AsyncExitStack, seed: int

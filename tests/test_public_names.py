@@ -128,6 +128,7 @@ def test_import_is_quick_and_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.open_mode(reason="a program without the tests' keys")
 def test_idle_agent_is_small(own_server: NatsServer, tmp_path: Path) -> None:
     for _ in range(5):  # what is allocated for a moment, while other work slows the start down, is not given back
         found = measure(IDLE, own_server.url, bytecode=tmp_path)

@@ -48,6 +48,7 @@ plugins/schedule/tests/test_schedule_triggers.py::test_moment_comes_once_and_nev
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.open_mode(reason="they run so anyway")
 def test_each_part_does_its_work_on_secured_brokers() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "--secured", "-q", "-n", "0", "-p", "no:cacheprovider", *EACH.split()]

@@ -12,10 +12,12 @@ import orjson
 
 from natterjack import EventTrigger
 from natterjack.bus import Bus, Message
+from natterjack.codec import id_in
 from natterjack.dead import HEADER
+from natterjack.events import authored
 from natterjack.journal import stored_entry
 from natterjack.messages import run_id
-from natterjack.subjects import bucket_stream, context_bucket, key, stored_events
+from natterjack.subjects import bucket_stream, context_bucket, key, split_stored, stored_events
 
 from .workload import EFFECTS, digest, wisdom
 
@@ -24,9 +26,9 @@ SLOW_STEPS = ("1", "4")  # between them it sleeps and waits
 CONTEXT = context_bucket()
 
 
-def run_of(agent: str, event: str, id: str) -> str:
+def run_of(agent: str, event: str, id: str, author: str) -> str:
     """Return the run in which an agent handles the event of an id, or else of a sequence: `"\\n42"`."""
-    return run_id("EVENTS", id, agent, EventTrigger(event).label)
+    return run_id("EVENTS", authored(id, author), agent, EventTrigger(event).label)
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Audit:
         self.runs: dict[tuple[str, str], Run] = {}
         self._read = Counter[str]()
         self._told: dict[int, int] = {}
-        self._ids: dict[int, str] = {}
+        self._ids: dict[int, tuple[str, str]] = {}
         self._bucket: dict[str, Any] = {}
         self._dead: dict[str, str] = {}
         self._checked: set[int] = set()
@@ -126,7 +128,7 @@ class Audit:
             self.problems.append(f"{number} was told twice")
         headers = message.headers or {}
         self._told[number] = int(headers["Nats-Sequence"])
-        self._ids[number] = headers["Nats-Msg-Id"]
+        self._ids[number] = id_in(headers), split_stored(headers["Nats-Subject"])[0]
 
     def _letter(self, message: Message) -> None:
         letter = orjson.loads((message.headers or {})[HEADER])
@@ -146,8 +148,8 @@ class Audit:
     # Comparing
 
     def _check_number(self, number: int, outside: Counter[tuple[str, ...]]) -> list[str]:
-        run = self._run("ledger", run_of("ledger", "work.due", event_id(number)))
-        noted = self._run("clerk", run_of("clerk", "work.told", self._ids.get(number, "")))
+        run = self._run("ledger", run_of("ledger", "work.due", event_id(number), self._bus.author))
+        noted = self._run("clerk", run_of("clerk", "work.told", *self._ids.get(number, ("", ""))))
         weight, said, told = (run.steps.get(position) for position in STEPS)
         compared = {
             "its end": (run.ended, ["done"]),
@@ -164,7 +166,7 @@ class Audit:
         return _different(f"event {number}", compared)
 
     def _check_slow(self, number: int, outside: Counter[tuple[str, ...]]) -> list[str]:
-        run = self._run("ledger", run_of("ledger", "work.slow", event_id(number, "work.slow")))
+        run = self._run("ledger", run_of("ledger", "work.slow", event_id(number, "work.slow"), self._bus.author))
         first, last = (run.steps.get(position) for position in SLOW_STEPS)
         rang = self.slow[number] or (run.result or {}).get("rang")
         compared = {

@@ -202,7 +202,7 @@ class World:
     async def emit_odd(self, data: bytes, headers: Mapping[str, str], end: str) -> str:
         """Store an event for the victim as a stranger would; return its run, which must end so, if it is accepted."""
         id = f"odd-{self.next_number()}"
-        run = run_of("victim", "work.odd", id)
+        run = run_of("victim", "work.odd", id, self.bus.author)
         self.audit.may_end[run] = end
         about = {name: value.replace("{id}", id) for name, value in headers.items()}
         try:

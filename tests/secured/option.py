@@ -25,9 +25,10 @@ class Secured:
     """Has tests run on secured brokers, skips those that are about open mode, and tells how many were on such a one."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from tests.secured import accounts, strangers  # lazy: all of Natterjack
+        from tests.secured import accounts, proxies, strangers  # lazy: all of Natterjack
 
-        self._root, self._accounts, self._connect = config.rootpath, accounts, strangers.connect
+        self._root, self._accounts = config.rootpath, accounts
+        self._instead = {"nats.connect": strangers.connect, "tests.chaos.proxy.Proxy.__aenter__": proxies.listen}
         self._runs_tests = config.option.dist == "no"  # so it is in workers, too
 
     def pytest_sessionstart(self) -> None:
@@ -37,7 +38,8 @@ class Secured:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._folder = tempfile.TemporaryDirectory(prefix="natterjack-secured-")
         self._accounts.secure_brokers(Path(self._folder.name))
-        patch("nats.connect", self._connect).start()
+        for name, ours in self._instead.items():
+            patch(name, ours).start()
 
     def pytest_sessionfinish(self) -> None:
         if self._runs_tests:

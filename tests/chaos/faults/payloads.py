@@ -101,7 +101,7 @@ class Garbage(Fault):
 
     async def inject(self, world: World) -> None:
         number = world.next_number()
-        subject = journal("ledger", run_of("ledger", "work.due", event_id(number)), self._index)
+        subject = journal("ledger", run_of("ledger", "work.due", event_id(number), world.bus.author), self._index)
         if self._before:
             await self._write(world, subject)
         await world.emit(number)

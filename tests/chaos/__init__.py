@@ -1,1 +1,0 @@
-"""Random faults on a team of real processes; see README.md."""

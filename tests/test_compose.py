@@ -87,7 +87,7 @@ async def test_what_it_describes_runs_and_does_a_job(tmp_path: Path) -> None:
                 for server in ("one", "two", "three"):
                     await until(partial(compose.healthy, server), timeout=60)
             compose.done.add(name)
-        for name in ("researcher", "analyst", "writer"):
+        for name in ("storage", "researcher", "analyst", "writer"):
             await until(partial(compose.healthy, name), timeout=60)
         cli = partial(asyncio.to_thread, compose.run, "cli")
         await cli("emit", "research.start", json.dumps({"question": "How does the with statement work?"}))

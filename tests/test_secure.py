@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import pytest
 import natterjack.demo
 from natterjack import Bus, ConnectError, CredentialsError, RefusedError, Server, connect
 from natterjack.broker import find_server
+from natterjack.stores import STREAMS
 from natterjack.testing import until
 from natterjack.testing.command import Cli
 
@@ -64,6 +66,7 @@ SAYS = (
     "audit show --json",
     "dead list --json",
     "runs list --json",
+    "storage --json",
 )
 """Commands whose output has no secret."""
 NAMES = ("core", "greeter", "operator", "oracle", "sys")
@@ -231,6 +234,13 @@ def test_the_nats_command_may_what_its_context_says(secured: Quick, nats_command
         assert events["state"]["messages"] == 1
 
 
+async def is_half_open(bus: Bus) -> bool:
+    """Whether `up` sees to it that nobody fills a stream for others."""
+    config = (await bus.api("STREAM.INFO.EVENTS"))["config"]
+    assert config["max_bytes"] in (STREAMS["EVENTS"]["max_bytes"], STREAMS["EVENTS"]["max_bytes"] // 2)
+    return bool(config["max_bytes"] < STREAMS["EVENTS"]["max_bytes"])
+
+
 async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:
@@ -239,6 +249,7 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
         with cli.start("up", "team.toml") as up:
             up.wait_line("ready .*2 agents")
             assert "natterjack emit visitor.arrived '{}' --server " in up.output
+            await until(partial(is_half_open, operator))
             async with connect(operator.server) as team:
                 assert await team.ask_peer("oracle", "hello") == "operator asks hello"
                 run = await team.inject_event("greeter", {"type": "visitor.arrived", "name": "Ada"})
@@ -266,6 +277,7 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
             assert len(titles) >= 2
             assert len(files) > 20
             assert [seed for seed in seeds for text in told if seed in text] == []
+        assert not await is_half_open(operator)
         await operator.close()
     log = (folder / "log").read_text()
     assert [line for line in log.splitlines() if "Violation" in line and "$KV.context.mood" not in line] == []

@@ -43,7 +43,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -348,6 +348,9 @@ class RequestTimeoutError(BrokerError, TimeoutError):
         super().__init__(message or f"no reply on {subject!r} within {timeout:g} s")
 
 
+_STORE_FAILED: Final = 10077
+
+
 class StreamError(BrokerError):
     """JetStream refused a request.
 
@@ -358,6 +361,11 @@ class StreamError(BrokerError):
     def __init__(self, code: int, description: str, what: str = "", *, transient: bool = True) -> None:
         self.code, self.description, self.transient = code, description, transient
         super().__init__(f"{what}: {description} (JetStream error {code})" if what else f"{description} ({code})")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the stream has no room for more bytes."""
+        return self.code == _STORE_FAILED and "bytes" in self.description
 
     @classmethod
     def read(cls, problem: Mapping[str, Any], what: str) -> Self:

@@ -31,7 +31,7 @@ from natterjack.schedules import (
     write,
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.stores import ATTESTED, STREAMS, attested, context_stream
+from natterjack.stores import ATTESTED, STREAMS, attested, context_stream, is_opened
 from natterjack.team import Team, check_team
 from natterjack.team.check import CONTEXTS
 from natterjack.team.origins import Origins
@@ -53,6 +53,11 @@ LIMITS: Final = frozenset({"max_age", "max_bytes", "max_msgs_per_subject"})
 """What provisioning never lowers: messages would go."""
 _FEWER: Final = (10005, 10023, 10074)
 """The server's codes for: there are not so many servers, or no room on them, or no cluster."""
+_NO_ROOM: Final = 10047
+_ROOM: Final = (
+    f"; all of a team's streams may come to {sum(each.get('max_bytes', 0) for each in STREAMS.values()) / 1024**3:.0f}"
+    " GiB, which the server sets aside: free its disk, or raise `max_file_store` in its configuration"
+)
 _A_TEAM: Final = "a team"
 
 
@@ -205,11 +210,13 @@ async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisio
         done.created.append(f"stream {name}")
         return
     current = found["config"]
-    if not set(wanted["subjects"]) & set(current.get("subjects") or ()):
+    if not any(subjects.overlap(one, other) for one in wanted["subjects"] for other in current.get("subjects") or ()):
         held = ", ".join(current.get("subjects") or ()) or "another stream"
         msg = f"the server already has a stream {name!r}, for {held}: remove it, or use another account or server"
         raise ConfigError(msg)
     wanted |= {key: value for key, value in current.items() if key in wanted and _is_more(key, value, wanted[key])}
+    if is_opened(current, found["state"]["bytes"]):
+        wanted["max_bytes"] = current["max_bytes"]
     copies = REPLICAS if found["cluster"].get("name") else 1  # a server alone says only that it leads
     changed = _differs(current, wanted)
     if changed or current["num_replicas"] < copies:
@@ -227,7 +234,7 @@ async def _create_stream(bus: Bus, wanted: Mapping[str, Any]) -> None:
         await _replicated(bus, f"STREAM.CREATE.{wanted['name']}", wanted, REPLICAS, least=1)
     except StreamError as error:
         msg = f"the server cannot have a stream {wanted['name']!r} for {', '.join(wanted['subjects'])}: "
-        raise ConfigError(msg + error.description) from error
+        raise ConfigError(msg + error.description + (_ROOM if error.code == _NO_ROOM else "")) from error
 
 
 async def _update_stream(bus: Bus, current: Mapping[str, Any], wanted: Mapping[str, Any], copies: int) -> bool:

@@ -25,6 +25,8 @@ from natterjack.specs import ScheduleSpec
 
 MAX_DELAY: Final = 3650 * 86_400.0
 """Seconds by which an event can be delayed."""
+MAX_HELD: Final = 256 * 1024**2
+"""Bytes of events that one principal may have held: of more, the oldest would go, which are its own."""
 WHEN: Final = "Nats-Schedule"
 TARGET: Final = "Nats-Schedule-Target"
 ZONE: Final = "Nats-Schedule-Time-Zone"
@@ -84,7 +86,8 @@ def delay_stream(principal: str, patterns: Iterable[str]) -> tuple[str, dict[str
         "allow_msg_schedules": True,
         "allow_msg_ttl": True,
         "allow_direct": True,
-        "discard": "old",  # the server allows no other; there is no limit by which anything would be
+        "discard": "old",  # the server allows no other
+        "max_bytes": MAX_HELD,
         "duplicate_window": 120 * 10**9,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from natterjack import subjects
@@ -36,6 +37,7 @@ _LIMITS: Final[dict[str, Any]] = {
     "storage": "memory",
     "max_msgs_per_subject": 1,
     "max_age": _DAY,
+    "max_bytes": _GIB // 16,
     "allow_direct": True,
 }
 
@@ -78,7 +80,7 @@ def _objects(bucket: str, max_age: int) -> dict[str, Any]:
         "allow_direct": True,
         "discard": "old",
         "max_age": max_age,
-        "max_bytes": 4 * _GIB,
+        "max_bytes": 2 * _GIB,
         "deny_delete": True,
         "deny_purge": True,
     }
@@ -95,7 +97,8 @@ def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, d
     bucket = subjects.context_bucket(name)
     keys = subjects.key(bucket, ">")
     republish = {"src": keys, "dest": subjects.feed_context(">", bucket)}
-    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions, "max_consumers": MAX_CONSUMERS}
+    own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions}
+    own |= {"max_bytes": _GIB, "max_consumers": MAX_CONSUMERS}
     return subjects.bucket_stream(bucket), _BUCKET | own
 
 
@@ -112,6 +115,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
             "retention": "workqueue",
             "max_consumers": MAX_CONSUMERS,
             "max_age": 30 * _DAY,
+            "max_bytes": _GIB,
             "max_msgs_per_subject": 100_000,
             "discard_new_per_subject": True,  # one dead agent cannot block the others
         },
@@ -126,7 +130,7 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
             "deny_purge": True,
         },
         subjects.object_stream(subjects.JOURNAL_OBJECTS): _objects(subjects.JOURNAL_OBJECTS, 30 * _DAY),
-        subjects.WAKES: _LOG | WAKES_STREAM | {"max_consumers": MAX_CONSUMERS},
+        subjects.WAKES: _LOG | WAKES_STREAM | {"max_bytes": _GIB // 4, "max_consumers": MAX_CONSUMERS},
         subjects.AUDIT: _LOG
         | {
             "subjects": [subjects.audit("*", "*", "*")],
@@ -148,3 +152,18 @@ STREAMS: Final[dict[str, dict[str, Any]]] = (
 )
 ATTESTED: Final = (subjects.EVENTS, subjects.MESSAGES, subjects.INBOX)
 """Streams of what principals publish by their names."""
+REFUSED: Final = "natterjack.refused"
+"""In a stream's metadata: who is refused there, because it has stored more than its share."""
+SIZE: Final = "natterjack.size"
+"""In the same place: how many bytes it may have, where not all of its room is open."""
+
+
+def is_opened(config: Mapping[str, Any], held: int) -> bool:
+    """Tell whether somebody opens a stream's room step by step, so that a quarter to three quarters of it are open.
+
+    Args:
+        config: The stream's.
+        held: Bytes in it.
+    """
+    left = int((config.get("metadata") or {}).get(SIZE, 0)) - held
+    return 0 < left // 4 <= int(config["max_bytes"]) - held <= left * 3 // 4

@@ -20,7 +20,6 @@ WAKES_STREAM: Final[dict[str, Any]] = {
     "subjects": [subjects.wake("*")],
     "republish": {"src": "wake.>", "dest": "feed.wake.>"},
     "retention": "workqueue",
-    "discard": "old",
     "max_msgs_per_subject": 1,  # whoever wakes a run takes the place of its ticket
     "max_age": 31 * 86_400 * 10**9,  # longer than any run may wait
 }

@@ -6,6 +6,7 @@ from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import FAR, NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
+from natterjack.bus.missing import REFUSED_KEY
 from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, stored
 from natterjack.bus.subscription import Subscription
 
@@ -14,6 +15,7 @@ __all__ = [
     "FAR",
     "MAX_BATCH",
     "NO_RESPONDERS",
+    "REFUSED_KEY",
     "STORE_BUDGET",
     "BatchMessage",
     "Bus",

@@ -11,6 +11,7 @@ import orjson
 
 from natterjack import codec
 from natterjack.bus.mailbox import Message
+from natterjack.bus.missing import check_stored
 from natterjack.bus.streams import STORE_BUDGET, WRONG_LAST, Streams
 from natterjack.errors import (
     ConfigError,
@@ -98,7 +99,7 @@ async def store_batch(bus: Streams, messages: Sequence[BatchMessage], *, id: str
             if isinstance(error, StreamError) and error.code not in (_INCOMPLETE, _BUSY):
                 raise
             if isinstance(error, NoRespondersError) and tried == 1:
-                await bus.check_stream(messages[0].subject)
+                await check_stored(bus, messages[0].subject)
             if bus.closed.is_set() or time.monotonic() + pause > deadline:
                 raise
         await asyncio.sleep(pause)

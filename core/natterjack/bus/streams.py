@@ -17,6 +17,7 @@ from natterjack import codec, subjects
 from natterjack.bus.audit import Audit
 from natterjack.bus.headers import encode
 from natterjack.bus.mailbox import NO_RESPONDERS, Message, Requests, status_of
+from natterjack.bus.missing import check_stored
 from natterjack.errors import (
     BrokerError,
     ConflictError,
@@ -24,7 +25,6 @@ from natterjack.errors import (
     NoRespondersError,
     NotProvisionedError,
     PayloadError,
-    RefusedError,
     RequestTimeoutError,
     StreamError,
 )
@@ -44,8 +44,8 @@ WRONG_LAST: Final = (10071, 10164)
 AWAY: Final = (RequestTimeoutError, DisconnectedError, NoRespondersError)
 """What a store meets while its server is away, or its stream's leader is being elected: it is tried again."""
 
-_UNDER_WAY: Final = 10158
-"""A try before this one is not yet on enough servers of a cluster; what becomes of it is heard by another try."""
+_NOT_YET: Final = (10158, 10167)
+"""A try before this one is not yet on enough servers of a cluster; or more was sent than the stream can take in."""
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 
@@ -151,7 +151,8 @@ class Streams(Requests, ABC):
         Raises:
             ConflictError: `expect` did not hold.
             NotProvisionedError: No stream captures the subject.
-                StreamError: The stream refuses, e.g. because it is full.
+            RefusedError: This principal has stored more than its share.
+            StreamError: The stream refuses, e.g. because it is full.
         """
         message_id = id or self.new_id()
         sent = {**headers, codec.MSG_ID: message_id} if headers else {codec.MSG_ID: message_id}
@@ -165,18 +166,21 @@ class Streams(Requests, ABC):
             try:
                 return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
             except AWAY as error:
-                if isinstance(error, NoRespondersError) and not checked:
-                    await self.check_stream(subject)
+                if isinstance(error, NoRespondersError) and (self.server.attests or not checked):
+                    await check_stored(self, subject)
                     checked = True
                 if self.closed.is_set() or time.monotonic() + pause > deadline:
                     raise
-                await asyncio.sleep(pause)
-                pause = min(1.0, pause * 2)
+            except StreamError as error:
+                if not (self.server.attests and error.is_full) or time.monotonic() + pause > deadline:
+                    raise  # where shares are enforced, more room may be opened
             except ConflictError:
                 ours = await self._stored_already(stream, subject, message_id) if tried > 1 and stream else None
                 if ours is None:
                     raise
                 return ours
+            await asyncio.sleep(pause)
+            pause = min(1.0, pause * 2)
 
     def post(self, subject: str, data: bytes, headers: bytes) -> asyncio.Future[Message]:
         """Publish into a stream without waiting; `stored` reads what comes back. Nothing is tried again.
@@ -193,23 +197,6 @@ class Streams(Requests, ABC):
             await self.until_connected(timeout)
         reply = await self._mailbox.request(subject, data, timeout=timeout, headers=headers, fails_on_disconnect=True)
         return stored(subject, reply)
-
-    async def check_stream(self, subject: str) -> None:
-        """Tell a missing stream, which no retry mends, from one whose leader is being elected.
-
-        Raises:
-            NotProvisionedError: No stream captures the subject.
-        """
-        if self.server.attests and self.principal != subjects.OPERATOR:
-            return  # it may not ask, and would not be there without streams
-        try:
-            found = await self.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
-        except (RefusedError, RequestTimeoutError, DisconnectedError, StreamError) as error:
-            log.debug("cannot tell whether a stream captures %s: %s", subject, error)
-            return
-        if not found.get("streams"):
-            msg = f"a stream for {subject!r}"
-            raise NotProvisionedError(msg)
 
     async def _stored_already(self, stream: str, subject: str, message_id: str) -> Stored | None:
         """A conflict after a retry may be our own first try, whose ack was lost: look at the id [R5]."""
@@ -374,7 +361,7 @@ def stored(subject: str, reply: Message) -> Stored:
 
     Raises:
         NoRespondersError: No stream captures the subject, or its leader is being elected.
-        RequestTimeoutError: A try before this one is under way.
+        RequestTimeoutError: It is to be tried again: see `_NOT_YET`.
         ConflictError: An expectation did not hold.
         StreamError: The stream refuses.
         BrokerError: Somebody else answered.
@@ -393,6 +380,6 @@ def stored(subject: str, reply: Message) -> Stored:
     if refusal.code in WRONG_LAST:
         msg = f"{subject!r} was written by somebody else meanwhile ({refusal.description})"
         raise ConflictError(msg)
-    if refusal.code == _UNDER_WAY:
+    if refusal.code in _NOT_YET:
         raise RequestTimeoutError(subject, _REPLY)
     raise refusal

@@ -23,7 +23,7 @@ from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
 from natterjack.provision import stored_team
 from natterjack.service import discover
-from natterjack.stores import STREAMS
+from natterjack.stores import REFUSED, STREAMS
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
@@ -160,15 +160,21 @@ async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
     well = True
     for name, wanted in STREAMS.items():
         try:
-            states[name] = (await bus.api(f"STREAM.INFO.{name}"))["state"]
+            info = await bus.api(f"STREAM.INFO.{name}")
+            states[name] = info["state"]
         except NatterjackError as error:
             yield bad("streams", str(error), "natterjack provision team.toml")
             well = False
             continue
+        if refused := (info["config"].get("metadata") or {}).get(REFUSED):
+            detail = f"{name} takes nothing more from {refused}: more than anybody may was stored within an hour"
+            yield bad("streams", detail, "natterjack storage shows how much; see what runs there, and stop or mend it")
+            well = False
         limit = wanted.get("max_bytes", 0)
         if limit and states[name]["bytes"] > _FULL * limit and wanted["discard"] == "new":
             detail = f"{name} holds {states[name]['bytes']:,} of {limit:,} bytes, and refuses more when it is full"
-            yield bad("streams", detail, f"nats stream purge {name} --keep N, or raise its limit")
+            fix = f"natterjack storage shows who fills it; nats stream purge {name} --keep N, or raise its limit"
+            yield bad("streams", detail, fix)
             well = False
     if well:
         dead = states[subjects.DEAD]["messages"]

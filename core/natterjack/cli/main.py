@@ -29,6 +29,7 @@ from natterjack.cli import (
     plugins,
     provision,
     runs,
+    storage,
     token,
     up,
 )
@@ -109,6 +110,7 @@ app.add_typer(runs.app, name="runs", rich_help_panel=_LOOK)
 app.add_typer(approvals.app, name="approvals", rich_help_panel=_LOOK)
 app.add_typer(journal.app, name="journal", rich_help_panel=_LOOK)
 app.add_typer(dead.app, name="dead", rich_help_panel=_LOOK)
+app.command(rich_help_panel=_LOOK)(storage.storage)
 app.add_typer(audit.app, name="audit", rich_help_panel=_LOOK)
 
 

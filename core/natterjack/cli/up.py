@@ -21,11 +21,12 @@ from natterjack.broker import Broker, embed
 from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen
+from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen, operator
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
 from natterjack.cli.run import renewing, run, show_logs, stopping
+from natterjack.cli.shares import Shares
 from natterjack.cli.supervisor import Supervisor
 from natterjack.cli.wiring import import_runtime, is_file
 from natterjack.coroutines import first_of
@@ -117,7 +118,10 @@ async def _up(team: Team, runtime: AgentRuntime | None, named: Server | None, pl
             serving = (
                 _serve_here(runtime) if runtime is not None else _serve_processes(team, server, plugins, asked, stop)
             )
-            ended = await first_of(serving, stop.wait(), *([broker.wait_lost()] if broker else []))
+            beside = (
+                [broker.wait_lost()] if broker else [_enforce_shares(server)] if server.of(OPERATOR).attests else []
+            )
+            ended = await first_of(serving, stop.wait(), *beside)
             if isinstance(ended, str):
                 raise CommandError(ended, ExitCode.UNREACHABLE)
             _say("stopped", "all agents have ended")
@@ -157,6 +161,16 @@ async def _serve_processes(team: Team, server: Server, plugins: Plugins, asked: 
             await first_of(supervisor.wait(), reloader.renew_on(renew), *watching)
         finally:
             await asyncio.shield(supervisor.stop())
+
+
+async def _enforce_shares(server: Server) -> None:
+    """See to it that no agent fills the streams for others, as long as that can be done."""
+    try:
+        async with operator(server) as bus:
+            await Shares(bus).enforce()
+    except NatterjackError as error:
+        log.error("nobody looks any more at who fills the team's streams: %s", error)  # noqa: TRY400 - it is told whole
+    await asyncio.Event().wait()
 
 
 async def _warn_of_others(team: Team, server: Server) -> None:

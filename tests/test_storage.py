@@ -1,0 +1,242 @@
+"""Storage: who stores more than its share is refused, and others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natterjack.bus import Bus
+from natterjack.cli.checks import check_team
+from natterjack.cli.shares import Look, Shares, Store
+from natterjack.errors import NatterjackError, RefusedError, UsageError
+from natterjack.plugins import Plugins
+from natterjack.provision import provision
+from natterjack.stores import STREAMS, attested
+from natterjack.testing import NatsServer, until
+
+from .attacks import TEAM, Broker, attacked, static
+
+MIB = 1024**2
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    with static(tmp_path) as ground:
+        async with attacked(ground) as broker:
+            yield broker
+
+
+class Clock:
+    """Tells the time, so many seconds ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+async def shrink(broker: Broker, stream: str, size: int) -> None:
+    """Have a stream small enough to be filled at once."""
+    config = (await broker.core.api(f"STREAM.INFO.{stream}"))["config"]
+    await broker.core.api(f"STREAM.UPDATE.{stream}", config | {"max_bytes": size})
+
+
+async def store_of(shares: Shares, stream: str) -> Store:
+    """Look, and return what was seen of a stream."""
+    return next(store for store in await shares.look() if store.name == stream)
+
+
+async def is_stored(bus: Bus, subject: str, size: int = 2) -> bool:
+    try:
+        await bus.store(subject, b'"' + b"x" * (size - 2) + b'"', budget=0.2)
+    except NatterjackError:
+        return False
+    return True
+
+
+async def test_who_floods_is_refused_and_others_go_on(broker: Broker) -> None:
+    await shrink(broker, "EVENTS", 8 * MIB)
+    clock = Clock()
+    shares = Shares(broker.client.bus, clock)
+    await broker.client.event_bus.emit("analysis.done", {"n": 0})
+    stored = 0
+    while await is_stored(broker.attacker, "events.research.x", 100_000):
+        stored += 1
+        assert stored < 80, "it fills the stream"
+        await shares.look()
+    assert stored > 10
+    store = await store_of(shares, "EVENTS")
+    assert store.refused == ["researcher"]
+    assert store.held < 4 * MIB
+    assert store.stored["researcher"] == pytest.approx(stored * 100_000, rel=0.1)
+    with pytest.raises(RefusedError, match=r"'researcher' has stored more on 'events\.>' within an hour than anybody"):
+        await broker.attacker.store("events.research.x", b"{}")
+    for number in (1, 2):
+        await broker.client.event_bus.emit("analysis.done", {"n": number})
+    await until(lambda: len(broker.writer.events) == 3)
+    findings = [finding async for finding in check_team(broker.client.bus, Path("none.toml"), Plugins.load())]
+    (problem,) = [finding.detail for finding in findings if finding.check == "streams"]
+    assert problem.startswith("EVENTS takes nothing more from researcher")
+    audit = broker.client.bus.read("AUDIT", "audit.operator.authority.refuse")
+    (record,) = [json.loads(message.data) async for message in audit]
+    assert (record["who"], record["stream"]) == ("researcher", "EVENTS")
+
+    clock.ahead = 1800
+    assert (await store_of(shares, "EVENTS")).refused == ["researcher"]
+    clock.ahead = 3700
+    await shares.look()
+    assert (await store_of(shares, "EVENTS")).refused == []
+    assert await is_stored(broker.attacker, "events.research.x")
+    found = (await broker.core.api("STREAM.INFO.EVENTS"))["config"]
+    assert found["subjects"] == ["events.>", "stored.events.>"]
+    assert len(found["sources"]) == len(await broker.client.bus.streams("delay.*.*"))
+
+
+PLACES = {
+    "EVENTS": "events.research.x",
+    "MESSAGES": "messages.reports.{}",
+    "INBOX": "stored.inbox.nobody.researcher.{}",  # it may inject nothing: what its account would store
+    "JOURNAL": "journal.researcher.{}.1",
+    "WAKES": "wake.researcher.{}",
+    "DEAD": "dead.researcher.{}",
+    "OBJ_journal": "$O.journal.C.researcher.{}.1",
+    "KV_limits": "$KV.limits.researcher.{}",
+}
+"""Where the attacker stores."""
+
+
+async def test_in_no_stream_it_leaves_others_without_room(broker: Broker) -> None:
+    shares = Shares(broker.client.bus)
+    for stream in PLACES:
+        await shrink(broker, stream, 4 * MIB)
+    for stream, place in PLACES.items():
+        who = broker.core if stream == "INBOX" else broker.attacker
+        for number in range(200):
+            if not await is_stored(who, place.format(number), 100_000):
+                break
+            store = await store_of(shares, stream)
+        assert store.refused == ["researcher"], stream
+        assert store.held < 3 * MIB, stream
+        assert not await is_stored(who, place.format("more")), stream
+        others = place.format("more").replace("researcher", "writer")
+        assert await is_stored(broker.core, others), stream
+
+
+async def test_what_it_delays_comes_no_more(broker: Broker) -> None:
+    """The server itself would store it, again and again."""
+    await shrink(broker, "EVENTS", 8 * MIB)
+    shares = Shares(broker.client.bus)
+    every = {"Nats-Schedule": "@every 1s", "Nats-Schedule-Target": "delay.researcher.due.research.later"}
+    for number in range(4):
+        sent = f"delay.researcher.{number}"
+        await broker.attacker.store(sent, b'"' + b"x" * 700_000 + b'"', headers=every)
+
+    async def is_refused() -> bool:
+        return (await store_of(shares, "EVENTS")).refused == ["researcher"]
+
+    assert await until(is_refused, timeout=20)
+    held = (await store_of(shares, "EVENTS")).held
+    due = "delay.researcher.due.research.later"
+    before = await broker.core.last("DELAYS_researcher", due)
+    assert before is not None
+
+    async def came_again() -> bool:
+        last = await broker.core.last("DELAYS_researcher", due)
+        return last is not None and last.headers != before.headers
+
+    await until(came_again, timeout=10)
+    assert (await store_of(shares, "EVENTS")).held == held
+    assert await is_stored(broker.core, "stored.events.writer.any")
+
+
+async def test_provisioning_changes_nothing_for_long(broker: Broker) -> None:
+    await shrink(broker, "JOURNAL", 4 * MIB)
+    shares = Shares(broker.client.bus)
+    for number in range(12):
+        await is_stored(broker.attacker, f"journal.researcher.{number}.1", 100_000)
+    assert (await store_of(shares, "JOURNAL")).over() == ["researcher"]
+    await provision(broker.client.bus, TEAM, Plugins.load())
+    assert await is_stored(broker.core, "journal.nobody.more.1")
+    await shrink(broker, "JOURNAL", 4 * MIB)
+    await shares.look()
+    assert not await is_stored(broker.attacker, "journal.researcher.more.1")
+    assert await is_stored(broker.core, "journal.writer.more.1")
+
+
+async def test_operators_are_never_refused(broker: Broker) -> None:
+    await shrink(broker, "EVENTS", 4 * MIB)
+    shares = Shares(broker.client.bus)
+    for _ in range(25):
+        await is_stored(broker.client.bus, "events.research.x", 100_000)
+    store = await store_of(shares, "EVENTS")
+    assert store.over() == ["operator"]
+    assert await is_stored(broker.client.bus, "events.research.x")
+
+
+async def test_where_nobody_knows_who_stores_nobody_is_refused(bus: Bus) -> None:
+    with pytest.raises(UsageError, match="secured mode"):
+        Shares(bus)
+
+
+@pytest.mark.parametrize("size", [2_000, 20_000])
+async def test_a_sample_tells_who_stored_how_much(own_server: NatsServer, bus: Bus, size: int) -> None:
+    await bus.api("STREAM.CREATE.EVENTS", {"name": "EVENTS", **attested(STREAMS["EVENTS"]), "sources": []})
+    real = {"small": 0, "large": 0}
+    for _ in range(150):
+        await asyncio.gather(*(bus.store("stored.events.small.x", b"x" * 100) for _ in range(100)))
+        await asyncio.gather(*(bus.store("stored.events.large.x", b"x" * size) for _ in range(5)))
+        real = {"small": real["small"] + 10_000, "large": real["large"] + 5 * size}
+    found: Any = (await Look(bus, "EVENTS").store()).stored
+    assert found["large"] / real["large"] == pytest.approx(1.1, rel=0.4)
+    assert found["small"] > real["small"] / 2
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+async def test_a_flood_as_fast_as_it_goes_leaves_room_for_others(broker: Broker) -> None:
+    """EVENTS as large as it is, half full, and the largest messages that there are."""
+    await broker.core.store("stored.events.operator.much", b"x" * 100)
+    for _ in range(60):
+        await asyncio.gather(*(broker.core.store("stored.events.operator.much", b"x" * 1_000_000) for _ in range(9)))
+    server = broker.client.bus.server
+    environment = os.environ | server.environment()
+    command = [sys.executable, "-m", "natterjack", "storage", "--enforce"]
+    enforcing = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
+    assert enforcing.stderr is not None
+    assert b"enforced" in await asyncio.wait_for(enforcing.stderr.readline(), 30)
+    stop = asyncio.Event()
+
+    async def flood() -> None:
+        while not stop.is_set():
+            for _ in range(20):
+                await broker.attacker.publish("events.research.x", b"x" * 1_000_000)
+            await broker.attacker.flush()
+
+    flooding = asyncio.create_task(flood())
+    for number in range(100):
+        await broker.client.event_bus.emit("analysis.done", {"n": number})
+    await until(lambda: len(broker.writer.events) == 100, timeout=60)
+
+    async def is_refused() -> bool:
+        config = (await broker.core.api("STREAM.INFO.EVENTS"))["config"]
+        return bool(config.get("metadata", {}).get("natterjack.refused") == "researcher")
+
+    await until(is_refused, timeout=60)
+    await broker.client.event_bus.emit("analysis.done", {"n": 100})
+    state = (await broker.core.api("STREAM.INFO.EVENTS"))["state"]
+    assert state["bytes"] < 1000 * MIB, state
+    stop.set()
+    await flooding
+    enforcing.terminate()
+    told = (await enforcing.stderr.read()).decode()
+    assert "'researcher' is refused in EVENTS" in told
+    assert await enforcing.wait() == 0

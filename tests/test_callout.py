@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,9 +39,10 @@ from natterjack_http import HttpTrigger
 from natterjack_mcp import AuthMiddleware, HasRole, JWTAuth, MCPServer, ToolContext
 from natterjack_mcp.http import Address, serve_http
 from natterjack_permissions.callout import Callout
-from natterjack_permissions.mint import Mint
+from natterjack_permissions.mint import SEAL, SERVICE, SIGNER, Mint
 from natterjack_permissions.pushes import push
 from natterjack_permissions.sealed import CurveKey, new_seed
+from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
 
 SECRET = "a secret of thirty-two bytes, or more"
@@ -262,3 +264,43 @@ async def test_one_token_is_good_for_nats_for_mcp_and_for_http(
             transport = streamable_http_client(served.rpartition(" ")[2], http_client=http_client)
             client = await stack.enter_async_context(Client(transport))
             assert (await client.call_tool("whoami", {})).structured_content == {"result": "ann"}
+
+
+async def test_its_keys_are_replaced_while_principals_come_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two steps, as there may be services elsewhere: one has only the folder as it is between them."""
+    caplog.set_level("INFO", "natterjack.callout")
+    monkeypatch.setattr("natterjack_permissions.callout.FOLLOWS", 0.05)
+    with secured_broker(GRANTED, tmp_path / "here", operator_mode=True, by_token=GRANTED) as (_, login):
+        door = Door(tmp_path / "here", login)
+
+        async def rotate() -> list[str]:
+            mint = Mint(door.folder)
+            mint.team(star(GRANTED), ["callout"], str(door.folder / "resolver"), GRANTED)
+            mint.write()
+            return (await push(login.url, mint))[1]
+
+        async def come() -> None:
+            for who in GRANTED:
+                async with door.joined(who) as bus:
+                    await bus.flush()
+
+        before = {file: (door.folder / file).read_bytes() for file in (SIGNER, SEAL, SERVICE)}
+        async with door.callout(), door.joined("ann") as ann:
+            assert await rotate() == ["CALLOUT", "P-ann", "P-bob"]
+            await come()
+            await until(lambda: "goes by the next credentials" in caplog.messages)
+            shutil.copytree(door.folder, tmp_path / "there")
+            assert await rotate() == ["CALLOUT", "P-ann", "P-bob"]
+            await come()
+            await until(lambda: ann.connected)
+        after = {file: (door.folder / file).read_bytes() for file in (SIGNER, SEAL, SERVICE)}
+        assert [file for file in before if before[file] == after[file]] == []
+        assert not list((door.folder / "callout/next").iterdir())
+        for folder in ("there", "here"):
+            async with Door(tmp_path / folder, login).callout():
+                await come()
+        (tmp_path / "former.creds").write_bytes(before[SERVICE])
+        with pytest.raises(ConnectError):
+            await Bus.connect(Server(login.url, creds=str(tmp_path / "former.creds")), principal="callout")

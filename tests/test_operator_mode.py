@@ -7,12 +7,14 @@ import json
 import shutil
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from natterjack import (
     Bus,
+    ConnectError,
     CredentialsError,
     Message,
     NoRespondersError,
@@ -24,6 +26,7 @@ from natterjack import (
 )
 from natterjack.testing import until
 from natterjack.testing.command import Cli
+from natterjack_permissions.callout import Callout
 from natterjack_permissions.mint import Mint
 from natterjack_permissions.pushes import push
 from natterjack_permissions.star import star
@@ -271,3 +274,27 @@ def test_what_tokens_lack_is_told(secured: Quick, asked: str, secret: str, told:
     done = secured.run(*asked.split(), code=2)
     assert told in done.stderr
     assert secret in ("", "short") or secret not in done.stderr
+
+
+@pytest.mark.full
+async def test_a_token_opens_a_door_with_certificates(quick: Quick) -> None:
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    url = f"nats://127.0.0.1:{_free_port()}"
+    quick.text("secure", "--url", url, "--mode", "operator", "--tokens", "--tls")
+    keys, tokens = quick.folder / "secure/keys", Tokens(secret=SECRET)
+    shown = Server(url, token=tokens.mint("oracle"), prefix=Server.SECURED_PREFIX)
+    with broker(quick.folder):
+        await (await connected(url, quick.folder, "oracle")).close()
+        service = Callout(quick.folder / "secure", tokens)
+        await service.start(url)
+        oracle = await Bus.connect(
+            replace(shown, ca=str(keys / "ca.crt"), cert=str(keys / "oracle.pem")), principal="oracle"
+        )
+        with pytest.raises(RefusedError):
+            await oracle.store("$KV.context.mood", b"1")
+        with pytest.raises(ConnectError, match="Name a certificate"):
+            await Bus.connect(replace(shown, ca=str(keys / "ca.crt")), principal="oracle")
+        await oracle.close()
+        await service.stop()
+    assert quick.json("secure", "--url", url, "--check")["changes"] == []
+    assert "callout/ca.crt" in quick.json("secure", "--url", url, "--rotate", "ca", "--check", code=1)["changes"]

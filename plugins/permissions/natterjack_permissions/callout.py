@@ -7,22 +7,26 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import nkeys
 import typer
 
-from natterjack import Bus, Claims, ConfigError, Message, Server, TokenError, Tokens
+from natterjack import BrokerError, Bus, Claims, ConfigError, Message, Server, TokenError, Tokens
 from natterjack_permissions import claims
 from natterjack_permissions.authority import URL
-from natterjack_permissions.mint import SEAL, SERVICE, SIGNER, Mint, account_of
+from natterjack_permissions.mint import NEXT_SEAL, NEXT_SIGNER, SEAL, SERVICE, SIGNER, Mint, account_of
 from natterjack_permissions.sealed import CurveKey
 
 log = logging.getLogger("natterjack.callout")
 app = typer.Typer(name="callout")
 
 SUBJECT: Final = "$SYS.REQ.USER.AUTH"
+FOLLOWS: Final = 1.0
+"""Seconds between two looks for other credentials of the service."""
 _SERVER_KEY: Final = "Nats-Server-Xkey"
 
 
@@ -54,17 +58,24 @@ async def _serve(service: Callout, url: str) -> None:
     if sys.platform != "win32":  # there, Ctrl-C cancels
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-    bus = await service.start(url)
+    await service.start(url)
     typer.echo(f"ready  {url} lets in who shows a token")
-    ends = [asyncio.create_task(each.wait()) for each in (stop, bus.closed)]
+    stopped, ended = (asyncio.create_task(each) for each in (stop.wait(), service.ended()))
     try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for each in ends:
-            each.cancel()
         await service.stop()
+        stopped.cancel()
+    reason = await ended
     if not stop.is_set():
-        raise ConfigError(bus.reason)
+        raise ConfigError(reason)
+
+
+class Keys(NamedTuple):
+    """What a callout service has at one time."""
+
+    signer: nkeys.KeyPair
+    seal: CurveKey
 
 
 class Callout:
@@ -80,53 +91,129 @@ class Callout:
 
     def __init__(self, folder: Path, tokens: Tokens) -> None:
         self._folder, self._tokens = folder, tokens
-        try:
-            self._signer = nkeys.from_seed((folder / SIGNER).read_bytes().strip())
-            self._seal = CurveKey((folder / SEAL).read_text().strip())
-        except FileNotFoundError as error:
-            msg = f"there is no {error.filename}: `natterjack secure --mode operator --tokens` makes it"
-            raise ConfigError(msg) from error
-        self._bus: Bus | None = None
+        self._known: dict[str, Keys] = {}
+        self._learn()
+        self._joined: tuple[Bus, Callable[[], Awaitable[None]]] | None = None
         self._answering: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
-    async def start(self, url: str) -> Bus:
-        """Begin, and return its connection."""
+    async def start(self, url: str) -> None:
+        """Begin; return once servers can ask.
+
+        Raises:
+            ConnectError: None answers, or lets the service in.
+        """
         certificates = {name: os.environ.get(f"NATS_{name.upper()}") or None for name in ("ca", "cert", "key")}
-        server = Server(url, creds=str(self._folder / SERVICE), **certificates)  # type: ignore[arg-type]
-        self._bus = bus = await Bus.connect(server, principal="callout")
+        server = Server(url, keys=str((self._folder / SERVICE).parent), **certificates)  # type: ignore[arg-type]
+        shown = self._credentials()
+        await self._join(server)
+        self._following = asyncio.create_task(self._follow(server, shown))
+
+    async def ended(self) -> str:
+        """Return why it has no connection any more, once it is so."""
+        while self._joined is not None:
+            bus, _ = joined = self._joined
+            await bus.closed.wait()
+            if joined is self._joined:
+                return bus.reason
+        return "it has not begun"
+
+    async def stop(self) -> None:
+        """End; what is being answered is answered."""
+        self._stopping.set()
+        if self._following is not None:
+            await self._following
+        if self._joined is not None:
+            await self._leave(*self._joined)
+
+    async def _join(self, server: Server) -> None:
+        """Connect; who was connected before leaves then, so that there is always one to ask."""
+        bus = await Bus.connect(server, principal="callout")
 
         async def asked(message: Message) -> None:
             task = asyncio.create_task(self._answer(bus, message))  # keys may have to be fetched, and others wait
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-        await bus.subscribe(SUBJECT, asked, queue="callout")
-        return bus
+        subscription = await bus.subscribe(SUBJECT, asked, queue="callout")
+        former, self._joined = self._joined, (bus, subscription.drain)
+        if former is not None:
+            await self._leave(*former)
 
-    async def stop(self) -> None:
-        """End; what is being answered is answered."""
+    async def _leave(self, bus: Bus, drain: Callable[[], Awaitable[None]]) -> None:
+        await drain()
         if self._answering:
             await asyncio.wait(self._answering, timeout=2.0)
-        if self._bus is not None:
-            await self._bus.close()
+        await bus.close()
+
+    async def _follow(self, server: Server, shown: str | None) -> None:
+        """Go by the credentials that the folder has: there may be others, and the former ones end."""
+        while not await _within(FOLLOWS, self._stopping):
+            found = self._credentials()
+            if found in (None, shown):
+                continue
+            try:
+                await self._join(server)
+            except BrokerError as error:
+                log.info("tries the next credentials again: %s", error)
+            else:
+                log.info("goes by the next credentials")
+                shown = found
+
+    def _credentials(self) -> str | None:
+        return Mint(self._folder).text(SERVICE)
+
+    def _learn(self) -> None:
+        """Read the keys of the folder; the former ones are kept, as servers may go by them for a while.
+
+        Raises:
+            ConfigError: It has none.
+        """
+        mint = Mint(self._folder)
+        for files in ((SIGNER, SEAL), (NEXT_SIGNER, NEXT_SEAL)):
+            signer, seal = map(mint.text, files)
+            if signer and seal and seal not in self._known:
+                self._known[seal] = Keys(nkeys.from_seed(signer.strip().encode()), CurveKey(seal.strip()))
+        if not self._known:
+            msg = f"there is no {self._folder / SIGNER}: `natterjack secure --mode operator --tokens` makes it"
+            raise ConfigError(msg)
+
+    def _opened(self, sealed: bytes, server: str) -> tuple[Keys, claims.Claims]:
+        """Return what a server asks, and the keys that it goes by: those for which it has sealed.
+
+        Raises:
+            ConfigError: None of them opens it.
+        """
+        self._learn()
+        for keys in self._known.values():
+            with suppress(ConfigError):
+                return keys, claims.read(keys.seal.open(sealed, server).decode())
+        msg = "it is not sealed for a key of this folder; does the server have the account CALLOUT as it is here?"
+        raise ConfigError(msg)
 
     async def _answer(self, bus: Bus, message: Message) -> None:
         server = (message.headers or {}).get(_SERVER_KEY, "")
         try:
-            request = claims.read(self._seal.open(message.data, server).decode())
+            keys, request = self._opened(message.data, server)
         except (ConfigError, ValueError) as error:
             log.warning("a server's question cannot be read: %s", error)
             return
-        said = await self.verdict(request)
-        await bus.publish(message.reply, self._seal.seal(claims.sign(said, self._signer).encode(), server))
+        said = await self.verdict(request, keys.signer)
+        await bus.publish(message.reply, keys.seal.seal(claims.sign(said, keys.signer).encode(), server))
 
-    async def verdict(self, request: claims.Claims) -> claims.Claims:
-        """Return the claims that answer a server's question."""
+    async def verdict(self, request: claims.Claims, signer: nkeys.KeyPair) -> claims.Claims:
+        """Return the claims that answer a server's question.
+
+        Args:
+            request: What it asks.
+            signer: Signs for who is let in.
+        """
         options = request["nats"]["connect_opts"]
         host = request["nats"]["client_info"].get("host", "?")
         try:
             shown = await self._tokens.verify(options.get("auth_token") or "")
-            token = claims.sign(self._user(shown, request["nats"]["user_nkey"]), self._signer)
+            token = claims.sign(self._user(shown, request["nats"]["user_nkey"]), signer)
         except (TokenError, ConfigError) as error:
             log.warning("refused  %s from %s: %s", options.get("name", "a client"), host, error)
             return claims.verdict(request, problem=str(error))
@@ -149,3 +236,11 @@ class Callout:
             msg = f"all tokens of {who!r} that were made by then are revoked; make another"
             raise TokenError(msg)
         return claims.user(who, key, shown.expires, str(mint.claims(account)["sub"]))
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True

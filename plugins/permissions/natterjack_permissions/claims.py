@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import nkeys
@@ -98,18 +98,18 @@ def sentinel(key: str) -> Claims:
     return said | {"nats": said["nats"] | nothing}
 
 
-def callout(key: str, service: str, signer: str, seal: str, accounts: list[str]) -> Claims:
+def callout(key: str, services: list[str], signers: list[str], seal: str, accounts: list[str]) -> Claims:
     """Return the claims of the account where tokens are looked at.
 
     Args:
         key: Its public key.
-        service: That of the service's user.
-        signer: That by which the service signs.
+        services: Those of the service's user: the present one, and a former one for a while.
+        signers: Those by which the service signs.
         seal: That for which servers seal tokens.
         accounts: Public keys of the accounts that it may let somebody into.
     """
-    authorization = {"auth_users": [service], "allowed_accounts": accounts, "xkey": seal}
-    return _account(CALLOUT, key, {"authorization": authorization, "signing_keys": [signer]})
+    authorization = {"auth_users": services, "allowed_accounts": accounts, "xkey": seal}
+    return _account(CALLOUT, key, {"authorization": authorization, "signing_keys": signers})
 
 
 def verdict(request: Claims, token: str = "", problem: str = "") -> Claims:
@@ -136,13 +136,13 @@ def core(star: list[Account], key: str) -> Claims:
     return _account(CORE, key, {"limits": _LIMITS | _STORAGE, "exports": exports})
 
 
-def principal(account: Account, keys: Mapping[str, str], signer: str | None = None) -> Claims:
+def principal(account: Account, keys: Mapping[str, str], signers: Sequence[str] = ()) -> Claims:
     """Return the claims of a principal's account.
 
     Args:
         account: What it may.
         keys: The public key of each account, by its name.
-        signer: The public key of who lets it in by its token, if somebody does.
+        signers: The public keys of who lets it in by its token.
     """
     streams = [{"account": keys[CORE], **_stream(subject)} for subject in account.hears]
     streams += [{"account": keys[each.account], **_stream(each.subject)} for each in account.listens]
@@ -151,7 +151,7 @@ def principal(account: Account, keys: Mapping[str, str], signer: str | None = No
         "limits": _LIMITS | {"conn": MOST_CONNECTIONS, "subs": MOST_SUBSCRIPTIONS},
         "exports": [*map(_service, account.serves), *map(_stream, account.tells)],
         "imports": [*(_import(call, keys) for call in account.calls), *streams],
-        "signing_keys": [signer] if signer else [],
+        "signing_keys": list(signers),
         "default_permissions": rights,  # here, and not in users' tokens: so they change on connections that stay
     }
     return _account(account.name, keys[account.name], said)

@@ -28,6 +28,10 @@ KEYS: Final = "keys"
 """Folder of what principals log in with, as `NATS_KEYS` names it."""
 SIGNER, SEAL, SERVICE = "callout/signer.nk", "callout/xkey.nk", "callout/callout.creds"
 """What a callout service has: what signs for it, what opens tokens, and what it logs in with."""
+NEXT_SIGNER, NEXT_SEAL = "callout/next/signer.nk", "callout/next/xkey.nk"
+"""What it signs and opens by next, between the two steps of `secure --rotate callout`."""
+ROTATED: Final = "callout"
+"""What `secure --rotate` calls it."""
 _SENTINEL: Final = "callout/sentinel.creds"
 _SECRET: Final = ("seeds/", f"{KEYS}/", "callout/")
 _OPERATOR: Final = "operator.jwt"
@@ -117,14 +121,16 @@ class Mint:
         """
         names = [SYS, CORE, *(account.name for account in star), *([CALLOUT] if by_token else ())]
         keys = {name: self.account(name) for name in names}
-        signer = _public(self._seed(SIGNER, nkeys.PREFIX_BYTE_ACCOUNT)) if by_token else None
+        if by_token and ROTATED in rotate:
+            self._step()
+        signers = self._signers() if by_token else []
         self._sign(_OPERATOR, claims.operator(_public(self._operator), keys[SYS]))
         said = {SYS: claims.system(keys[SYS]), CORE: claims.core(list(star), keys[CORE])}
         for account in star:
-            by = signer if account.principal in by_token else None
+            by = signers if account.principal in by_token else ()
             said[account.name] = claims.principal(account, keys, by)
-        if signer:
-            said[CALLOUT] = self._callout(keys[CALLOUT], signer, sorted(keys[account_of(who)] for who in by_token))
+        if signers:
+            said[CALLOUT] = self._callout(keys[CALLOUT], signers, sorted(keys[account_of(who)] for who in by_token))
         for name in names:
             self._sign(_file(name), self._with_revocations(name, said[name]))
         for name in sorted(self.accounts() - set(names)):
@@ -136,8 +142,24 @@ class Mint:
                 self.issue(who)
         self.configure(resolver)
 
-    def _callout(self, key: str, signer: str, accounts: list[str]) -> Claims:
-        """Mint what a callout service needs, beside its signing key, and return the claims of its account."""
+    def _signers(self) -> list[str]:
+        """Return the public keys by which callout services sign, made if there is none."""
+        own = [SIGNER] if self.text(NEXT_SIGNER) is None else [SIGNER, NEXT_SIGNER]
+        return [_public(self._seed(file, nkeys.PREFIX_BYTE_ACCOUNT)) for file in own]
+
+    def _step(self) -> None:
+        """Have callout services get other keys beside theirs; the second time, have these in force, and no others."""
+        if self.text(NEXT_SIGNER) is None:
+            self._seed(NEXT_SIGNER, nkeys.PREFIX_BYTE_ACCOUNT)
+            self.put(NEXT_SEAL, new_seed() + "\n")
+            self.put(SERVICE, None)
+        else:
+            for file, following in ((SIGNER, NEXT_SIGNER), (SEAL, NEXT_SEAL)):
+                self.put(file, self.text(following))
+                self.put(following, None)
+
+    def _callout(self, key: str, signers: list[str], accounts: list[str]) -> Claims:
+        """Mint what a callout service needs, beside its signing keys, and return the claims of its account."""
         self._user(SERVICE, key, lambda public: claims.user("callout", public))
         self._user(_SENTINEL, key, claims.sentinel)
         seal = self.text(SEAL)
@@ -145,7 +167,15 @@ class Mint:
             seal = new_seed() + "\n"
             self.put(SEAL, seal)
         service = str(self._credentials(SERVICE)["sub"])
-        return claims.callout(key, service, signer, CurveKey(seal.strip()).public, accounts)
+        before = self.claims(CALLOUT)["nats"]["authorization"]["auth_users"] if self.text(_file(CALLOUT)) else []
+        former = [user for user in before if user != service]
+        in_turn = len(signers) > 1  # until the second step, who runs with the former credentials goes on
+        said = claims.callout(
+            key, [service, *former] if in_turn else [service], signers, CurveKey(seal.strip()).public, accounts
+        )
+        if former and not in_turn:
+            said["nats"]["revocations"] = dict.fromkeys(former, int(time.time()))
+        return said
 
     def _user(self, file: str, account: str, said: Callable[[str], Claims]) -> None:
         """Mint a user of the account of the callout, unless it is there."""
@@ -186,7 +216,7 @@ class Mint:
     def _with_revocations(self, name: str, said: Claims) -> Claims:
         """Return claims of an account with the revocations that it has."""
         if self.text(_file(name)) is not None and (revoked := self.claims(name)["nats"].get("revocations")):
-            said["nats"]["revocations"] = revoked
+            said["nats"]["revocations"] = revoked | said["nats"].get("revocations", {})
         return said
 
     # Accounts

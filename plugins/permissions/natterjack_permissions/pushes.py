@@ -9,6 +9,7 @@ import orjson
 
 from natterjack import Bus, ConfigError, Message, RequestTimeoutError, Server
 from natterjack_permissions import claims
+from natterjack_permissions.claims import CALLOUT
 from natterjack_permissions.mint import KEYS, SYS, Mint
 from natterjack_permissions.reload import servers_of
 from natterjack_permissions.star import CORE
@@ -96,11 +97,14 @@ class _Pushing:
 
 
 def _ordered(mint: Mint, differing: Iterable[str], new: Iterable[str]) -> list[str]:
-    """Return accounts in the order to push: who may less first, and the one that pushes last."""
+    """Return accounts in the order to push: who may less first, and the one that pushes last.
+
+    The callout's is before those that it lets others into, which know its next keys already.
+    """
 
     def place(name: str) -> tuple[int, str]:
         gone = not mint.claims(name)["nats"]["limits"]["conn"]
-        return (0 if gone else 1 if name == CORE else 4 if name == SYS else 2 if name in new else 3), name
+        return (0 if gone else 1 if name in (CORE, CALLOUT) else 4 if name == SYS else 2 if name in new else 3), name
 
     return sorted(differing, key=place)
 

@@ -18,7 +18,7 @@ from natterjack_permissions.authority import URL, Authority, authority, known_ur
 from natterjack_permissions.broker import TLS
 from natterjack_permissions.changes import note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
-from natterjack_permissions.mint import Mint
+from natterjack_permissions.mint import NEXT_SIGNER, ROTATED, Mint
 from natterjack_permissions.pushes import push
 from natterjack_permissions.reload import reloading
 from natterjack_permissions.tls import AUTHORITY, SERVER, Certificates, hosts_of
@@ -70,7 +70,9 @@ def secure(
     rotate: Annotated[
         list[str] | None,
         typer.Option(
-            "--rotate", metavar="NAME", help="Another key and certificate for it, `server` or `ca`; repeatable."
+            "--rotate",
+            metavar="NAME",
+            help="Another key and certificate for it, `server`, `ca` or `callout`; repeatable.",
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Show what would change; exit with 1 if anything.")] = False,
@@ -82,7 +84,7 @@ def secure(
     The same team and keys give the same files. Keys stay as they are; those of new agents are made.
     """
     found, rotate, url = authority(read_team(team_file)), rotate or [], url or known_url(out)
-    certificates = certificates_of(found, out, url, host or [], make=tls)
+    certificates = certificates_of(found, out, url, host or [], make=tls, callout=tokens or Mint(out).takes_tokens)
     mint = minted(found, out, url, rotate, certificates, tokens=tokens) if in_operator_mode(out, mode) else None
     _check_tokens(mint, tokens=tokens)
     changed = mint.differences() if mint else _changed(found, out, url, rotate, certificates)
@@ -133,10 +135,10 @@ def _digest(out: Path) -> str:
 
 
 def certificates_of(
-    found: Authority, out: Path, url: str, hosts: Iterable[str] = (), *, make: bool = True
+    found: Authority, out: Path, url: str, hosts: Iterable[str] = (), *, make: bool = True, callout: bool = False
 ) -> Certificates | None:
     """Return the certificates of a folder, or None if it has none and none are to be made."""
-    certificates = Certificates(out, found.principals, [*hosts_of(url), *hosts])
+    certificates = Certificates(out, found.principals, [*hosts_of(url), *hosts], callout=callout)
     return certificates if make or certificates.are_there else None
 
 
@@ -186,9 +188,9 @@ def minted(
     tokens: bool = False,
 ) -> Mint:
     """Return what would be written in operator mode."""
-    _check_names(found, rotate, certificates)
     mint = Mint(out)
     by_token = found.rights if tokens or mint.takes_tokens else ()  # no operators: a key of tokens is no master key
+    _check_names(found, rotate, certificates, *([ROTATED] if mint.takes_tokens else ()))
     mint.team(found.accounts, rotate, by_token=by_token)
     for name, text in found.files(out.resolve(), url, None, tls=certificates is not None).items():
         if name != OURS_ONCE or mint.text(name) is None:
@@ -196,8 +198,8 @@ def minted(
     return mint
 
 
-def _check_names(found: Authority, rotate: Iterable[str], certificates: Certificates | None) -> None:
-    known = [*found.principals, *((SERVER, AUTHORITY) if certificates else ())]
+def _check_names(found: Authority, rotate: Iterable[str], certificates: Certificates | None, *more: str) -> None:
+    known = [*found.principals, *more, *((SERVER, AUTHORITY) if certificates else ())]
     for name in rotate:
         if name not in known:
             msg = f"{name!r} has no key here, so none to rotate; there are {', '.join(known)}"
@@ -248,7 +250,12 @@ def _done(
 
 
 def _advice(out: Path, certificates: Certificates | None) -> Iterator[str]:
-    """Yield what is left to do about certificates."""
+    """Yield what is left to do about certificates, and about the callout's keys."""
+    if (out / NEXT_SIGNER).exists():
+        yield (
+            f"step 1 of 2: {out / ROTATED} has the next keys, too. When servers know them, and each machine with a"
+            " callout has that folder, go on with another `--rotate callout`"
+        )
     if certificates is None:
         return
     if TLS not in (out / OURS_ONCE).read_text():

@@ -17,6 +17,7 @@ from natterjack_permissions.keys import differing, store
 
 SERVER: Final = "server"
 AUTHORITY: Final = "ca"
+CALLOUT: Final = "callout"
 """What `--rotate` calls them."""
 RENEWED_DAYS: Final = 30
 """A certificate that ends sooner than so many days from now is made anew."""
@@ -44,11 +45,18 @@ class Certificates:
         out: The folder.
         principals: Who needs one.
         hosts: Where clients reach the servers, beside this machine; the ones that it had before are kept.
+        callout: Whether a callout service needs one, too.
     """
 
-    def __init__(self, out: Path, principals: Iterable[str], hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, out: Path, principals: Iterable[str], hosts: Iterable[str] = (), *, callout: bool = False
+    ) -> None:
         self.out = out
-        self._clients = {name: out / "keys" / f"{name}.pem" for name in principals}
+        self._clients = [(name, out / "keys" / f"{name}.pem") for name in principals]
+        self._folders = ["keys"]
+        if callout:
+            self._clients.append((CALLOUT, out / CALLOUT / f"{CALLOUT}.pem"))
+            self._folders.append(CALLOUT)
         self._server = out / "tls" / "server.pem"
         self._current, self._next, self._last = (out / "ca" / name for name in ("current.pem", "next.pem", "last.crt"))
         self._hosts = frozenset([*_ALWAYS, *hosts])
@@ -110,12 +118,12 @@ class Certificates:
         return {
             "tls.conf": _TLS.format(**paths),
             "tls/ca.crt": authorities,
-            f"keys/{Server.AUTHORITIES}": authorities,
+            **{f"{folder}/{Server.AUTHORITIES}": authorities for folder in self._folders},
         }
 
     def ending(self) -> list[str]:
         """Return a line on each certificate that ends soon."""
-        known = [*self._clients.items(), ("the servers", self._server), ("the authority: --rotate ca", self._current)]
+        known = [*self._clients, ("the servers", self._server), ("the authority: --rotate ca", self._current)]
         limits = {self._current: _AUTHORITY_DAYS}
         return [
             f"the certificate of {name} ends in {days} days"
@@ -131,7 +139,8 @@ class Certificates:
         if self._next.exists():
             return [self._current, self._next, self._last]  # who is trusted stays
         changing = self._last if self._last.exists() else self._next
-        return [changing, self.out / "tls/ca.crt", self.out / "keys" / Server.AUTHORITIES]
+        trusted = (self.out / folder / Server.AUTHORITIES for folder in ("tls", *self._folders))
+        return [changing, *trusted]
 
     def _signing(self, rotate: Collection[str]) -> Identity | None:
         """Return the authority that would sign; None if it is not there yet."""
@@ -141,7 +150,7 @@ class Certificates:
 
     def _stale(self, authority: Identity | None, rotate: Collection[str]) -> Iterator[tuple[str, Path]]:
         """Yield whose certificates are not as they should be."""
-        for name, path in [*self._clients.items(), (SERVER, self._server)]:
+        for name, path in [*self._clients, (SERVER, self._server)]:
             if name in rotate or not path.exists() or authority is None or self._is_stale(path, authority):
                 yield name, path
 

@@ -17,6 +17,7 @@ from natterjack.bus import Bus
 from natterjack.cli.checks import check_team
 from natterjack.cli.shares import Look, Shares, Store
 from natterjack.errors import NatterjackError, RefusedError, UsageError
+from natterjack.objects import get, put
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.stores import STREAMS, attested
@@ -129,6 +130,22 @@ async def test_in_no_stream_it_leaves_others_without_room(broker: Broker) -> Non
         assert not await is_stored(who, place.format("more")), stream
         others = place.format("more").replace("researcher", "writer")
         assert await is_stored(broker.core, others), stream
+
+
+async def test_names_that_nobody_owns_push_out_no_values(broker: Broker) -> None:
+    await shrink(broker, "OBJ_journal", 4 * MIB)
+    shares = Shares(broker.client.bus)
+    writer = await Bus.connect(broker.client.bus.server, principal="writer")
+    value = await put(writer, b"x" * 1_000_000, bucket="journal")
+    sent = 0
+    while await is_stored(broker.attacker, f"$O.journal.M.{sent}", 100_000):
+        sent += 1
+        assert sent < 40
+        await shares.look()
+    assert await get(writer, value) == b"x" * 1_000_000
+    other = await put(writer, b"y" * 1_000_000, bucket="journal")
+    assert await get(writer, other) == b"y" * 1_000_000
+    await writer.close()
 
 
 async def test_what_it_delays_comes_no_more(broker: Broker) -> None:

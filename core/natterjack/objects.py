@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from base64 import urlsafe_b64encode
 from typing import Annotated, Final
 
@@ -16,8 +17,10 @@ from pydantic import Field, ValidationError
 
 from natterjack import codec, subjects
 from natterjack.bus import Bus
-from natterjack.errors import ConflictError, PayloadError
+from natterjack.errors import BrokerError, ConflictError, PayloadError, RefusedError
 from natterjack.settings import Settings
+
+log = logging.getLogger("natterjack.objects")
 
 MAX_SIZE: Final = 64 * 1024**2
 """Bytes of a large value: it is held in memory as a whole."""
@@ -25,6 +28,8 @@ CHUNK: Final = 128 * 1024
 _HEADERS: Final = 4096
 """Bytes of a message that are left to its headers."""
 _WINDOW: Final = 8
+_NAMED: Final = 2.0
+"""Seconds to store a name, which all store in one place, and nobody needs."""
 
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 
@@ -105,7 +110,10 @@ async def put(bus: Bus, data: bytes, *, bucket: str, name: str | None = None) ->
     reference = Reference(bucket=bucket, owner=bus.principal, id=id, size=len(data), chunks=len(parts), digest=text)
     for index, part in enumerate(parts, 1):  # one after another: standard clients read in the order of storing
         await _store_once(bus, subjects.object_chunk(bucket, bus.principal, id, index), part)
-    await bus.store(subjects.object_meta(bucket, reference.name), _meta(reference, step))
+    try:
+        await bus.store(subjects.object_meta(bucket, reference.name), _meta(reference, step), budget=_NAMED)
+    except (BrokerError, RefusedError) as error:
+        log.warning("%s is stored, but `nats object ls` will not show it: %s", reference, error)
     return reference
 
 

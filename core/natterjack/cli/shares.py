@@ -14,14 +14,14 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from natterjack import codec, subjects
 from natterjack.bus import REFUSED_KEY, Bus, Message
-from natterjack.errors import BrokerError, DisconnectedError, NotProvisionedError, UsageError
+from natterjack.errors import DisconnectedError, NatterjackError, NotProvisionedError, UsageError
 from natterjack.provision import stored_team
 from natterjack.schedules import delay_source
 from natterjack.stores import ATTESTED, REFUSED, SIZE, STREAMS, attested, is_opened
@@ -41,6 +41,8 @@ SHARED: Final = {
     subjects.bucket_stream(subjects.LIMITS_BUCKET): subjects.key(subjects.LIMITS_BUCKET, "{}.*"),
 }
 """Streams in which all store, and where in them a principal does."""
+NOBODY: Final = "-"
+"""Whose it is what all may store in one place, as the names of large values."""
 SHARE: Final = 0.25
 _HOUR: Final = 3600.0
 _PAUSE: Final = 0.2
@@ -163,10 +165,10 @@ class Look:
         for message in messages:
             headers = message.headers or {}
             subject = headers["Nats-Subject"]
-            if subjects.matches(self._whole, subject):
-                size = len(subject) + len(message.data) + sum(len(name) + len(headers[name]) for name in headers)
-                minute = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() // 60
-                self._minutes.setdefault(int(minute), Counter())[subject.split(".")[self._at]] += round(weight * size)
+            who = subject.split(".")[self._at] if subjects.matches(self._whole, subject) else NOBODY
+            size = len(subject) + len(message.data) + sum(len(name) + len(headers[name]) for name in headers)
+            minute = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() // 60
+            self._minutes.setdefault(int(minute), Counter())[who] += round(weight * size)
 
 
 def _sequence(message: Message) -> int:
@@ -204,20 +206,23 @@ class Shares:
                     await self.look()
                 except NotProvisionedError as error:
                     log.debug("there is nothing to look at yet: %s", error)
-                except BrokerError as error:
+                except NatterjackError as error:
                     log.warning("what is stored cannot be looked at now: %s; it is tried again", error)
                 await asyncio.sleep(_PAUSE)
             raise DisconnectedError(self._bus.reason)
         finally:
             if self._bus.connected:
-                await self.release()
+                await self._release()
 
-    async def release(self) -> None:
+    async def _release(self) -> None:
         """Open all the room that streams have; who is refused stays so."""
-        for look in self._looks:
-            store = await look.store()
-            if store.config["max_bytes"] != store.size > 0:
-                await self._bus.api(f"STREAM.UPDATE.{store.name}", store.config | {"max_bytes": store.size})
+        try:
+            for look in self._looks:
+                store = await look.store()
+                if store.config["max_bytes"] != store.size > 0:
+                    await self._bus.api(f"STREAM.UPDATE.{store.name}", store.config | {"max_bytes": store.size})
+        except NatterjackError as error:
+            log.warning("not all room of the team's streams could be opened: %s; `natterjack provision` does it", error)
 
     async def look(self) -> list[Store]:
         """Look once at each stream, refuse and admit, and return what was found."""
@@ -236,7 +241,7 @@ class Shares:
         config, refused, over = dict(store.config), store.refused, store.over()
         if over or refused:
             team = await stored_team(self._bus)
-            refused = [who for who in over if who in _principals(team)]
+            refused = [who for who in over if who in (*_principals(team), NOBODY)]
             config |= await self._config(store.name, team, refused)
         config["max_bytes"] = store.open
         if refused == store.refused and _is_so(config, store.config):
@@ -249,7 +254,7 @@ class Shares:
 
     async def _config(self, stream: str, team: Team, refused: Sequence[str]) -> dict[str, Any]:
         """Return what a stream takes where some are refused."""
-        everybody = [*_principals(team), *team.operators, subjects.OPERATOR, subjects.ANYONE]
+        everybody = [*_principals(team), *team.operators, subjects.OPERATOR, subjects.ANYONE, NOBODY]
         admitted = [who for who in everybody if who not in refused]
         taken = _subjects(stream, admitted) if refused else _all_subjects(stream)
         if stream != subjects.EVENTS:
@@ -286,11 +291,11 @@ def _all_subjects(stream: str) -> list[str]:
     return list(config["subjects"])
 
 
-def _subjects(stream: str, principals: Iterable[str]) -> list[str]:
+def _subjects(stream: str, principals: Collection[str]) -> list[str]:
     """Return a stream's subjects where only these principals store in it."""
     theirs = SHARED[stream]
     others = [each for each in _all_subjects(stream) if not subjects.overlap(each, theirs.format("*"))]
-    return [*others, *(theirs.format(who) for who in principals)]
+    return [*(others if NOBODY in principals else ()), *(theirs.format(who) for who in principals if who != NOBODY)]
 
 
 def _place(stream: str) -> str:

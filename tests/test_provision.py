@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from natterjack import AgentContext, ConfigError, EventTrigger, NotProvisionedError, Right, UnknownAgentError, connect
+from natterjack import (
+    AgentContext,
+    ConfigError,
+    EventTrigger,
+    NotProvisionedError,
+    Right,
+    Server,
+    UnknownAgentError,
+    connect,
+)
 from natterjack.bus import Bus
 from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
@@ -13,6 +22,7 @@ from natterjack.provision import provision, stored_team
 from natterjack.stores import STREAMS
 from natterjack.team import Team
 from natterjack.team.file import read_team
+from natterjack.testing import NatsServer
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:
@@ -293,3 +303,12 @@ async def test_what_waits_for_a_removed_agent_and_removed_buckets_is_told_and_go
     assert (await bus.api("STREAM.INFO.INBOX"))["state"]["messages"] == 1
     done = await provision(bus, smaller, PLUGINS)
     assert (done.left, done.removed, done.updated) == ([], [], [])
+
+
+@pytest.mark.open_mode(reason="its server is configured by the test")
+async def test_a_server_without_room_says_how_to_give_it() -> None:
+    with NatsServer("jetstream { max_file_store: 1GB }") as server:
+        bus = await Bus.connect(Server(server.url), principal="operator")
+        with pytest.raises(ConfigError, match=r"insufficient storage .* raise `max_file_store`"):
+            await provision(bus, team(a={}), PLUGINS)
+        await bus.close()

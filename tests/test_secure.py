@@ -169,6 +169,12 @@ def test_why_is_told(quick: Quick, asked: str, code: int, told: str) -> None:
     assert quick.json("explain", *asked.split(), code=code)["allowed"] == (code == 0)
 
 
+def test_keys_that_nobody_in_the_team_has_are_explained(quick: Quick) -> None:
+    quick.write(team_toml=TEAM, agents_py=AGENTS)
+    assert "yes: 'core' reaches all" in quick.run("explain", "core", "emit", "x").stdout
+    assert "no: 'sys' looks after the server" in quick.run("explain", "sys", "emit", "x", code=1).stdout
+
+
 def test_what_cannot_be_explained_is_told(quick: Quick) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     assert "is nothing that is allowed" in quick.error("explain", "greeter", "fly", "x", code=2)

@@ -25,7 +25,7 @@ from natterjack.specs import ScheduleSpec
 
 MAX_DELAY: Final = 3650 * 86_400.0
 """Seconds by which an event can be delayed."""
-MAX_HELD: Final = 256 * 1024**2
+MAX_HELD: Final = 128 * 1024**2
 """Bytes of events that one principal may have held: of more, the oldest would go, which are its own."""
 WHEN: Final = "Nats-Schedule"
 TARGET: Final = "Nats-Schedule-Target"

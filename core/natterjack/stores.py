@@ -98,7 +98,7 @@ def context_stream(name: str = "", *, transactions: bool = True) -> tuple[str, d
     keys = subjects.key(bucket, ">")
     republish = {"src": keys, "dest": subjects.feed_context(">", bucket)}
     own = {"subjects": [keys], "republish": republish, "allow_atomic": transactions}
-    own |= {"max_bytes": _GIB, "max_consumers": MAX_CONSUMERS}
+    own |= {"max_bytes": _GIB // 4 if name else _GIB, "max_consumers": MAX_CONSUMERS}
     return subjects.bucket_stream(bucket), _BUCKET | own
 
 

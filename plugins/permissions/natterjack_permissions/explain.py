@@ -10,11 +10,15 @@ import typer
 
 from natterjack import ConfigError, Right, Rule, Team, Verb, agent_rights, read_team
 from natterjack_permissions.guard import PermissionGuard, covers
-from natterjack_permissions.star import OPERATOR
+from natterjack_permissions.star import CORE, OPERATOR
 
 app = typer.Typer(name="explain")
 
 _SETTINGS: Final = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes", "replay": "replays"}
+_BESIDE: Final = {
+    "core": "'core' reaches all that is stored, whoever's it is; nobody in the team has its key",
+    "sys": "'sys' looks after the server, and reaches nothing of the team",
+}
 _USERS: Final = {**_SETTINGS, "hear": "hears", "inject": "injects", "read": "reads"}
 
 
@@ -51,6 +55,8 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
     closed = team.closed()
     rights = agent_rights(closed)
     operators = [OPERATOR, *team.operators]
+    if who in _BESIDE:
+        return who == CORE.lower(), _BESIDE[who]
     if who not in operators and who not in rights:
         msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, *operators]))}"
         raise ConfigError(msg)

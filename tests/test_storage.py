@@ -23,14 +23,14 @@ from natterjack.provision import provision
 from natterjack.stores import STREAMS, attested
 from natterjack.testing import NatsServer, until
 
-from .attacks import TEAM, Broker, attacked, static
+from .attacks import TEAM, Broker, attacked, clustered, signed, static
 
 MIB = 1024**2
 
 
 @pytest.fixture
-async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
-    with static(tmp_path) as ground:
+async def broker(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
+    with getattr(request, "param", static)(tmp_path) as ground:
         async with attacked(ground) as broker:
             yield broker
 
@@ -64,6 +64,10 @@ async def is_stored(bus: Bus, subject: str, size: int = 2) -> bool:
     return True
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "broker", [static, *(pytest.param(each, marks=pytest.mark.full) for each in (signed, clustered))], indirect=True
+)
 async def test_who_floods_is_refused_and_others_go_on(broker: Broker) -> None:
     await shrink(broker, "EVENTS", 8 * MIB)
     clock = Clock()

@@ -111,13 +111,18 @@ async def test_accounts_come_and_go_and_an_ask_under_way_is_answered(tmp_path: P
             under_way = asyncio.create_task(ann.request("agents.ask.carl", b"slow", timeout=10))
             await until(lambda: asked)
             assert await have({"ann": asking, "carl": carl, "bob": bob}) == ["P-ann", "P-bob", "P-operator"]
-            new = await joined("bob")
+            new = await Bus.connect(replace(login, patience=0.3), principal="bob")
+            stack.push_async_callback(new.close)
             await new.listen("agents.ask.bob", lambda message: new.send(message.reply, b"here"))
             assert (await ann.request("agents.ask.bob", timeout=5)).data == b"here"
             await host.publish(asked[0].reply, b"done")
             assert (await under_way).data == b"done"
             assert await have({"ann": asking, "carl": carl}) == ["P-ann", "P-bob", "P-operator"]
-            await until(lambda: not new.connected)
+            assert await until(new.closed.is_set)
+            assert "lets 'bob' in no more (no credentials can be read in" in new.reason
+            assert "It is gone, as of one that the team has no more; `natterjack secure` makes it" in new.reason
+            with pytest.raises(CredentialsError, match="`natterjack secure` makes them for who is in the team"):
+                await joined("bob")
             with pytest.raises(NoRespondersError):
                 await ann.request("agents.ask.bob", timeout=5)
             assert ann.connected

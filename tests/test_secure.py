@@ -141,6 +141,10 @@ def test_what_would_change_is_shown_and_not_done(secured: Quick) -> None:
     assert {name: after[name] for name in before if name.startswith("keys/")} == {
         name: text for name, text in before.items() if name.startswith("keys/")
     }
+    assert "nobody in the team" not in secured.text("secure", "--url", url)
+    secured.write(team_toml=TEAM)
+    assert "note: nobody in the team has secure/keys/new.nk, and the broker" in secured.text("secure", "--url", url)
+    assert (secured.folder / "secure/keys/new.nk").read_text() == after["keys/new.nk"]
 
 
 def test_a_key_is_made_anew_for_whom_one_says(secured: Quick) -> None:

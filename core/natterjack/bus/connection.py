@@ -27,7 +27,7 @@ from natterjack.bus.rawclient import RawClient
 from natterjack.bus.streams import Streams, too_large
 from natterjack.bus.subscription import Attempt, Subscription
 from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError
-from natterjack.server import Server
+from natterjack.server import API_PREFIX, Server
 from natterjack.subjects import ANYONE
 
 _SEAL: Final = "natterjack: deduplication ids"
@@ -227,6 +227,8 @@ class Bus(Streams):
         subscribing = "subscription" in text.lower()
         what = "subscribe to" if subscribing else "publish on"
         message = f"the broker refuses {self.principal!r} to {what} {subject!r}"
+        if self.server.token and not self.server.attests and subject.startswith(API_PREFIX.lower()):
+            message += f". Where each principal has an account, set NATS_PREFIX={Server.SECURED_PREFIX}"
         self.audit.refused_by_broker(message)
         attempts = [attempt for attempt in self._subscribing if subscribing and attempt.subject == subject.lower()]
         for attempt in attempts:
@@ -255,7 +257,8 @@ class Bus(Streams):
 
     async def _closed(self) -> None:
         if not self._closing:
-            reason = own_words(self._last_error) if self._last_error else "no reason given"
+            error = self._nc.last_error or self._last_error
+            reason = own_words(error) if error else "no reason given"
             self._end(self._lapse.end or f"{self.server} closed the connection ({reason})")
             log.error("%s: %s", self.principal, self.reason)
 

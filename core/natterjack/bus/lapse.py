@@ -22,7 +22,12 @@ RETRY: Final = 5.0
 """Seconds between attempts with the same credentials: somebody may change the server's mind."""
 _LOOK: Final = 0.25
 """Seconds between looks at the file."""
-REFUSALS: Final = ("authorization violation", "authentication expired", "authentication revoked")
+REFUSALS: Final = (
+    "authorization violation",
+    "authentication expired",
+    "authentication revoked",
+    "account active connections exceeded",  # it may have none: its principal is in the team no more
+)
 UNREADABLE: Final = "can be read in"
 
 
@@ -91,6 +96,8 @@ class Lapse:
 
 def advice(server: Server) -> str:
     """Return what to do about credentials that are refused."""
+    if server.creds and not Path(server.creds).exists():
+        return "It is gone, as of one that the team has no more; `natterjack secure` makes it for all that it has"
     if server.creds:
         who = Path(server.creds).stem
         return f"{_ended(_second_line, server.creds)}Renew {server.creds}: `natterjack credentials issue {who}`"

@@ -64,7 +64,8 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
     """
     text = f"{type(error).__module__} {error} {told or ''}".lower()
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return CredentialsError(f"the credentials for {server} cannot be read: {error}")
+        made = "" if server.token or not server.attests else ". `natterjack secure` makes them for who is in the team"
+        return CredentialsError(f"the credentials for {server} cannot be read: {error}{made}")
     cause = own_words(told or error)
     for problem in filter(None, (told, error)):
         # It may hang up before it was read why: with TLS 1.3 it looks at a certificate after the handshake.

@@ -132,13 +132,12 @@ def _check_user(problems: _Problems, team: Team, name: str, user: UserSpec) -> N
         with problems.at(place(key)):
             msg = f"{key!r} adds nothing to `operator = true`; remove one of them"
             raise ConfigError(msg)
-    for key, names, known, what in (
-        ("asks", user.asks, team.agents, "agent"),
-        ("tools", user.tools, team.tools, "tool server"),
-    ):
-        for each in names:
-            with problems.at(place(key)):
-                _check_known(each, known, what)
+    for peer in user.asks:
+        with problems.at(place("asks")):
+            _check_known(peer, team.agents)
+    for tool in user.tools:
+        with problems.at(place("tools")):
+            _check_known(tool, team.tools, "tool server")
     for pattern in user.injects:
         with problems.at(place("injects")):
             agent = pattern.partition(".")[0]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -18,12 +18,13 @@ from natterjack_permissions.authority import URL, Authority, authority, known_ur
 from natterjack_permissions.broker import TLS
 from natterjack_permissions.changes import note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
-from natterjack_permissions.mint import NEXT_SIGNER, ROTATED, Mint
+from natterjack_permissions.mint import KEYS, NEXT_SIGNER, ROTATED, Mint
 from natterjack_permissions.pushes import push
 from natterjack_permissions.reload import reloading
 from natterjack_permissions.tls import AUTHORITY, SERVER, Certificates, hosts_of
 
 app = typer.Typer(name="secure")
+_LOGINS: Final = (".nk", ".creds", ".pem")
 
 
 class Mode(StrEnum):
@@ -110,7 +111,7 @@ def secure(
     if as_json:
         typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
         return
-    for line in _done(changed, servers, out, certificates):
+    for line in (*_done(changed, servers, out, certificates), *_left(out / KEYS, found)):
         typer.echo(line)
     typer.echo(_next_step(out, url, changed=bool(changed), applied=bool(servers)))
 
@@ -247,6 +248,14 @@ def _done(
         yield f"{'wrote  ' if (out / name).exists() else 'removed'}  {out / name}"
     yield from (f"reloaded  {name}" for name in servers)
     yield from (f"note: {line}" for line in _advice(out, certificates))
+
+
+def _left(keys: Path, found: Authority) -> Iterator[str]:
+    """Yield what nobody needs any more: it is kept, as a name that comes back has its key then."""
+    left = sorted(path for path in keys.glob("*.*") if path.suffix in _LOGINS and path.stem not in found.principals)
+    if left:
+        names = ", ".join(map(str, left))
+        yield f"note: nobody in the team has {names}, and the broker lets none of them in: remove them"
 
 
 def _advice(out: Path, certificates: Certificates | None) -> Iterator[str]:

@@ -136,6 +136,19 @@ async def test_in_no_stream_it_leaves_others_without_room(broker: Broker) -> Non
         assert await is_stored(broker.core, others), stream
 
 
+async def test_what_is_there_no_more_counts_no_more(broker: Broker) -> None:
+    """An agent that counts its uses, or works off what it gets, may go on for ever."""
+    for stream in ("KV_limits", "INBOX"):
+        await shrink(broker, stream, 2 * MIB)
+    shares = Shares(broker.client.bus)
+    for number in range(40):
+        assert await is_stored(broker.attacker, "$KV.limits.researcher.tokens", 100_000)
+        await broker.core.store("stored.inbox.analyst.researcher.work", b'"' + b"x" * 100_000 + b'"')
+        await until(lambda: len(broker.analyst.events) == number + 1)  # noqa: B023 - it is awaited here
+        assert [store.refused for store in await shares.look() if store.refused] == []
+    assert (await Look(broker.client.bus, "KV_limits").store()).stored["researcher"] < 200_000
+
+
 async def test_names_that_nobody_owns_push_out_no_values(broker: Broker) -> None:
     await shrink(broker, "OBJ_journal", 4 * MIB)
     shares = Shares(broker.client.bus)

@@ -78,6 +78,11 @@ class Store:
         return bool(self.config["discard"] == "old")
 
     @property
+    def is_log(self) -> bool:
+        """Whether what is stored stays for a time, and no later message takes its place."""
+        return bool(self.config["retention"] == "limits" and self.config["max_msgs_per_subject"] <= 0)
+
+    @property
     def open(self) -> int:
         """Bytes that it is to take by now: half of the room that is left, so that no flood is too quick for a look."""
         if not self.size or self.makes_room:
@@ -124,20 +129,26 @@ class Look:
         self._minutes: dict[int, Counter[str]] = {}
         self._next = 0
 
-    async def store(self) -> Store:
+    async def store(self, *, quick: bool = False) -> Store:
         """Return the stream as it is now.
+
+        Args:
+            quick: Read nothing where nobody can have stored too much: of a stream whose messages go, or are replaced,
+                all of its last hour must be read each time.
 
         Raises:
             NotProvisionedError: There is none.
             BrokerError: The server does not answer.
         """
         info = await self._bus.api(f"STREAM.INFO.{self._stream}")
-        state = info["state"]
-        await self._read(max(self._next, int(state["first_seq"])), int(state["last_seq"]))
+        state, store = info["state"], Store(self._stream, info["config"], int(info["state"]["bytes"]), Counter())
+        if not store.is_log:
+            self._minutes, self._next = {}, 0
+        if store.is_log or not quick or store.held > store.size * SHARE / 2:
+            await self._read(max(self._next, int(state["first_seq"])), int(state["last_seq"]))
         oldest = (self._now() - _HOUR) // 60
         self._minutes = {minute: stored for minute, stored in self._minutes.items() if minute >= oldest}
-        total = sum(self._minutes.values(), Counter[str]())
-        return Store(self._stream, info["config"], int(state["bytes"]), total)
+        return replace(store, stored=sum(self._minutes.values(), Counter()))
 
     async def _read(self, first: int, last: int) -> None:
         """Read what was stored up to a sequence, or a sample of it."""
@@ -226,7 +237,7 @@ class Shares:
 
     async def look(self) -> list[Store]:
         """Look once at each stream, refuse and admit, and return what was found."""
-        stores = [await self._settle(await look.store()) for look in self._looks]
+        stores = [await self._settle(await look.store(quick=True)) for look in self._looks]
         await self._publish({_place(store.name): store.refused for store in stores if store.refused})
         return stores
 

@@ -27,6 +27,7 @@ from natterjack_mcp.wire import (
     CALL,
     INVALID_REQUEST,
     KEEP_ALIVE,
+    NOBODY,
     Message,
     Notify,
     failure,
@@ -276,7 +277,7 @@ class NatsService:
             return await self._knows(self._served.auth, shown)
         name = request.envelope.source
         known: Attested = "broker" if self._bus.server.attests else "claim"
-        return Caller(name, self._roles_of(name), attested=known) if name else Caller()
+        return Caller() if name in ("", NOBODY) else Caller(name, self._roles_of(name), attested=known)
 
     def _refusal(self, message: Message, caller: Caller) -> ToolRefusedError | None:
         """Return why the team's table lets a caller not do this; nothing, if it does or leaves it to the server."""

@@ -40,6 +40,8 @@ KEEP_ALIVE: Final = 2.0
 PATIENCE: Final = 10.0
 """Seconds without any after which a replica is taken for dead: its event loop may stand still for a while."""
 AUTHORIZATION: Final = "Authorization"
+NOBODY: Final = "anyone"
+"""Who calls, if nobody knows: no principal is called so, and who said nothing would be taken for its connection's."""
 INVALID_REQUEST: Final = -32600
 _NO_RESPONDERS: Final = "503"
 
@@ -116,7 +118,7 @@ class Line:
 
     def __init__(self, server: str, bus: Bus, token: str | None = None, *, source: str | None = None) -> None:
         self.server, self._bus, self._own = server, bus, ToolSubjects(server)
-        self._source = bus.principal if source is None else source
+        self._source = bus.principal if source is None else source or NOBODY
         self._shown = {AUTHORIZATION: f"Bearer {token}"} if token else {}
 
     async def talk(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -503,6 +504,48 @@ async def stuck_flush(bus: Bus, server: NatsServer) -> None:
     server.kill()
     with pytest.raises(DisconnectedError, match="did not confirm: the connection went"):
         await asyncio.wait_for(flush, 2)
+
+
+async def test_a_server_that_stores_nothing_is_left_for_another_and_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.bus.streams._REPLY", 0.1)
+    monkeypatch.setattr("natterjack.bus.silence.APART", 0.05)
+    with NatsServer() as cut_off, NatsServer() as other:
+
+        def shuffle(servers: list[Any]) -> None:
+            servers.sort(key=lambda server: server.uri.port != cut_off.port)
+
+        monkeypatch.setattr("nats.aio.client.shuffle", shuffle)
+        async with connected(cut_off) as silent, connected(other) as storing:
+            await silent.subscribe("work.x", nothing)
+            await silent.flush()
+            await storing.api("STREAM.CREATE.WORK", {"name": "WORK", "subjects": ["work.>"]})
+            bus = await Bus.connect(Server(f"{cut_off.url},{other.url}"), principal="agent")
+            assert port_of(bus) == cut_off.port
+            assert (await bus.store("work.x", b"1")).sequence == 1
+            await storing.api("STREAM.DELETE.WORK")
+            await storing.subscribe("work.x", nothing)
+            await storing.flush()
+            with pytest.raises(RequestTimeoutError):
+                await bus.store("work.x", b"2", budget=0.5)
+            assert port_of(bus) == other.port
+            await bus.close()
+
+
+def port_of(bus: Bus) -> int | None:
+    """Return at which server it is."""
+    return bus._nc.connected_url.port if bus._nc.connected_url else None
+
+
+async def test_the_only_server_is_not_left(monkeypatch: pytest.MonkeyPatch, own_server: NatsServer) -> None:
+    monkeypatch.setattr("natterjack.bus.streams._REPLY", 0.1)
+    monkeypatch.setattr("natterjack.bus.silence.APART", 0.05)
+    again: list[bool] = []
+    async with connected(own_server) as bus, bus.reconnects(lambda: again.append(True)):
+        await bus.subscribe("work.x", nothing)
+        with pytest.raises(RequestTimeoutError):
+            await bus.store("work.x", b"1", budget=0.5)
+        await bus.flush()
+    assert again == []
 
 
 async def test_changed_credentials_are_reported_once_and_survived(caplog: pytest.LogCaptureFixture) -> None:

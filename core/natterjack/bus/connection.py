@@ -24,9 +24,10 @@ from natterjack.bus.lapse import Lapse
 from natterjack.bus.login import check_server_version, login_error, login_options, own_words
 from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.bus.rawclient import RawClient
-from natterjack.bus.streams import Streams, too_large
+from natterjack.bus.silence import Silence
+from natterjack.bus.streams import Stored, Streams, too_large
 from natterjack.bus.subscription import Attempt, Subscription
-from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError
+from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError, RequestTimeoutError
 from natterjack.server import API_PREFIX, Server
 from natterjack.subjects import ANYONE
 
@@ -62,6 +63,7 @@ class Bus(Streams):
         self._last_error: Exception | None = None
         self._complaint = ""
         self._seal: bytes | None = None
+        self._silence = Silence()
 
     # Connecting and closing
 
@@ -261,6 +263,14 @@ class Bus(Streams):
             reason = own_words(error) if error else "no reason given"
             self._end(self._lapse.end or f"{self.server} closed the connection ({reason})")
             log.error("%s: %s", self.principal, self.reason)
+
+    async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
+        try:
+            return await super()._store_once(subject, data, headers, timeout)
+        except RequestTimeoutError:
+            if self._silence.lasts() and await self._nc.leave():
+                log.warning("%s: its server stores nothing, and may be cut off; it goes to another", self.principal)
+            raise
 
     async def until_connected(self, timeout: float) -> None:
         """Return once the connection is up.

@@ -126,6 +126,7 @@ class RawClient(Client):
         self._ps = RawParser(self)
         self._listeners: dict[int, Listener] = {}
         self._is_writing = False  # once this turn of the event loop ends
+        self._left: Any = None
 
     # Receiving
 
@@ -249,7 +250,17 @@ class RawClient(Client):
         await self.lapse.pause()
         if self.lapse.end:
             raise nats.errors.NoServersError
+        self._server_pool.sort(key=lambda server: server is self._left)  # that one last
+        self._left = None
         await super()._select_next_server()
+
+    async def leave(self) -> bool:
+        """Go to another server, and tell whether there is one; nats-py alone may come to the same again."""
+        if len(self._server_pool) == 1:
+            return False
+        self._left = self._current_server
+        await self.force_reconnect()
+        return True
 
     async def _process_err(self, err_msg: str) -> None:
         if self.options["allow_reconnect"] and self.lapse.lost(err_msg):  # nats-py would close for good, in silence

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from natterjack import connect
 from natterjack.bus import Bus
 from natterjack.cli.checks import check_team
-from natterjack.cli.shares import Look, Shares, Store
+from natterjack.cli.holdings import Look, Store
+from natterjack.cli.places import Place, places
+from natterjack.cli.shares import Shares
 from natterjack.errors import NatterjackError, RefusedError, UsageError
 from natterjack.objects import get, put
 from natterjack.plugins import Plugins
@@ -54,6 +57,10 @@ async def shrink(broker: Broker, stream: str, size: int) -> None:
 async def store_of(shares: Shares, stream: str) -> Store:
     """Look, and return what was seen of a stream."""
     return next(store for store in await shares.look() if store.name == stream)
+
+
+def place_of(stream: str) -> Place:
+    return next(place for place in places(TEAM) if place.stream == stream)
 
 
 async def is_stored(bus: Bus, subject: str, size: int = 2) -> bool:
@@ -115,6 +122,7 @@ PLACES = {
     "DEAD": "dead.researcher.{}",
     "OBJ_journal": "$O.journal.C.researcher.{}.1",
     "KV_limits": "$KV.limits.researcher.{}",
+    "KV_context": "$KV.context.findings.{}",
 }
 """Where the attacker stores."""
 
@@ -132,7 +140,7 @@ async def test_in_no_stream_it_leaves_others_without_room(broker: Broker) -> Non
         assert store.refused == ["researcher"], stream
         assert store.held < 3 * MIB, stream
         assert not await is_stored(who, place.format("more")), stream
-        others = place.format("more").replace("researcher", "writer")
+        others = place.format("more").replace("researcher", "writer").replace("findings.more", "draft")
         assert await is_stored(broker.core, others), stream
 
 
@@ -146,7 +154,31 @@ async def test_what_is_there_no_more_counts_no_more(broker: Broker) -> None:
         await broker.core.store("stored.inbox.analyst.researcher.work", b'"' + b"x" * 100_000 + b'"')
         await until(lambda: len(broker.analyst.events) == number + 1)  # noqa: B023 - it is awaited here
         assert [store.refused for store in await shares.look() if store.refused] == []
-    assert (await Look(broker.client.bus, "KV_limits").store()).stored["researcher"] < 200_000
+    assert (await Look(broker.client.bus, place_of("KV_limits")).store()).stored["researcher"] < 200_000
+
+
+async def test_writes_wait_for_a_moment_where_not_all_room_is_open(broker: Broker) -> None:
+    """And one who is refused is told why, whichever way it writes."""
+    await shrink(broker, "KV_context", 4 * MIB)
+    server = broker.client.bus.server
+    shares = Shares(broker.client.bus)
+    await shares.look()
+    assert (await broker.core.api("STREAM.INFO.KV_context"))["config"]["max_bytes"] < 2.1 * MIB
+    enforcing = asyncio.create_task(shares.enforce())
+    for number in range(15):
+        await asyncio.gather(*(broker.client.context.set(f"status.{number}.{n}", "x" * 100_000) for n in range(2)))
+    async with connect(server, name="researcher") as researcher:
+
+        async def write() -> None:
+            for number in range(40):
+                await researcher.context.set(f"findings.{number}", "x" * 100_000)
+
+        with pytest.raises(RefusedError, match=r"has stored more on '\$KV\.context\.>' within an hour"):
+            await write()
+        await broker.client.context.set("draft", "done")
+    enforcing.cancel()
+    await asyncio.gather(enforcing, return_exceptions=True)
+    assert (await broker.core.api("STREAM.INFO.KV_context"))["config"]["max_bytes"] == 4 * MIB
 
 
 async def test_names_that_nobody_owns_push_out_no_values(broker: Broker) -> None:
@@ -229,7 +261,7 @@ async def test_a_sample_tells_who_stored_how_much(own_server: NatsServer, bus: B
         await asyncio.gather(*(bus.store("stored.events.small.x", b"x" * 100) for _ in range(100)))
         await asyncio.gather(*(bus.store("stored.events.large.x", b"x" * size) for _ in range(5)))
         real = {"small": real["small"] + 10_000, "large": real["large"] + 5 * size}
-    found: Any = (await Look(bus, "EVENTS").store()).stored
+    found: Any = (await Look(bus, place_of("EVENTS")).store()).stored
     assert found["large"] / real["large"] == pytest.approx(1.1, rel=0.4)
     assert found["small"] > real["small"] / 2
 

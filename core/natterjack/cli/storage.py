@@ -6,11 +6,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from natterjack.cli.holdings import Look, Store, size
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, find_server, operator
 from natterjack.cli.output import note, write_json, write_table
+from natterjack.cli.places import NOBODY, places
 from natterjack.cli.run import run, show_logs, stopping
-from natterjack.cli.shares import SHARED, Look, Shares, Store, size
+from natterjack.cli.shares import Shares
 from natterjack.coroutines import first_of
+from natterjack.provision import stored_team
 from natterjack.server import Server
 from natterjack.subjects import ANYONE
 
@@ -50,7 +53,7 @@ def storage(
 
 async def _look(server: Server) -> list[Store]:
     async with operator(server) as bus:
-        return [await Look(bus, name).store() for name in SHARED]
+        return [await Look(bus, place).store() for place in places(await stored_team(bus))]
 
 
 async def _enforce(server: Server) -> None:
@@ -70,4 +73,4 @@ def _facts(store: Store) -> dict[str, Any]:
 
 def _told(store: Store) -> str:
     stored = [(who, count) for who, count in store.stored.most_common(_MOST) if count]
-    return ", ".join(f"{'somebody' if who == ANYONE else who} {size(count)}" for who, count in stored)
+    return ", ".join(f"{'somebody' if who in (ANYONE, NOBODY) else who} {size(count)}" for who, count in stored)

@@ -17,7 +17,7 @@ from natterjack import codec, subjects
 from natterjack.bus import AWAY, STORE_BUDGET, Bus, Message, encode_headers, stored
 from natterjack.context.state import State, Version, read_message
 from natterjack.context.writes import Write, Writes
-from natterjack.errors import ConflictError, DisconnectedError, NatterjackError
+from natterjack.errors import ConflictError, DisconnectedError, NatterjackError, StreamError
 from natterjack.messages import Envelope
 
 T = TypeVar("T")
@@ -118,11 +118,11 @@ class Writer:
     def _answered(self, write: Write, bus: Bus, id: str, reply: asyncio.Future[Message]) -> None:
         try:
             write.version.revision = stored(subjects.key(self.bucket, write.key), reply.result()).sequence
-        except AWAY:
-            if not write.ended:  # it was not given up; it still has its turn
-                self._start(self._send(write, bus, nullcontext(), id), write.key)
         except NatterjackError as error:
-            self._end(write, error)
+            if not (isinstance(error, AWAY) or (isinstance(error, StreamError) and error.is_full)):
+                self._end(write, error)
+            elif not write.ended:  # it was not given up; it still has its turn
+                self._start(self._send(write, bus, nullcontext(), id), write.key)
         else:
             self.state.apply(write.key, write.version)
             self._end(write)

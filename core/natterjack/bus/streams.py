@@ -161,12 +161,13 @@ class Streams(Requests, ABC):
         block = encode(sent)
         deadline = time.monotonic() + budget
         pause, tried, checked = 0.02, 0, False
+        may_be_refused = self.server.attests and self.principal != subjects.OPERATOR
         while True:
             tried += 1
             try:
                 return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
             except AWAY as error:
-                if isinstance(error, NoRespondersError) and (self.server.attests or not checked):
+                if isinstance(error, NoRespondersError) and (may_be_refused or not checked):
                     await check_stored(self, subject)
                     checked = True
                 if self.closed.is_set() or time.monotonic() + pause > deadline:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ from natterjack.needs import agent_permissions
 from natterjack.testing import until
 from natterjack_mcp import MCPServer, ToolContext
 from natterjack_mcp.client import NatsTools
+from natterjack_mcp.errors import ToolUnavailableError
 from natterjack_mcp.service import NatsService
+from natterjack_mcp.wire import Line
 from natterjack_permissions.authority import BESIDE
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
@@ -121,5 +124,38 @@ async def test_the_operator_calls_the_tools_of_all_and_hears_what_they_tell(
         await serving.publish("tools.desk.feed.changes", b"{}")
         await until(lambda: heard == [b"{}"])
         await service.drain(1)
+        for bus in (calling, serving):
+            await bus.close()
+
+
+async def test_a_tool_that_is_away_for_a_moment_is_called_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, tried, ask = MCPServer("desk"), asyncio.Event(), Line.ask
+
+    @desk.tool(public=True)
+    async def name() -> str:
+        return "desk"
+
+    async def noted(self: Line, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await ask(self, *args, **kwargs)
+        finally:
+            tried.set()
+
+    monkeypatch.setattr(Line, "ask", noted)
+    monkeypatch.setattr("natterjack_mcp.client.PAUSE", 0.5)
+    granted = {"desk": permissions("desk", [Right("provide", "desk")])}
+    with secured_broker(granted, tmp_path) as (_, login):
+        serving, calling = [await Bus.connect(login, principal=name) for name in ("desk", "operator")]
+        tools = NatsTools("desk", calling)
+        call = asyncio.create_task(tools.call("name", {}, timeout=10, envelope=Envelope()))
+        await tried.wait()
+        service = NatsService(desk, serving)
+        await service.start()
+        assert await call == "desk"
+        await service.drain(1)
+        with pytest.raises(ToolUnavailableError, match="nobody serves it"):
+            await tools.call("name", {}, timeout=1, envelope=Envelope())
         for bus in (calling, serving):
             await bus.close()

@@ -21,6 +21,8 @@ LONGEST: Final = 86_400.0
 """Seconds for one request of the official client, which has deadlines of its own."""
 PAUSE: Final = 0.05
 """Seconds before a request is repeated that a replica did not begin with, because it stops."""
+RELOADING: Final = 8
+"""Times to ask again where nobody is there: a server that reads its accounts anew has all log in once more."""
 _PAGES: Final = 100
 
 
@@ -39,6 +41,7 @@ class NatsTools:
         self, server: str, bus: Bus, token: str | None = None, *, source: str | None = None, check: bool = False
     ) -> None:
         self._line, self._check = Line(server, bus, token, source=source), check
+        self._patience = RELOADING if bus.server.attests else 0
 
     async def start(self) -> None:
         """Look whether the server is there, if it must be.
@@ -118,7 +121,7 @@ class NatsTools:
     ) -> Message:
         """Send a request; again, while a replica answers that it stops and has not begun. See `Line.ask`."""
         loop = asyncio.get_running_loop()
-        ends = loop.time() + timeout
+        ends, absent = loop.time() + timeout, 0
         while True:
             try:
                 left = max(ends - loop.time(), 0.001)
@@ -126,7 +129,8 @@ class NatsTools:
                     method, params, timeout=left, envelope=envelope or Envelope(), notify=notify
                 )
             except ToolUnavailableError as error:
-                if error.data.get("begun") is not False or error.data.get("absent") or loop.time() + PAUSE > ends:
+                absent += bool(error.data.get("absent"))
+                if error.data.get("begun") is not False or absent > self._patience or loop.time() + PAUSE > ends:
                     raise
             await asyncio.sleep(PAUSE)
 

@@ -164,9 +164,10 @@ class Delivery:
         except asyncio.CancelledError:
             self._consumer.nak(message)
             raise
-        except Exception:  # e.g. the broker was away for long: the server delivers the message again
-            log.exception("%s: a message of %s is left for later", self._facilities.agent, self._label)
-            self._nak(message, self._spec.retry_delay)
+        except Exception as error:  # e.g. the broker was away for long: the server delivers the message again
+            text, traced = "%s: a message of %s is left for later: %s", not isinstance(error, BrokerError)
+            log.error(text, self._facilities.agent, self._label, cause_of(error), exc_info=traced)  # noqa: TRY400
+            self._nak(message, max(self._spec.retry_delay, getattr(error, "retry_after", 0.0)))
 
     async def _handle(self, message: Message, *, again: bool = False) -> None:
         place = place_of(message)

@@ -35,6 +35,7 @@
         ├── NoRespondersError
         ├── RequestTimeoutError (TimeoutError)
         ├── StreamError                 JetStream refused; carries its code
+        ├── ShareError (PermissionError)    more was stored than one may, for now
         ├── NotProvisionedError         a stream, bucket or consumer is missing
         ├── BrokerNotFoundError
         └── BrokerStartError
@@ -43,7 +44,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -348,9 +349,6 @@ class RequestTimeoutError(BrokerError, TimeoutError):
         super().__init__(message or f"no reply on {subject!r} within {timeout:g} s")
 
 
-_STORE_FAILED: Final = 10077
-
-
 class StreamError(BrokerError):
     """JetStream refused a request.
 
@@ -362,16 +360,21 @@ class StreamError(BrokerError):
         self.code, self.description, self.transient = code, description, transient
         super().__init__(f"{what}: {description} (JetStream error {code})" if what else f"{description} ({code})")
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the stream has no room for more bytes."""
-        return self.code == _STORE_FAILED and "bytes" in self.description
-
     @classmethod
     def read(cls, problem: Mapping[str, Any], what: str) -> Self:
         """Make it of the error in an answer of JetStream; a bad request is one whenever it is sent."""
         code, text = problem.get("err_code", 0), problem.get("description", "")
         return cls(code, text, what, transient=problem.get("code") != 400)
+
+
+class ShareError(BrokerError, PermissionError):
+    """This principal has stored more than its share, and is refused for a while: what it works on waits.
+
+    Attributes:
+        retry_after: Seconds after which it makes sense to try again.
+    """
+
+    retry_after = 30.0
 
 
 class NotProvisionedError(BrokerError):

@@ -28,7 +28,7 @@ CHUNK: Final = 128 * 1024
 _HEADERS: Final = 4096
 """Bytes of a message that are left to its headers."""
 _WINDOW: Final = 8
-_NAMED: Final = 2.0
+_NAMED: Final = 0.5
 """Seconds to store a name, which all store in one place, and nobody needs."""
 
 Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]

@@ -31,7 +31,7 @@ from natterjack.schedules import (
     write,
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.stores import ATTESTED, STREAMS, attested, context_stream, is_opened
+from natterjack.stores import ATTESTED, STREAMS, attested, context_stream, is_opened, is_watched
 from natterjack.team import Team, check_team
 from natterjack.team.check import CONTEXTS
 from natterjack.team.origins import Origins
@@ -215,7 +215,7 @@ async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisio
         msg = f"the server already has a stream {name!r}, for {held}: remove it, or use another account or server"
         raise ConfigError(msg)
     wanted |= {key: value for key, value in current.items() if key in wanted and _is_more(key, value, wanted[key])}
-    if is_opened(current, found["state"]["bytes"]):
+    if is_opened(current, found["state"]["bytes"]) and await is_watched(bus):
         wanted["max_bytes"] = current["max_bytes"]
     copies = REPLICAS if found["cluster"].get("name") else 1  # a server alone says only that it leads
     changed = _differs(current, wanted)

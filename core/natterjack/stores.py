@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from natterjack import subjects
+from natterjack.bus import REFUSED_KEY, Bus
 from natterjack.conversations import MAX_DAYS
 from natterjack.schedules import delay_source, delay_stream
 from natterjack.tickets import WAKES_STREAM
@@ -38,6 +40,7 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_msgs_per_subject": 1,
     "max_age": _DAY,
     "max_bytes": _GIB // 16,
+    "discard": "new",  # what others have counted must not go
     "allow_direct": True,
 }
 
@@ -61,7 +64,7 @@ def _stored(root: str) -> dict[str, Any]:
         "subject_transform": {"src": f"{root}.>", "dest": f"stored.{root}.{subjects.ANYONE}.>"},
         "republish": {"src": f"stored.{root}.>", "dest": f"feed.{root}.>"},
         "max_age": 30 * _DAY,
-        "max_bytes": _GIB,
+        "max_bytes": 2 * _GIB,
         "max_consumers": MAX_CONSUMERS,
     }
 
@@ -156,6 +159,20 @@ REFUSED: Final = "natterjack.refused"
 """In a stream's metadata: who is refused there, because it has stored more than its share."""
 SIZE: Final = "natterjack.size"
 """In the same place: how many bytes it may have, where not all of its room is open."""
+
+
+BEAT: Final = 10.0
+"""Seconds after which who enforces shares says again that it does."""
+
+
+async def is_watched(bus: Bus) -> bool:
+    """Tell whether somebody sees to it that nobody fills the streams for others."""
+    key = subjects.key(subjects.TEAM_BUCKET, REFUSED_KEY)
+    last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), key)
+    if last is None:
+        return False
+    told = datetime.fromisoformat((last.headers or {})["Nats-Time-Stamp"])
+    return (datetime.now(UTC) - told).total_seconds() < 3 * BEAT
 
 
 def is_opened(config: Mapping[str, Any], held: int) -> bool:

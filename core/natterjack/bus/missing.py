@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from natterjack import subjects
-from natterjack.errors import BrokerError, NotProvisionedError, RefusedError
+from natterjack.errors import BrokerError, NotProvisionedError, RefusedError, ShareError
 
 if TYPE_CHECKING:
     from natterjack.bus.streams import Streams
@@ -24,11 +24,13 @@ async def check_stored(bus: Streams, subject: str) -> None:
 
     Raises:
         NotProvisionedError: No stream captures the subject.
-        RefusedError: This principal has stored more than its share.
+        ShareError: This principal has stored more than its share; or a context is closed but for some keys, because
+            somebody has.
     """
-    if bus.server.attests and bus.principal != subjects.OPERATOR:
-        await _check_share(bus, subject)  # it may not ask for streams, and would not be there without them
-        return
+    if bus.server.attests:
+        await _check_share(bus, subject)
+        if bus.principal != subjects.OPERATOR:
+            return  # it may not ask for streams, and would not be there without them
     try:
         found = await bus.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
     except (BrokerError, RefusedError) as error:
@@ -46,10 +48,16 @@ async def _check_share(bus: Streams, subject: str) -> None:
     except (BrokerError, ValueError) as error:
         log.debug("cannot tell who is refused on %s: %s", subject, error)
         return
-    for place, principals in refused.items():
-        if subject.startswith(place) and bus.principal in principals:
-            msg = (
-                f"{bus.principal!r} has stored more on '{place}>' within an hour than anybody may, and is refused until"
-                " less of it is so young; who looks after the team sees how much by `natterjack storage`"
-            )
-            raise RefusedError(msg)
+    place, who = next(((place, who) for place, who in refused.items() if subject.startswith(place)), ("", []))
+    if bus.principal in who:
+        msg = (
+            f"{bus.principal!r} has stored more on {subject!r} and the like than one may, and is refused there for a"
+            " while; who looks after the team sees how much by `natterjack storage`"
+        )
+        raise ShareError(msg)
+    if who and bus.principal == subjects.OPERATOR and place.startswith(subjects.key(subjects.CONTEXT_BUCKET, "")[:-1]):
+        msg = (
+            f"nobody may store on {subject!r} now, because {', '.join(map(repr, who))} stored too much there, and this"
+            " belongs to nobody else; `natterjack storage` shows how much"
+        )
+        raise ShareError(msg)

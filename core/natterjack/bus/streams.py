@@ -46,6 +46,7 @@ AWAY: Final = (RequestTimeoutError, DisconnectedError, NoRespondersError)
 
 _NOT_YET: Final = (10158, 10167)
 """A try before this one is not yet on enough servers of a cluster; or more was sent than the stream can take in."""
+_STORE_FAILED: Final = 10077
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 
@@ -151,7 +152,7 @@ class Streams(Requests, ABC):
         Raises:
             ConflictError: `expect` did not hold.
             NotProvisionedError: No stream captures the subject.
-            RefusedError: This principal has stored more than its share.
+            ShareError: This principal has stored more than its share, and is refused for a while.
             StreamError: The stream refuses, e.g. because it is full.
         """
         message_id = id or self.new_id()
@@ -161,19 +162,18 @@ class Streams(Requests, ABC):
         block = encode(sent)
         deadline = time.monotonic() + budget
         pause, tried, checked = 0.02, 0, False
-        may_be_refused = self.server.attests and self.principal != subjects.OPERATOR
         while True:
             tried += 1
             try:
                 return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
             except AWAY as error:
-                if isinstance(error, NoRespondersError) and (may_be_refused or not checked):
+                if isinstance(error, NoRespondersError) and (self.server.attests or not checked):
                     await check_stored(self, subject)
                     checked = True
                 if self.closed.is_set() or time.monotonic() + pause > deadline:
                     raise
             except StreamError as error:
-                if not (self.server.attests and error.is_full) or time.monotonic() + pause > deadline:
+                if not (self.server.attests and is_full(error)) or time.monotonic() + pause > deadline:
                     raise  # where shares are enforced, more room may be opened
             except ConflictError:
                 ours = await self._stored_already(stream, subject, message_id) if tried > 1 and stream else None
@@ -350,6 +350,11 @@ class Streams(Requests, ABC):
     def new_id(self) -> str:
         """Return a fresh deduplication id, of 128 random bits: who has seen one can guess no other [R6]."""
         return secrets.token_urlsafe(16)
+
+
+def is_full(error: Exception) -> bool:
+    """Tell whether a stream refused something because it has no room for more bytes."""
+    return isinstance(error, StreamError) and error.code == _STORE_FAILED and "bytes" in error.description
 
 
 def expecting(last: int) -> bytes:

@@ -23,7 +23,7 @@ from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
 from natterjack.provision import stored_team
 from natterjack.service import discover
-from natterjack.stores import REFUSED, STREAMS
+from natterjack.stores import REFUSED, STREAMS, is_watched
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
@@ -171,11 +171,13 @@ async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
             yield bad("streams", detail, "natterjack storage shows how much; see what runs there, and stop or mend it")
             well = False
         limit = wanted.get("max_bytes", 0)
-        if limit and states[name]["bytes"] > _FULL * limit and wanted["discard"] == "new":
+        if limit and states[name]["bytes"] > _FULL * limit and wanted.get("discard") == "new":
             detail = f"{name} holds {states[name]['bytes']:,} of {limit:,} bytes, and refuses more when it is full"
             fix = f"natterjack storage shows who fills it; nats stream purge {name} --keep N, or raise its limit"
             yield bad("streams", detail, fix)
             well = False
+    if well and bus.server.attests and not await is_watched(bus):
+        yield good("streams", "note: nobody keeps one agent from filling them for all: natterjack storage --enforce")
     if well:
         dead = states[subjects.DEAD]["messages"]
         look = " (natterjack dead list)" if dead else ""

@@ -1,13 +1,13 @@
-"""Holdings: who stored how much in a stream, of late."""
+"""Holdings: who stored how much in a stream."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from natterjack.bus import Bus, Message
@@ -15,10 +15,18 @@ from natterjack.cli.places import Place
 from natterjack.stores import REFUSED, SIZE, is_opened
 
 SHARE: Final = 0.25
-_HOUR: Final = 3600.0
-_PAGE: Final[dict[str, Any]] = {"next_by_subj": ">", "batch": 256, "max_bytes": 256 * 1024}
-_PAGES: Final = 16
-"""Pages that one look reads at most, spread evenly: each stands for what is around it."""
+"""Part of a stream, or of the room that it has left, that a principal may store in an hour."""
+MOST: Final = 0.5
+"""Part of a stream that a principal may hold, where nothing makes room."""
+_HOUR, _MINUTE = 3600, 60
+_PAGE: Final[dict[str, Any]] = {"next_by_subj": ">", "batch": 512, "max_bytes": 4 * 1024**2}
+_SLICE: Final = 0.5
+"""Seconds that are read at most in one look: other streams are to be looked at, too."""
+_REST: Final = 5
+"""Times as long as the reading of a whole stream took, until it is read again."""
+_OF_THE_ANSWER: Final = frozenset(
+    ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +37,18 @@ class Store:
         name: Its name.
         config: Its configuration.
         held: Bytes in it.
-        stored: Bytes that each principal stored in the last hour and that are still there, about; by name.
+        stored: Bytes that each principal stored in the last hour, by name; of a stream whose messages go, or are
+            replaced, only what is still there.
+        total: Bytes that each principal has there; where the oldest make room, of the last hour as well.
+        complete: Whether all was read by now; otherwise it is that much at least.
     """
 
     name: str
     config: dict[str, Any]
     held: int
     stored: Counter[str]
+    total: Counter[str]
+    complete: bool
 
     @property
     def size(self) -> int:
@@ -79,8 +92,46 @@ class Store:
 
     def over(self) -> list[str]:
         """Return who is to be refused: who was already is so until there is half of what is allowed."""
-        refused, allowed = self.refused, self.allowed
-        return sorted(who for who, count in self.stored.items() if count > (allowed / 2 if who in refused else allowed))
+        over = {who for who in {*self.stored, *self.total} if self._is_over(who)}
+        return sorted(over if self.complete else over | {*self.refused})
+
+    def _is_over(self, who: str) -> bool:
+        ease = 0.5 if who in self.refused else 1.0
+        if self.stored[who] > self.allowed * ease:
+            return True
+        return bool(self.size) and not self.makes_room and self.total[who] > MOST * self.size
+
+
+class Counts:
+    """Bytes by who stored them and when."""
+
+    def __init__(self) -> None:
+        self._minutes: dict[int, Counter[str]] = {}
+        self._hours: dict[int, Counter[str]] = {}
+
+    def add(self, who: str, message: Message) -> None:
+        """Count a message."""
+        headers = message.headers or {}
+        size = len(headers["Nats-Subject"]) + len(message.data)
+        size += sum(len(name) + len(headers[name]) for name in headers if name not in _OF_THE_ANSWER)
+        at = int(datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp())
+        for counts, length in ((self._minutes, _MINUTE), (self._hours, _HOUR)):
+            counts.setdefault(at // length, Counter())[who] += size
+
+    def forget(self, oldest: float, now: float) -> None:
+        """Forget what is older than the oldest message, and for the last hour, what is older than that."""
+        self._hours = {at: counts for at, counts in self._hours.items() if at >= oldest // _HOUR}
+        self._minutes = {at: counts for at, counts in self._minutes.items() if at >= (now - _HOUR) // _MINUTE}
+
+    @property
+    def stored(self) -> Counter[str]:
+        """Of the last hour."""
+        return sum(self._minutes.values(), Counter())
+
+    @property
+    def total(self) -> Counter[str]:
+        """Of all that is there."""
+        return sum(self._hours.values(), Counter())
 
 
 class Look:
@@ -95,59 +146,68 @@ class Look:
     def __init__(self, bus: Bus, place: Place, now: Callable[[], float] = time.time) -> None:
         self.place = place
         self._bus, self._stream, self._now = bus, place.stream, now
-        self._minutes: dict[int, Counter[str]] = {}
-        self._next = 0
+        self._known, self._counts, self._next = Counts(), Counts(), 0
+        self._began, self._rest = 0.0, 0.0
 
     async def store(self, *, quick: bool = False) -> Store:
-        """Return the stream as it is now.
+        """Return the stream as it is now, as far as it can be read in a moment.
 
         Args:
-            quick: Read nothing where nobody can have stored too much: of a stream whose messages go, or are replaced,
-                all of its last hour must be read each time.
+            quick: Read nothing where nobody can have stored too much: a stream whose messages go, or are replaced,
+                must be read as a whole again and again.
 
         Raises:
             NotProvisionedError: There is none.
             BrokerError: The server does not answer.
         """
         info = await self._bus.api(f"STREAM.INFO.{self._stream}")
-        state, store = info["state"], Store(self._stream, info["config"], int(info["state"]["bytes"]), Counter())
-        if not store.is_log:
-            self._minutes, self._next = {}, 0
-        if store.is_log or not quick or store.held > store.size * SHARE / 2:
-            await self._read(max(self._next, int(state["first_seq"])), int(state["last_seq"]))
-        oldest = (self._now() - _HOUR) // 60
-        self._minutes = {minute: stored for minute, stored in self._minutes.items() if minute >= oldest}
-        return replace(store, stored=sum(self._minutes.values(), Counter()))
+        state = info["state"]
+        store = Store(self._stream, info["config"], int(state["bytes"]), Counter(), Counter(), complete=True)
+        if quick and not store.is_log and store.held <= store.size * SHARE / 2:
+            self._known, self._counts, self._next = Counts(), Counts(), 0
+            return store
+        complete = await self._read(store, int(state["first_seq"]), int(state["last_seq"]))
+        oldest = datetime.fromisoformat(state["first_ts"]).timestamp() if state["messages"] else math.inf
+        self._known.forget(min(oldest, self._now()), self._now())
+        return replace(store, stored=self._known.stored, total=self._known.total, complete=complete)
 
-    async def _read(self, first: int, last: int) -> None:
-        """Read what was stored up to a sequence, or a sample of it."""
-        if first <= last and not self._next:
-            first = await self._an_hour_ago(last)
-        step = math.ceil((last + 1 - first) / _PAGES)
-        while first <= last:
-            messages, _ = await self._bus.batch(self._stream, {"seq": first, **_PAGE}, timeout=10.0)
-            if not messages:
-                break
-            end = _sequence(messages[-1]) + 1
-            following = max(end, min(first + step, last + 1))
-            self._count(messages, (following - first) / (end - first))
-            first = following
-        self._next = max(self._next, first, last + 1)
+    async def read(self) -> Store:
+        """Return the stream with all that is in it read; raises as `store`."""
+        while not (store := await self.store()).complete:
+            pass
+        return store
+
+    async def _read(self, store: Store, first: int, last: int) -> bool:
+        """Read on, and return whether all is known that was there."""
+        if time.monotonic() < self._rest:
+            return True
+        if not self._next:
+            self._began = time.monotonic()
+            self._next = await self._an_hour_ago(last) if store.is_log and store.makes_room else first
+        complete = await self._read_on(max(self._next, first), last)
+        if store.is_log:
+            self._known = self._counts
+        elif complete:
+            self._known, self._counts, self._next = self._counts, Counts(), 0
+            took = time.monotonic() - self._began
+            self._rest = time.monotonic() + _REST * took
+        return complete
+
+    async def _read_on(self, first: int, last: int) -> bool:
+        ends, self._next = time.monotonic() + _SLICE, first
+        while self._next <= last and time.monotonic() < ends:
+            messages, _ = await self._bus.batch(self._stream, {"seq": self._next, **_PAGE}, timeout=10.0)
+            for message in messages:
+                self._counts.add(self.place.owner((message.headers or {})["Nats-Subject"]), message)
+            self._next = _sequence(messages[-1]) + 1 if messages else last + 1
+        return self._next > last
 
     async def _an_hour_ago(self, last: int) -> int:
         """Return the first sequence that was stored in the last hour."""
-        since = datetime.fromtimestamp(self._now() - _HOUR, UTC).isoformat()
-        wanted = {"start_time": since, "next_by_subj": ">", "batch": 1}
+        since = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=_HOUR)
+        wanted = {"start_time": since.isoformat(), "next_by_subj": ">", "batch": 1}
         messages, _ = await self._bus.batch(self._stream, wanted, timeout=10.0)
         return _sequence(messages[0]) if messages else last + 1
-
-    def _count(self, messages: Iterable[Message], weight: float) -> None:
-        for message in messages:
-            headers = message.headers or {}
-            subject = headers["Nats-Subject"]
-            size = len(subject) + len(message.data) + sum(len(name) + len(headers[name]) for name in headers)
-            minute = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() // 60
-            self._minutes.setdefault(int(minute), Counter())[self.place.owner(subject)] += round(weight * size)
 
 
 def _sequence(message: Message) -> int:

@@ -42,8 +42,8 @@ class Place(ABC):
         """Return whose it is what is stored on a subject; `NOBODY`'s, if not one principal's alone."""
 
     @abstractmethod
-    def principals(self) -> list[str]:
-        """Return who can be kept out."""
+    def can_refuse(self, who: str) -> bool:
+        """Tell whether somebody can be kept out."""
 
     @abstractmethod
     def subjects(self, refused: Collection[str]) -> list[str]:
@@ -68,9 +68,14 @@ class _Common(Place):
     def owner(self, subject: str) -> str:
         return subject.split(".")[self._at] if subjects.matches(self._whole, subject) else NOBODY
 
-    def principals(self) -> list[str]:
-        team = self._team
-        return [NOBODY, *sorted({*team.agents, *team.tools, *team.users} - {*team.operators})]
+    def can_refuse(self, who: str) -> bool:
+        trusted = {subjects.OPERATOR, *self._team.operators}
+        return who not in trusted and (who != subjects.ANYONE or self._counts_for_all)
+
+    @property
+    def _counts_for_all(self) -> bool:
+        """Whether all may store there in the name of anyone, as they count what the team may do together."""
+        return self.stream == subjects.bucket_stream(subjects.LIMITS_BUCKET)
 
     def subjects(self, refused: Collection[str]) -> list[str]:
         config = attested(STREAMS[self.stream]) if self.stream in ATTESTED else STREAMS[self.stream]
@@ -78,8 +83,9 @@ class _Common(Place):
         if not refused:
             return every
         others = [each for each in every if not subjects.overlap(each, self._whole)]
-        known = [*self.principals(), *self._team.operators, subjects.OPERATOR, subjects.ANYONE]
-        admitted = [who for who in known if who not in (*refused, NOBODY)]
+        team = self._team
+        known = sorted({*team.agents, *team.tools, *team.users, subjects.OPERATOR, subjects.ANYONE})
+        admitted = [who for who in known if who not in refused]
         return [*(() if NOBODY in refused else others), *map(self._theirs.format, admitted)]
 
 
@@ -105,8 +111,8 @@ class _Context(Place):
         owners = {who for pattern, who in self._writers if subjects.matches(pattern, subject)}
         return owners.pop() if len(owners) == 1 else NOBODY
 
-    def principals(self) -> list[str]:
-        return sorted({who for _, who in self._writers})
+    def can_refuse(self, who: str) -> bool:
+        return who != NOBODY
 
     def subjects(self, refused: Collection[str]) -> list[str]:
         if not refused:

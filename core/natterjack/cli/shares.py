@@ -1,10 +1,10 @@
 """Shares: nobody fills a stream in which all store.
 
 No limit of the server counts by who stores. So there is somebody who looks, five times a second: within an hour nobody
-may store more than a quarter of the room that a stream has left or, where the oldest make room, of its size. Who has
-stored more is refused: its subjects are taken from the stream, until what it stored in the last hour is half of that.
-And of a stream that refuses all when it is full, only half of the room that is left is open at any moment: so no flood
-is too quick to be seen.
+may store more than a quarter of the room that a stream has left or, where the oldest make room, of its size; and where
+nothing makes room, nobody may hold more than half of it. Who has stored more is refused: its subjects are taken from
+the stream, until what it stored in the last hour is half of that. And of a stream that refuses all when it is full,
+only half of the room that is left is open at any moment: so no flood is too quick to be seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from natterjack.cli.places import Place, places
 from natterjack.errors import DisconnectedError, NatterjackError, NotProvisionedError, UsageError
 from natterjack.provision import stored_team
 from natterjack.schedules import delay_source
-from natterjack.stores import REFUSED, SIZE
+from natterjack.stores import BEAT, REFUSED, SIZE
 
 log = logging.getLogger("natterjack.storage")
 
@@ -49,6 +49,7 @@ class Shares:
         self._looks: list[Look] = []
         self._revision = 0
         self._published: dict[str, list[str]] | None = None
+        self._told = 0.0
 
     async def enforce(self) -> None:
         """Look for ever; in the end all room is open again.
@@ -74,7 +75,7 @@ class Shares:
         """Open all the room that streams have; who is refused stays so."""
         try:
             for look in self._looks:
-                store = await look.store()
+                store = await look.store(quick=True)
                 if store.config["max_bytes"] != store.size > 0:
                     await self._bus.api(f"STREAM.UPDATE.{store.name}", store.config | {"max_bytes": store.size})
         except NatterjackError as error:
@@ -102,15 +103,16 @@ class Shares:
             self._looks.append(look)
 
     async def _publish(self, refused: dict[str, list[str]]) -> None:
-        """Tell who is refused why."""
-        if refused != self._published:
+        """Tell who is refused, and that somebody looks."""
+        now = time.monotonic()
+        if refused != self._published or now > self._told + BEAT:
             await self._bus.store(subjects.key(subjects.TEAM_BUCKET, REFUSED_KEY), codec.encode(refused))
-            self._published = refused
+            self._published, self._told = refused, now
 
     async def _settle(self, place: Place, store: Store) -> Store:
         """Have a stream take what it is to take, from whom it is to take it."""
-        config, can = dict(store.config), place.principals()
-        refused = [who for who in store.over() if who in can]
+        config = dict(store.config)
+        refused = [who for who in store.over() if place.can_refuse(who)]
         if refused or store.refused:
             config["subjects"] = place.subjects(refused)
             if place.stream == subjects.EVENTS:

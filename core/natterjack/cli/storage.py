@@ -53,7 +53,7 @@ def storage(
 
 async def _look(server: Server) -> list[Store]:
     async with operator(server) as bus:
-        return [await Look(bus, place).store() for place in places(await stored_team(bus))]
+        return [await Look(bus, place).read() for place in places(await stored_team(bus))]
 
 
 async def _enforce(server: Server) -> None:

@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
-from natterjack.bus import AWAY, STORE_BUDGET, Bus, Message, encode_headers, stored
+from natterjack.bus import AWAY, STORE_BUDGET, Bus, Message, encode_headers, is_full, stored
 from natterjack.context.state import State, Version, read_message
 from natterjack.context.writes import Write, Writes
-from natterjack.errors import ConflictError, DisconnectedError, NatterjackError, StreamError
+from natterjack.errors import ConflictError, DisconnectedError, NatterjackError
 from natterjack.messages import Envelope
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Writer:
         try:
             write.version.revision = stored(subjects.key(self.bucket, write.key), reply.result()).sequence
         except NatterjackError as error:
-            if not (isinstance(error, AWAY) or (isinstance(error, StreamError) and error.is_full)):
+            if not (isinstance(error, AWAY) or is_full(error)):
                 self._end(write, error)
             elif not write.ended:  # it was not given up; it still has its turn
                 self._start(self._send(write, bus, nullcontext(), id), write.key)

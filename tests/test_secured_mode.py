@@ -159,3 +159,27 @@ async def test_a_tool_that_is_away_for_a_moment_is_called_again(
             await tools.call("name", {}, timeout=1, envelope=Envelope())
         for bus in (calling, serving):
             await bus.close()
+
+
+@pytest.mark.parametrize("operator_mode", [False, True], ids=["static", "operator"])
+async def test_a_tool_may_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator_mode: bool) -> None:
+    """The broker takes an empty message for the end of all answers."""
+    monkeypatch.setattr("natterjack_mcp.service.KEEP_ALIVE", 0.05)
+    monkeypatch.setattr("natterjack_mcp.wire.PATIENCE", 1.0)
+    desk, gate = MCPServer("desk"), asyncio.Event()
+
+    @desk.tool(public=True)
+    async def think() -> str:
+        await gate.wait()
+        return "thought"
+
+    granted = {"desk": permissions("desk", [Right("provide", "desk")])}
+    with secured_broker(granted, tmp_path, operator_mode=operator_mode) as (_, login):
+        serving, calling = [await Bus.connect(login, principal=name) for name in ("desk", "operator")]
+        service = NatsService(desk, serving)
+        await service.start()
+        asyncio.get_running_loop().call_later(2.0, gate.set)
+        assert await NatsTools("desk", calling).call("think", {}, timeout=10, envelope=Envelope()) == "thought"
+        await service.drain(1)
+        for bus in (calling, serving):
+            await bus.close()

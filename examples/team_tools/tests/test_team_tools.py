@@ -238,6 +238,7 @@ async def test_over_http_callers_show_a_token(cli: Cli, folders: Folders) -> Non
 
 @pytest.mark.full
 @pytest.mark.timeout(120)
+@pytest.mark.open_mode(reason="a secured broker says who calls, without a token")
 def test_over_nats_the_command_line_calls_them(cli: Cli, folders: Folders, own_server: NatsServer) -> None:
     cli.env.update(environment(folders, TEAM_TOOLS_SECRET=SECRET, NATS_URL=own_server.url))
     with cli.start("tools", "serve", "team_tools:server", "--nats") as serving:

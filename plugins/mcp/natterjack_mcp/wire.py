@@ -34,7 +34,7 @@ Notify = Callable[[Message], Awaitable[None]]
 """Takes notifications that come before an answer."""
 
 CALL: Final = "tools/call"
-ALIVE: Final = b""
+ALIVE: Final = b"{}"
 KEEP_ALIVE: Final = 2.0
 """Seconds between two signs of life."""
 PATIENCE: Final = 10.0
@@ -146,7 +146,7 @@ class Line:
                 reply = await replies.next(PATIENCE)
                 if reply is None:
                     self._lost("the replica that worked on it has gone silent")
-                elif reply.data:
+                elif reply.data and reply.data != ALIVE:
                     answer = orjson.loads(reply.data)
                     over = "method" not in answer
                     yield answer

@@ -175,6 +175,11 @@ async def is_watched(bus: Bus) -> bool:
     return (datetime.now(UTC) - told).total_seconds() < 3 * BEAT
 
 
+def noted(config: Mapping[str, Any], name: str) -> str:
+    """Return what stands under a name in a stream's metadata; nothing where nobody wrote it."""
+    return str((config.get("metadata") or {}).get(name, ""))
+
+
 def is_opened(config: Mapping[str, Any], held: int) -> bool:
     """Tell whether somebody opens a stream's room step by step, so that a quarter to three quarters of it are open.
 
@@ -182,5 +187,5 @@ def is_opened(config: Mapping[str, Any], held: int) -> bool:
         config: The stream's.
         held: Bytes in it.
     """
-    left = int((config.get("metadata") or {}).get(SIZE, 0)) - held
+    left = int(noted(config, SIZE) or 0) - held
     return 0 < left // 4 <= int(config["max_bytes"]) - held <= left * 3 // 4

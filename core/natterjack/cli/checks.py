@@ -23,7 +23,7 @@ from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
 from natterjack.provision import stored_team
 from natterjack.service import discover
-from natterjack.stores import REFUSED, STREAMS, is_watched
+from natterjack.stores import REFUSED, STREAMS, is_watched, noted
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
@@ -166,7 +166,7 @@ async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
             yield bad("streams", str(error), "natterjack provision team.toml")
             well = False
             continue
-        if refused := (info["config"].get("metadata") or {}).get(REFUSED):
+        if refused := noted(info["config"], REFUSED):
             detail = f"{name} takes nothing more from {refused}: more than anybody may was stored within an hour"
             yield bad("streams", detail, "natterjack storage shows how much; see what runs there, and stop or mend it")
             well = False

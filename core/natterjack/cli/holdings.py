@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from natterjack.bus import Bus, Message
 from natterjack.cli.places import Place
-from natterjack.stores import REFUSED, SIZE, is_opened
+from natterjack.stores import REFUSED, SIZE, is_opened, noted
 
 SHARE: Final = 0.25
 """Part of a stream, or of the room that it has left, that a principal may store in an hour."""
@@ -53,7 +53,7 @@ class Store:
     @property
     def size(self) -> int:
         """Bytes that it may have when all of its room is open; 0: any number."""
-        return max(0, int(self.config["max_bytes"]), int(self._told(SIZE) or 0))
+        return max(0, int(self.config["max_bytes"]), int(noted(self.config, SIZE) or 0))
 
     @property
     def makes_room(self) -> bool:
@@ -68,9 +68,7 @@ class Store:
     @property
     def open(self) -> int:
         """Bytes that it is to take by now: half of the room that is left, so that no flood is too quick for a look."""
-        if not self.size or self.makes_room:
-            return int(self.config["max_bytes"])
-        if is_opened(self.config, self.held):
+        if not self.size or self.makes_room or is_opened(self.config, self.held):
             return int(self.config["max_bytes"])
         left = self.size - self.held
         return self.size if left < self.size // 64 else self.held + left // 2
@@ -85,10 +83,7 @@ class Store:
     @property
     def refused(self) -> list[str]:
         """Who is refused there."""
-        return self._told(REFUSED).split()
-
-    def _told(self, name: str) -> str:
-        return str((self.config.get("metadata") or {}).get(name, ""))
+        return noted(self.config, REFUSED).split()
 
     def over(self) -> list[str]:
         """Return who is to be refused: who was already is so until there is half of what is allowed."""

@@ -8,12 +8,12 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -118,9 +118,9 @@ async def _up(team: Team, runtime: AgentRuntime | None, named: Server | None, pl
             serving = (
                 _serve_here(runtime) if runtime is not None else _serve_processes(team, server, plugins, asked, stop)
             )
-            beside = (
-                [broker.wait_lost()] if broker else [_enforce_shares(server)] if server.of(OPERATOR).attests else []
-            )
+            beside: list[Awaitable[Any]] = [broker.wait_lost()] if broker else []
+            if server.of(OPERATOR).attests:
+                beside.append(_enforce_shares(server))
             ended = await first_of(serving, stop.wait(), *beside)
             if isinstance(ended, str):
                 raise CommandError(ended, ExitCode.UNREACHABLE)

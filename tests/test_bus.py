@@ -34,6 +34,11 @@ authorization { users: [
 ] }
 """
 
+CLUSTERED = """
+server_name: "n1"
+cluster { name: "some", listen: "127.0.0.1:-1", routes: ["nats://127.0.0.1:1"] }
+"""
+
 
 @pytest.fixture
 async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
@@ -575,3 +580,35 @@ async def test_a_user_who_is_thrown_out_knows_why(caplog: pytest.LogCaptureFixtu
         server.reload(f"authorization {{ users: [ {you} ] }}")
         await until(lambda: "lets 'agent' in no more (Authorization Violation)" in caplog.text)
         await bus.close()
+
+
+# A cluster
+
+
+async def test_who_answers_may_be_heard_of_a_moment_later_in_a_cluster(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that was just made: the server of who asks may not know yet where it is."""
+    tries: list[str] = []
+
+    async def request(self: Bus, subject: str, *args: Any, **kwargs: Any) -> Message:
+        tries.append(subject)
+        return await asked(self, subject, *args, **kwargs)
+
+    asked = Bus.request
+    monkeypatch.setattr(Bus, "request", request)
+    with NatsServer(CLUSTERED) as server:
+        async with connected(server) as bus, connected(server, "other") as other, asyncio.TaskGroup() as tasks:
+            last = tasks.create_task(bus.last("LOG", "log.x"))
+            await until(lambda: len(tries) > 1)  # nobody answered the first
+            await echo(other, tries[0])
+            found = await last
+            assert found is not None
+            assert found.headers == {"X": "1"}
+            with pytest.raises(NoRespondersError):
+                await bus.last("LOG", "log.y")
+    tries.clear()
+    async with connected(nats_server) as bus:
+        with pytest.raises(NoRespondersError):
+            await bus.last("LOG", "log.y")
+    assert len(tries) == 1  # there is no other server

@@ -7,7 +7,8 @@ from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import FAR, NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.missing import REFUSED_KEY
-from natterjack.bus.streams import AWAY, STORE_BUDGET, Stored, expecting, is_full, stored
+from natterjack.bus.stored import AWAY, Stored, expecting, is_full, stored
+from natterjack.bus.streams import STORE_BUDGET
 from natterjack.bus.subscription import Subscription
 
 __all__ = [

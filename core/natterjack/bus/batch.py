@@ -12,7 +12,8 @@ import orjson
 from natterjack import codec
 from natterjack.bus.mailbox import Message
 from natterjack.bus.missing import check_stored
-from natterjack.bus.streams import STORE_BUDGET, WRONG_LAST, Streams
+from natterjack.bus.stored import WRONG_LAST
+from natterjack.bus.streams import STORE_BUDGET, Streams
 from natterjack.errors import (
     ConfigError,
     ConflictError,

@@ -25,7 +25,8 @@ from natterjack.bus.login import check_server_version, login_error, login_option
 from natterjack.bus.mailbox import Mailbox, Message
 from natterjack.bus.rawclient import RawClient
 from natterjack.bus.silence import Silence
-from natterjack.bus.streams import Stored, Streams, too_large
+from natterjack.bus.stored import Stored
+from natterjack.bus.streams import Streams, too_large
 from natterjack.bus.subscription import Attempt, Subscription
 from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError, RequestTimeoutError
 from natterjack.server import API_PREFIX, Server
@@ -184,6 +185,11 @@ class Bus(Streams):
     def connected(self) -> bool:
         """Whether the connection is up at this moment."""
         return bool(self._nc.is_connected)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether its server is one of several."""
+        return self._nc.clustered
 
     @property
     def max_payload(self) -> int:

@@ -295,6 +295,11 @@ class RawClient(Client):
                     flushed.set_result(None)
 
     @property
+    def clustered(self) -> bool:
+        """Whether its server is of a cluster: only then does it name one."""
+        return bool(self._server_info.get("cluster"))
+
+    @property
     def ssl_context(self) -> ssl.SSLContext:
         """What the next connection trusts and shows."""
         return self._tls() or ssl.create_default_context()

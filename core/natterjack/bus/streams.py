@@ -7,25 +7,24 @@ import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from natterjack import codec, subjects
 from natterjack.bus.audit import Audit
 from natterjack.bus.headers import encode
-from natterjack.bus.mailbox import NO_RESPONDERS, Message, Requests, status_of
+from natterjack.bus.mailbox import Message, Requests, status_of
 from natterjack.bus.missing import check_stored
+from natterjack.bus.stored import AWAY, EXPECT, REPLY, Stored, is_full, stored
 from natterjack.errors import (
     BrokerError,
     ConflictError,
-    DisconnectedError,
     NoRespondersError,
     NotProvisionedError,
     PayloadError,
-    RequestTimeoutError,
     StreamError,
 )
 from natterjack.server import Server
@@ -36,36 +35,17 @@ STORE_BUDGET: Final = 15.0
 """Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
 PAGE: Final = 256
 
-_REPLY: Final = 5.0
-"""Seconds a server has to acknowledge one try."""
-
-_EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
-WRONG_LAST: Final = (10071, 10164)
-AWAY: Final = (RequestTimeoutError, DisconnectedError, NoRespondersError)
-"""What a store meets while its server is away, or its stream's leader is being elected: it is tried again."""
-
-_NOT_YET: Final = (10158, 10167)
-"""A try before this one is not yet on enough servers of a cluster; or more was sent than the stream can take in."""
-_STORE_FAILED: Final = 10077
+_SPREAD: Final = 2.0
+"""Seconds in which every server of a cluster has heard who answers what, e.g. of a stream that was just made."""
 _NOT_FOUND: Final = (10059, 10014, 10037)
+
+T = TypeVar("T")
 
 
 def too_large(size: int, limit: int) -> PayloadError:
     """Return what to raise for more bytes than the server takes."""
     msg = f"payload and headers have {size:,} bytes, but the server takes {limit:,}; send a reference instead"
     return PayloadError(msg)
-
-
-class Stored(NamedTuple):
-    """The server's acknowledgement of a store.
-
-    Attributes:
-        sequence: Sequence in its stream.
-        duplicate: Whether the stream already had a message of this id.
-    """
-
-    sequence: int
-    duplicate: bool
 
 
 class Streams(Requests, ABC):
@@ -92,6 +72,11 @@ class Streams(Requests, ABC):
 
     @property
     @abstractmethod
+    def clustered(self) -> bool:
+        """Whether its server is one of several."""
+
+    @property
+    @abstractmethod
     def max_payload(self) -> int:
         """Bytes a message may have on this server."""
 
@@ -115,7 +100,7 @@ class Streams(Requests, ABC):
         """
         data = orjson.dumps(body) if body else b""
         try:
-            reply = await self.request(f"{self.server.prefix}.{name}", data, timeout=timeout, fails_on_disconnect=True)
+            reply = await self._ask(f"{self.server.prefix}.{name}", data, timeout)
         except NoRespondersError as error:
             msg = f"{self.server} has no JetStream for {self.principal!r}. Start nats-server with -js."
             raise BrokerError(msg) from error
@@ -158,14 +143,14 @@ class Streams(Requests, ABC):
         message_id = id or self.new_id()
         sent = {**headers, codec.MSG_ID: message_id} if headers else {codec.MSG_ID: message_id}
         if expect is not None:
-            sent[_EXPECT] = str(expect)
+            sent[EXPECT] = str(expect)
         block = encode(sent)
         deadline = time.monotonic() + budget
         pause, tried, checked = 0.02, 0, False
         while True:
             tried += 1
             try:
-                return await self._store_once(subject, data, block, min(_REPLY, max(0.05, deadline - time.monotonic())))
+                return await self._store_once(subject, data, block, min(REPLY, max(0.05, deadline - time.monotonic())))
             except AWAY as error:
                 if isinstance(error, NoRespondersError) and (self.server.attests or not checked):
                     await check_stored(self, subject)
@@ -191,7 +176,7 @@ class Streams(Requests, ABC):
             data: Payload.
             headers: Headers, as a block.
         """
-        return self._mailbox.post(subject, data, timeout=_REPLY, headers=headers, fails_on_disconnect=True)
+        return self._mailbox.post(subject, data, timeout=REPLY, headers=headers, fails_on_disconnect=True)
 
     async def _store_once(self, subject: str, data: bytes, headers: bytes, timeout: float) -> Stored:
         if not self.connected:
@@ -264,8 +249,22 @@ class Streams(Requests, ABC):
 
     async def _get(self, what: str, body: bytes = b"") -> Message | None:
         name = f"{self.server.prefix}.DIRECT.GET.{what}"
-        reply = await self.request(name, body, timeout=5.0, fails_on_disconnect=True)
+        reply = await self._ask(name, body, timeout=5.0)
         return None if status_of(reply) == "404" else reply
+
+    async def _ask(self, subject: str, data: bytes, timeout: float) -> Message:
+        return await self._heard(lambda: self.request(subject, data, timeout=timeout, fails_on_disconnect=True))
+
+    async def _heard(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, in a cluster again for a while: this server may not have heard yet of who answers."""
+        ends = time.monotonic() + (_SPREAD if self.clustered else 0.0)
+        while True:
+            try:
+                return await ask()
+            except NoRespondersError:
+                if time.monotonic() >= ends:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def read(
         self, stream: str, pattern: str, *, start: int = 1, since: datetime | None = None
@@ -301,8 +300,9 @@ class Streams(Requests, ABC):
     ) -> tuple[list[Message], dict[str, str]]:
         """Return the messages of one batched direct get (ADR-31), and its end's headers, within `timeout` seconds."""
         name = f"{self.server.prefix}.DIRECT.GET.{stream}"
-        *messages, end = await self.request_many(
-            name, orjson.dumps(wanted), timeout=timeout, until=lambda reply: bool(status_of(reply))
+        data = orjson.dumps(wanted)
+        *messages, end = await self._heard(
+            lambda: self.request_many(name, data, timeout=timeout, until=lambda reply: bool(status_of(reply)))
         )
         return messages, end.headers or {}
 
@@ -350,42 +350,3 @@ class Streams(Requests, ABC):
     def new_id(self) -> str:
         """Return a fresh deduplication id, of 128 random bits: who has seen one can guess no other [R6]."""
         return secrets.token_urlsafe(16)
-
-
-def is_full(error: Exception) -> bool:
-    """Tell whether a stream refused something because it has no room for more bytes."""
-    return isinstance(error, StreamError) and error.code == _STORE_FAILED and "bytes" in error.description
-
-
-def expecting(last: int) -> bytes:
-    """Return the header block of a publish that shall be stored only if its subject has this last sequence."""
-    return encode({_EXPECT: str(last)})
-
-
-def stored(subject: str, reply: Message) -> Stored:
-    """Read what a stream answered to a publish.
-
-    Raises:
-        NoRespondersError: No stream captures the subject, or its leader is being elected.
-        RequestTimeoutError: It is to be tried again: see `_NOT_YET`.
-        ConflictError: An expectation did not hold.
-        StreamError: The stream refuses.
-        BrokerError: Somebody else answered.
-    """
-    if not reply.data and status_of(reply) == NO_RESPONDERS:
-        raise NoRespondersError(subject)
-    try:
-        ack = orjson.loads(reply.data)
-        problem = ack.get("error")
-        if problem is None:
-            return Stored(int(ack["seq"]), bool(ack.get("duplicate", False)))
-        refusal = StreamError.read(problem, subject)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        msg = f"{subject!r} is answered by somebody else than JetStream: {reply.data[:80]!r}"
-        raise BrokerError(msg) from error
-    if refusal.code in WRONG_LAST:
-        msg = f"{subject!r} was written by somebody else meanwhile ({refusal.description})"
-        raise ConflictError(msg)
-    if refusal.code in _NOT_YET:
-        raise RequestTimeoutError(subject, _REPLY)
-    raise refusal

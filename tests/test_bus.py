@@ -512,7 +512,7 @@ async def stuck_flush(bus: Bus, server: NatsServer) -> None:
 
 
 async def test_a_server_that_stores_nothing_is_left_for_another_and_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natterjack.bus.streams._REPLY", 0.1)
+    monkeypatch.setattr("natterjack.bus.streams.REPLY", 0.1)
     monkeypatch.setattr("natterjack.bus.silence.APART", 0.05)
     with NatsServer() as cut_off, NatsServer() as other:
 
@@ -542,7 +542,7 @@ def port_of(bus: Bus) -> int | None:
 
 
 async def test_the_only_server_is_not_left(monkeypatch: pytest.MonkeyPatch, own_server: NatsServer) -> None:
-    monkeypatch.setattr("natterjack.bus.streams._REPLY", 0.1)
+    monkeypatch.setattr("natterjack.bus.streams.REPLY", 0.1)
     monkeypatch.setattr("natterjack.bus.silence.APART", 0.05)
     again: list[bool] = []
     async with connected(own_server) as bus, bus.reconnects(lambda: again.append(True)):

@@ -145,7 +145,7 @@ async def test_an_update_comes_after_the_writes_before_it(context: AgentContext)
 async def test_an_acknowledgement_that_does_not_come_is_asked_for_again(
     context: AgentContext, bus: Bus, other: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natterjack.bus.streams._REPLY", 0.3)
+    monkeypatch.setattr("natterjack.bus.streams.REPLY", 0.3)
     deaf = Deaf(bus)
     write = context.set("a", 1)
     await until(lambda: bool(deaf.lost))

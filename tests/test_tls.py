@@ -96,6 +96,23 @@ def test_a_configuration_that_is_the_users_stays_and_what_it_lacks_is_told(quick
     assert quick.json("secure", "--check") == {"changes": [], "ending": []}
 
 
+@pytest.mark.parametrize("days", [365, 20])
+def test_the_doctor_says_when_the_server_s_certificate_ends(
+    secured: Quick, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    folder, url = secured.folder, url_of(secured.folder)
+    monkeypatch.setattr(certificates, "DAYS", days)
+    secured.text("secure", "--url", url, "--rotate", "server")
+    secured.env |= {"NATS_URL": url, "NATS_KEYS": str(folder / "secure/keys")}
+    with broker(folder):
+        checks = secured.json("doctor", code=1)["checks"]  # there is no team yet
+    (found,) = [check for check in checks if check["check"] == "tls"]
+    ends = Identity.read(folder / "secure/tls/server.pem").ends
+    assert found["detail"].startswith(f"the server's certificate ends on {ends:%Y-%m-%d}")
+    assert found["ok"] is (days > 30)
+    assert ("natterjack secure --apply" in found["fix"]) is (days < 30)
+
+
 async def test_who_has_no_right_certificate_is_kept_out(secured: Quick) -> None:
     folder = secured.folder / "secure"
     authority, stranger = Identity.read(folder / "ca/current.pem"), new_authority("Natterjack")

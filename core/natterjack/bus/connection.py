@@ -8,11 +8,11 @@ twice, and closing that never hangs.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Final, Self
 
 import nats
@@ -32,7 +32,6 @@ from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, 
 from natterjack.server import API_PREFIX, Server
 from natterjack.subjects import ANYONE
 
-_SEAL: Final = "natterjack: deduplication ids"
 log = logging.getLogger("natterjack.bus")
 
 _QUIET_ERRORS: Final = (ConnectionError, OSError, nats.errors.StaleConnectionError, nats.errors.UnexpectedEOF)
@@ -63,7 +62,6 @@ class Bus(Streams):
         self._on_slow: dict[int, Callable[[], None]] = {}
         self._last_error: Exception | None = None
         self._complaint = ""
-        self._seal: bytes | None = None
         self._silence = Silence()
 
     # Connecting and closing
@@ -133,9 +131,7 @@ class Bus(Streams):
 
         Deduplication ids are of a whole stream: who used another's first would keep that one's event out [R6].
         """
-        if self._seal is None:
-            self._seal = self._nc.secret(_SEAL)
-        return hashlib.blake2b(id.encode(), key=self._seal, digest_size=16).hexdigest()
+        return self._nc.seal(id)
 
     async def close(self, timeout: float = 5.0) -> None:
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""
@@ -190,6 +186,11 @@ class Bus(Streams):
     def clustered(self) -> bool:
         """Whether its server is one of several."""
         return self._nc.clustered
+
+    @property
+    def certified_until(self) -> datetime | None:
+        """When the server's certificate ends; None: there is none, or it is not known."""
+        return self._nc.certified_until
 
     @property
     def max_payload(self) -> int:

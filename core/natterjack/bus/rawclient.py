@@ -12,6 +12,7 @@ import logging
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import nats.errors
@@ -25,6 +26,7 @@ from natterjack.bus.lapse import UNREADABLE, Lapse, read_creds
 
 log = logging.getLogger("natterjack.bus")
 
+_SEAL: Final = "natterjack: deduplication ids"
 _MESSAGES: Final = (b"MSG", b"HMSG")
 _UNUSED: Final[asyncio.Queue[Any]] = asyncio.Queue()
 """The queue of subscriptions that need none; nothing is ever put into it."""
@@ -127,6 +129,7 @@ class RawClient(Client):
         self._listeners: dict[int, Listener] = {}
         self._is_writing = False  # once this turn of the event loop ends
         self._left: Any = None
+        self._seal: bytes | None = None
 
     # Receiving
 
@@ -232,13 +235,15 @@ class RawClient(Client):
                 raise nats.errors.Error(msg) from error
         return super()._connect_command()
 
-    def secret(self, purpose: str) -> bytes:
-        """Return 32 bytes that only who logs in as this client does can make, the same each time."""
-        shown = self.options.get("token") or self.options.get("password")
-        if self._signature_cb is not None:
-            shown = self._signature_cb(purpose)
-        given = shown.encode() if isinstance(shown, str) else bytes(shown or secrets.token_bytes(32))
-        return hashlib.blake2b(given, person=b"natterjack", digest_size=32).digest()
+    def seal(self, id: str) -> str:
+        """Return of an id what only who logs in as this client does can make, the same each time."""
+        if self._seal is None:
+            shown = self.options.get("token") or self.options.get("password")
+            if self._signature_cb is not None:
+                shown = self._signature_cb(_SEAL)
+            given = shown.encode() if isinstance(shown, str) else bytes(shown or secrets.token_bytes(32))
+            self._seal = hashlib.blake2b(given, person=b"natterjack", digest_size=32).digest()
+        return hashlib.blake2b(id.encode(), key=self._seal, digest_size=16).hexdigest()
 
     async def _attempt_reconnect(self) -> None:
         try:
@@ -298,6 +303,14 @@ class RawClient(Client):
     def clustered(self) -> bool:
         """Whether its server is of a cluster: only then does it name one."""
         return bool(self._server_info.get("cluster"))
+
+    @property
+    def certified_until(self) -> datetime | None:
+        """When the server's certificate ends; None: there is none, or it is not known, as over a web socket."""
+        writer = getattr(self._transport, "_io_writer", None)
+        shown = writer and writer.get_extra_info("ssl_object")
+        ends = (shown.getpeercert() or {}).get("notAfter") if shown else None
+        return datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC) if ends else None
 
     @property
     def ssl_context(self) -> ssl.SSLContext:

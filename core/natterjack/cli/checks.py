@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ OLDEST_PYTHON: Final = (3, 11)
 MAX_LAG: Final = 1000
 """Events that may wait for an agent before that is a problem."""
 _FULL: Final = 0.9
+_ENDING_DAYS: Final = 30
+"""Of a certificate; what ends sooner, `natterjack secure` makes anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,19 @@ def check_file(path: Path) -> Iterator[Finding]:
 
 
 # The server, and the team on it
+
+
+def check_certificate(bus: Bus) -> Iterator[Finding]:
+    """Check for how long the server's certificate is good, if it shows one."""
+    if (ends := bus.certified_until) is None:
+        return
+    detail = f"the server's certificate ends on {ends:%Y-%m-%d}"
+    if (days := (ends - datetime.now(UTC)).days) < _ENDING_DAYS:
+        yield bad(
+            "tls", f"{detail}, in {days} days", "natterjack secure --apply makes it anew, and others that end soon"
+        )
+    else:
+        yield good("tls", detail)
 
 
 async def check_team(bus: Bus, team_file: Path, plugins: Plugins) -> AsyncIterator[Finding]:

@@ -12,6 +12,7 @@ import typer
 from natterjack.cli.checks import (
     Finding,
     bad,
+    check_certificate,
     check_file,
     check_machine,
     check_plugins,
@@ -60,6 +61,7 @@ async def _examine(team_file: Path, url: str | None, nats_context: str | None) -
         server = find_server(url, nats_context, team_file=team_file)
         async with operator(server) as bus:
             findings.append(good("broker", f"{server} answers"))
+            findings += check_certificate(bus)
             findings += [finding async for finding in check_team(bus, team_file, plugins)]
     except ConfigError as error:
         findings.append(bad("broker", f"which one is unknown: {error}"))

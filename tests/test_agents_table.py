@@ -121,8 +121,9 @@ async def test_who_is_missing_and_what_waits_for_them(own_server: NatsServer, cl
 async def test_statistics_carry_the_load_as_data(own_server: NatsServer, raw: Client, slow: Slow) -> None:
     async with team(own_server, ("slow", slow)):
         reply = await raw.request("$SRV.STATS.agents", timeout=5)
-        for endpoint in json.loads(reply.data)["endpoints"]:
-            assert endpoint["data"] == {"slots": 2, "busy": 0, "answering": 0, "waiting": 0}
+    told = {endpoint["name"]: endpoint["data"] for endpoint in json.loads(reply.data)["endpoints"]}
+    idle = {"slots": 2, "busy": 0, "answering": 0, "waiting": 0}
+    assert told == {"ask": idle, "prompt": idle, "status": idle}
 
 
 @pytest.mark.open_mode(reason="agents of others have no account")

@@ -331,7 +331,7 @@ class Door(Trigger):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.asking: list[asyncio.Task[str]] = []
-        self.told = asyncio.Event()
+        self.told, self.ended = asyncio.Event(), asyncio.Event()
 
     async def run(self, ctx: TriggerContext) -> None:
         self.ctx = ctx
@@ -340,7 +340,10 @@ class Door(Trigger):
             await asyncio.Event().wait()
         finally:
             self.told.set()
-            await asyncio.wait(self.asking)
+            try:
+                await asyncio.wait(self.asking)
+            finally:
+                self.ended.set()
 
     def ask(self, caller: str, **more: Any) -> asyncio.Task[str]:
         """Have it ask."""
@@ -391,6 +394,7 @@ async def test_a_trigger_that_drains_for_too_long_is_cancelled_again(
     endless = asyncio.create_task(asyncio.Event().wait())
     door.asking.append(endless)  # type: ignore[arg-type]
     await runtime.stop_all(0.1)
+    assert (door.told.is_set(), door.ended.is_set()) == (True, True)
     assert not endless.done()  # it was not waited for
     endless.cancel()
 

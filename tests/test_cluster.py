@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from natterjack import BrokerError, Bus, Message, NatterjackError, TeamClient, codec, connect
+from natterjack import BrokerError, Bus, ConnectError, Message, NatterjackError, Server, TeamClient, codec, connect
 from natterjack.testing import ScriptedAgent, until
 
 from .chaos.proxy import Proxy
@@ -23,7 +23,9 @@ from .test_brokerconf import Cluster, secured, team
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 
 APART = 2
-"""The server that can be cut off."""
+"""The server that can be cut off: the last of three."""
+ROUTES = 4
+"""Between two servers: one for the system's account, and three for all others."""
 Fault = Callable[["World"], Awaitable[None]]
 
 
@@ -130,6 +132,19 @@ class Apart(Cluster):
         return {**found, "ADVERTISE": f"127.0.0.1:{self._proxies[at].port}"}
 
 
+async def routed(servers: Cluster) -> bool:
+    """Tell whether the first two servers have all their routes: they take none then that the third tells of."""
+    try:
+        system = await Bus.connect(Server(servers.url, keys=str(servers.folder / "keys")), principal="sys")
+    except ConnectError:
+        return False
+    try:
+        told = await system.gather("$SYS.REQ.SERVER.PING.ROUTEZ", window=0.2)
+    finally:
+        await system.close()
+    return [codec.decode(message.data)["data"]["num_routes"] for message in told] == [ROUTES] * APART
+
+
 @asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
     ports: list[int] = []
@@ -138,7 +153,9 @@ async def world(folder: Path) -> AsyncIterator[World]:
         servers = Apart(folder, proxies)
         ports += servers.ports["CLUSTER"]
         secured(folder, servers.url)
-        with servers.running():
+        with servers.running(APART):
+            await until(lambda: routed(servers), timeout=30)
+            servers.processes.append(servers.start(APART))
             async with team(servers) as (operator, agents):
                 agents["ann"]._results = lambda event: event.data
                 yield World(servers, proxies, operator, agents)
@@ -160,6 +177,7 @@ async def kill_a_follower(world: World) -> None:
 
 async def cut_off_the_leader(world: World) -> None:
     """The emitting client is at that server, and goes to another."""
+    assert sum(proxy.links for proxy in world.proxies) == 2 * ROUTES  # the others have ways of their own to each other
     for proxy in world.proxies:
         proxy.freeze()
     await world.more()

@@ -43,6 +43,11 @@ class Proxy:
             self.cut(1.0)
             await asyncio.wait([link.task for link in links])
 
+    @property
+    def links(self) -> int:
+        """How many connections there are."""
+        return len(self._oldest(1.0))
+
     def _oldest(self, share: float) -> list[_Link]:
         self._links = [link for link in self._links if not link.task.done()]
         return self._links[: round(share * len(self._links))]

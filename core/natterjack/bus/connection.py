@@ -254,12 +254,12 @@ class Bus(Streams):
     async def _disconnected(self) -> None:
         self._down()
         if not self._closing:
-            log.info("%s: disconnected from %s, reconnecting", self.principal, self.server)
+            log.info("%s: disconnected from %s, reconnecting", self.principal, self._nc.where)
         error = DisconnectedError(f"the connection to {self.server} went before a reply came")
         self._mailbox.disconnected(error, for_good=False)
 
     async def _reconnected(self) -> None:
-        log.info("%s: reconnected to %s", self.principal, self.server)
+        log.info("%s: reconnected to %s", self.principal, self._nc.where)
         self._up()
         for callback in list(self._on_reconnect):
             callback()

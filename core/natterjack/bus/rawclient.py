@@ -300,6 +300,12 @@ class RawClient(Client):
                     flushed.set_result(None)
 
     @property
+    def where(self) -> str:
+        """Host and port of the server where it is, of those that there are; or was at the last."""
+        found = self._current_server.uri if self._current_server else None
+        return f"{found.hostname}:{found.port}" if found else "no server"
+
+    @property
     def clustered(self) -> bool:
         """Whether its server is of a cluster: only then does it name one."""
         return bool(self._server_info.get("cluster"))

@@ -34,6 +34,13 @@ async def until(condition: Callable[[], Any], timeout: float = 10.0, what: str =
         if value:
             return value
         if time.monotonic() > deadline:
-            msg = f"still {value!r} after {timeout:g} s: {what or inspect.getsource(condition).strip()}"
+            msg = f"still {value!r} after {timeout:g} s: {what or _source(condition)}"
             raise AssertionError(msg)
         await asyncio.sleep(0.005)
+
+
+def _source(condition: Callable[[], Any]) -> str:
+    try:
+        return inspect.getsource(condition).strip()
+    except (OSError, TypeError):  # a partial, a method of an object written in C, or what was typed in
+        return repr(condition)

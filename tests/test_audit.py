@@ -126,13 +126,16 @@ async def test_more_than_can_wait_is_counted(bus: Bus, monkeypatch: pytest.Monke
     assert [("more" in record, record["times"]) for _, record in found] == [*[(False, 1)] * 5, (True, 15)]
 
 
-async def test_a_server_that_is_away_does_not_hold_up_the_end(own_server: NatsServer) -> None:
+async def test_a_server_that_is_away_does_not_hold_up_the_end(
+    own_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
     bus = await Bus.connect(Server(own_server.url), principal="operator")
     own_server.kill()
     await until(lambda: not bus.connected)
     bus.audit.note("guard", "emit", what="x")
     async with asyncio.timeout(5):
         await bus.close()
+    assert "the end came before all that was refused was written down" in caplog.text
 
 
 async def test_one_pushes_out_only_its_own_records(own_server: NatsServer, bus: Bus) -> None:

@@ -403,6 +403,7 @@ async def test_close_sends_what_is_buffered(nats_server: NatsServer, bus: Bus) -
         await other.publish("bus.last", b"%d" % n)
     await other.close()
     await until(lambda: len(heard) == 1000)
+    assert heard == [b"%d" % n for n in range(1000)]
 
 
 async def test_nothing_is_left_after_close(nats_server: NatsServer) -> None:

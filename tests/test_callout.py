@@ -158,6 +158,8 @@ async def test_a_connection_ends_with_its_token_and_goes_on_with_another(door: D
         file.write_text(TOKENS.mint("ann"))
         await until(lambda: again)
         await ann.flush()
+        assert ann.connected
+    assert again == [True]  # by the token that is valid, and not by one that ends at once
 
 
 async def test_who_has_an_ended_token_is_told(door: Door) -> None:

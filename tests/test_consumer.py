@@ -214,6 +214,7 @@ async def test_stop_under_fire_loses_nothing(bus: Bus) -> None:
     heir = Worker(bus, slots=300)
     async with running(heir):
         await until(lambda: len(set(numbers + heir.numbers)) == 300, 3)
+        assert sorted(numbers + heir.numbers) == list(range(300))  # and nothing twice
         heir.ack()
         await settled(bus)
 
@@ -268,6 +269,7 @@ async def test_it_asks_again_when_the_server_is_silent(bus: Bus) -> None:
         worker.consumer._next = own
         await fill(bus, 1)
         await until(lambda: worker.got, 5)
+        assert worker.numbers == [0]
 
 
 async def test_requests_that_the_server_has_not_forgotten_fill_no_more_than_the_slots(bus: Bus) -> None:

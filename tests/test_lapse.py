@@ -111,6 +111,7 @@ async def test_a_file_that_is_no_credentials_yet_is_looked_at_again(
         fleet.file.write_text(text)
         await fleet.revoke()
         await until(lambda: f"no credentials can be read in {fleet.file}" in caplog.text)
+        assert not ann.connected
         fleet.issue()
         await until(lambda: ann.connected)
         await ann.flush()

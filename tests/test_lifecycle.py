@@ -231,6 +231,7 @@ async def test_a_process_that_grows_too_much_is_killed() -> None:
         await until(lambda: shown.index("worker: ended with signal SIGKILL; it starts again in 0.5 s") > 0)
     finally:
         await supervisor.stop()
+    assert [child for child in supervisor.children if child.process is not None and alive(child.process.pid)] == []
 
 
 # --- renewal ------------------------------------------------------------------------------------------------------

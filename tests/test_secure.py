@@ -316,6 +316,7 @@ async def test_a_key_that_cannot_be_read_is_tried_again(secured: Quick, caplog: 
         key.write_text("no seed")
     with broker(folder):
         await until(lambda: f"no key can be read in {key}" in caplog.text)
+        assert not oracle.connected
         key.write_text(seed)
         await until(lambda: oracle.connected)
         await oracle.flush()

@@ -171,7 +171,10 @@ async def test_whoever_stops_asking_is_not_worked_for(runtime: AgentRuntime, pee
         asking = asyncio.create_task(ask())
         await until(lambda count=count: len(agent.questions) == count)  # type: ignore[misc]
         asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
         await until(lambda count=count: agent.cancelled == count)  # type: ignore[misc]
+    assert (agent.questions, agent.cancelled) == (["x", "x"], 2)  # each was asked once, and given up once
 
 
 async def test_refused_and_busy(runtime: AgentRuntime, peers: HttpPeers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,9 +287,11 @@ async def test_a_call_that_is_given_up_ends_at_its_server(team: Team, mode: str)
             waiting = asyncio.create_task(client.call_tool(tool, arguments))
             await until(begun)
             waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
             async with asyncio.timeout(10):
                 await ended.wait()
+        assert await names(client) >= {"wait", "ask_peer"}  # the connection is of use as before
 
 
 async def test_resources_and_prompts_are_those_of_all_servers(team: Team) -> None:

@@ -80,6 +80,7 @@ print(json.dumps({"times": took, "megabytes": pages * os.sysconf("SC_PAGE_SIZE")
 IDLE = """
 import asyncio, gc, json, os, sys
 from natterjack import Agent, AgentProcess, AgentRuntime, EventTrigger
+from natterjack.testing import until
 
 class Idle(Agent):
     '''Does nothing.'''
@@ -88,13 +89,16 @@ def rss():
     gc.collect()
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+async def pulls(bus, number):
+    return (await bus.api(f"CONSUMER.INFO.EVENTS.idle{number}=event-idle+{number}"))["num_waiting"]
+
 async def run(count):
     runtime = AgentRuntime(sys.argv[1])
     for number in range(count):
         triggers = [EventTrigger(f"idle.{number}")]
         runtime.add_process(AgentProcess(name=f"idle{number}", agent=Idle(), triggers=triggers))
     async with runtime:
-        await asyncio.sleep(0.5)  # all of them pull
+        await until(lambda: pulls(runtime._bus, count - 1))  # the last of them, and so all; to ask each takes memory
         return rss()
 
 async def main():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.team import Team
-from natterjack.testing import NatsServer
+from natterjack.testing import NatsServer, until
 from natterjack.testing.narrow import login_of, narrow_config
 
 KIND = "natterjack.testing.agents:ScriptedAgent"
@@ -137,7 +138,13 @@ async def test_who_holds_it_for_long_renews_it(ready: Bus, monkeypatch: pytest.M
 
 
 async def test_who_is_stopped_while_it_waits_or_holds_leaves_nothing_behind(ready: Bus) -> None:
-    quota, entered = Quota(ready, "crowd"), asyncio.Event()
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(time.time())
+        return looks[-1]
+
+    quota, entered = Quota(ready, "crowd", clock=clock), asyncio.Event()
 
     async def stay() -> None:
         async with quota.hold("door", 1):
@@ -146,8 +153,8 @@ async def test_who_is_stopped_while_it_waits_or_holds_leaves_nothing_behind(read
 
     holding = asyncio.create_task(stay())
     await asyncio.wait_for(entered.wait(), 10)
-    waiting = asyncio.create_task(stay())
-    await asyncio.wait({waiting}, timeout=0.1)
+    waiting, before = asyncio.create_task(stay()), len(looks)
+    await until(lambda: len(looks) > before)  # it has looked who is there, and waits
     for task in (waiting, holding):
         task.cancel()
     await asyncio.wait({waiting, holding})

@@ -84,12 +84,10 @@ class Endless(Agent):
 class Curious(Agent):
     """Asks back, and tells what came of it."""
 
-    timeout: ClassVar[float] = 5.0
-
     async def answer(self, question: str, ctx: RunContext) -> AsyncIterator[str]:
         yield "hm. "
         try:
-            yield f"so {await ctx.query(question, timeout=self.timeout)}."
+            yield f"so {await ctx.query(question, timeout=5.0)}."
         except QueryError as error:
             yield f"{type(error).__name__}: {error}"
 
@@ -366,8 +364,14 @@ async def leave_by_aclose(runtime: AgentRuntime) -> None:
 
 
 async def leave_by_cancellation(runtime: AgentRuntime) -> None:
-    reading = asyncio.create_task(read(runtime.ask_stream("endless", "?")))
-    await asyncio.wait([reading], timeout=0.2)
+    begun = asyncio.Event()
+
+    async def listen() -> None:
+        async for _ in runtime.ask_stream("endless", "?"):
+            begun.set()
+
+    reading = asyncio.create_task(listen())
+    await begun.wait()
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
@@ -574,21 +578,24 @@ async def test_question_in_the_handling_of_an_event_is_an_error(own_server: Nats
 
 
 async def test_question_has_its_own_time(own_server: NatsServer, stack: AsyncExitStack) -> None:
-    class Hasty(Curious):
-        timeout: ClassVar[float] = 0.1
+    gave_up = asyncio.Event()
 
-    never = asyncio.Event()
+    class Hasty(Agent):
+        async def answer(self, question: str, ctx: RunContext) -> str:
+            try:
+                return await ctx.query(question, timeout=0.1)
+            except QueryTimeoutError as error:
+                return str(error)
+            finally:
+                gave_up.set()
 
     async def on_query(query: Query) -> str:
-        await never.wait()
+        await gave_up.wait()
         return "late"
 
     runtime = await serve(stack, own_server, hasty=Hasty())
-    reading = asyncio.create_task(read(runtime.ask_stream("hasty", "Who?", on_query=on_query)))
-    await asyncio.wait([reading], timeout=0.3)
-    never.set()
-    chunks = await reading
-    assert chunks[1].startswith("QueryTimeoutError: the asker did not answer 'Who?' within 0.1 s")
+    (told,) = await read(runtime.ask_stream("hasty", "Who?", on_query=on_query))
+    assert told.startswith("the asker did not answer 'Who?' within 0.1 s")
     assert issubclass(QueryTimeoutError, TimeoutError)
 
 

@@ -7,13 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from natterjack import Agent, AgentProcess, AgentRuntime, Bus, Envelope, Right, RunContext, permissions
+from natterjack import Agent, AgentProcess, AgentRuntime, Bus, Envelope, Right, RunContext, Team, permissions
 from natterjack.needs import agent_permissions
+from natterjack.plugins import Plugins
+from natterjack.provision import provision
 from natterjack.testing import until
 from natterjack_mcp import MCPServer, ToolContext
 from natterjack_mcp.client import NatsTools
@@ -28,6 +32,7 @@ from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
 
 ROOT = Path(__file__).parent.parent
+KIND = "natterjack.testing.agents:ScriptedAgent"
 EACH = """
 tests/test_conversations.py::test_an_agent_is_told_the_conversation_and_names_one
 tests/test_control.py::test_a_run_that_waits_is_cancelled_and_its_ticket_is_gone
@@ -100,6 +105,41 @@ async def test_an_answer_may_be_silent_for_long_and_come_after_a_reload(tmp_path
             await reload(server.url, tmp_path)
             asyncio.get_running_loop().call_later(seconds, silent.gate.set)
             assert await answers == ["operator asks why", "passing asks why"]
+
+
+async def test_what_is_read_while_accounts_are_reloaded_is_there(tmp_path: Path) -> None:
+    """They are cut off from each other for a moment: nothing is missing for that."""
+    team = Team.model_validate(
+        {"context": {"mood": "good"}, "agents": {f"agent-{n}": {"kind": KIND} for n in range(20)}}
+    )
+    granted = agent_permissions(team.closed())
+    with secured_broker(granted, tmp_path) as (server, login):
+        operator, agent = [await Bus.connect(login, principal=name) for name in ("operator", "agent-0")]
+        await provision(operator, team, Plugins.load())
+        reads: tuple[Callable[[], Awaitable[object]], ...] = (
+            partial(agent.value, "context", "mood"),
+            partial(agent.api, "CONSUMER.INFO.INBOX.agent-0=inbox"),
+            partial(operator.api, "STREAM.INFO.EVENTS"),
+            partial(operator.batch, "KV_context", {"seq": 1, "next_by_subj": ">", "batch": 1}, timeout=10.0),
+        )
+        counts, done = [0] * len(reads), asyncio.Event()
+
+        async def read(at: int) -> None:
+            while not done.is_set():
+                await reads[at]()
+                counts[at] += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for at in range(len(reads)):
+                tasks.create_task(read(at))
+            for at in range(4):
+                granted[f"newcomer-{at}"] = permissions(f"newcomer-{at}", [Right("serve", f"newcomer-{at}")])
+                (server.store / "test.conf").write_text(accounts(star(granted), keep(tmp_path, [*granted, *BESIDE])))
+                await reload(server.url, tmp_path)
+            done.set()
+        assert min(counts) > 4
+        await agent.close()
+        await operator.close()
 
 
 @pytest.mark.parametrize("operator_mode", [False, True], ids=["static", "operator"])

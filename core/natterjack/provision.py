@@ -334,6 +334,8 @@ async def _store_team(bus: Bus, team: Team) -> None:
 
 
 async def _known_team(bus: Bus) -> Team | None:
+    if not await bus.streams(subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY)):
+        return None
     try:
         return await stored_team(bus)
     except (NotProvisionedError, ConfigError):  # none, or one that is about to be replaced

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from natterjack.bus import Bus, Message, Stored
-from natterjack.errors import NoRespondersError, NotProvisionedError
+from natterjack.errors import NotProvisionedError
 
 CHANGES: Final = (
     "STREAM.CREATE.",
@@ -43,9 +43,10 @@ class Rehearsal:
     async def last(self, stream: str, subject: str) -> Message | None:
         """Return the newest message on a subject, or None, also where there is no stream yet."""
         try:
-            return await self._bus.last(stream, subject)
-        except NoRespondersError:
+            await self._bus.api(f"STREAM.INFO.{stream}")  # answers at once, also where there is none
+        except NotProvisionedError:
             return None
+        return await self._bus.last(stream, subject)
 
     async def consumers(self, stream: str) -> list[str]:
         """Return the names of a stream's consumers; none, where there is no stream yet."""

@@ -35,8 +35,8 @@ STORE_BUDGET: Final = 15.0
 """Seconds a store is retried: a killed leader of a three-node cluster stalls its stream 4 to 7 s."""
 PAGE: Final = 256
 
-_SPREAD: Final = 2.0
-"""Seconds in which every server of a cluster has heard who answers what, e.g. of a stream that was just made."""
+PATIENCE: Final = 2.0
+"""Seconds to ask again where nobody answers, but somebody may be there in a moment."""
 _NOT_FOUND: Final = (10059, 10014, 10037)
 
 T = TypeVar("T")
@@ -253,18 +253,31 @@ class Streams(Requests, ABC):
         return None if status_of(reply) == "404" else reply
 
     async def _ask(self, subject: str, data: bytes, timeout: float) -> Message:
-        return await self._heard(lambda: self.request(subject, data, timeout=timeout, fails_on_disconnect=True))
+        return await self.patiently(lambda: self.request(subject, data, timeout=timeout, fails_on_disconnect=True))
 
-    async def _heard(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask, in a cluster again for a while: this server may not have heard yet of who answers."""
-        ends = time.monotonic() + (_SPREAD if self.clustered else 0.0)
+    async def patiently(self, ask: Callable[[], Awaitable[T]], *, within: float = PATIENCE) -> T:
+        """Ask, and again for a moment if nobody is there, where that may be about to change.
+
+        The server may be one of a cluster, and not have heard yet of who answers; or read its accounts anew, which are
+        cut off from each other meanwhile.
+
+        Args:
+            ask: What to do; it may be done several times.
+            within: Seconds after which it is done no more; 2 at most.
+
+        Raises:
+            NoRespondersError: Nobody is there then, either; at once, where nothing is about to change.
+        """
+        ends = time.monotonic() + (min(within, PATIENCE) if self.clustered or self.server.attests else 0.0)
+        pause = 0.01
         while True:
             try:
                 return await ask()
             except NoRespondersError:
                 if time.monotonic() >= ends:
                     raise
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause)
+            pause = min(0.1, pause * 2)
 
     async def read(
         self, stream: str, pattern: str, *, start: int = 1, since: datetime | None = None
@@ -301,7 +314,7 @@ class Streams(Requests, ABC):
         """Return the messages of one batched direct get (ADR-31), and its end's headers, within `timeout` seconds."""
         name = f"{self.server.prefix}.DIRECT.GET.{stream}"
         data = orjson.dumps(wanted)
-        *messages, end = await self._heard(
+        *messages, end = await self.patiently(
             lambda: self.request_many(name, data, timeout=timeout, until=lambda reply: bool(status_of(reply)))
         )
         return messages, end.headers or {}

@@ -8,8 +8,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from functools import partial
-from typing import Final
 
 from natterjack import addresses, codec, subjects
 from natterjack.bus import Bus, Message, answered, envelope_of, error_of, of_envelope
@@ -37,9 +35,6 @@ from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, random_ids, write_promp
 from natterjack.service import prompt_subject
 
 log = logging.getLogger("natterjack.peers")
-
-_RELOADING: Final = (0.05, 0.1, 0.25)
-"""Seconds to wait for who answers: a server that takes another key of theirs has them log in again."""
 
 
 class Peers:
@@ -230,25 +225,19 @@ class Peers:
             raise
 
     async def _reply(self, subject: str, question: bytes, sent: Envelope) -> Message:
-        """Ask, and again for a moment if nobody is there, where a server may be reading its accounts anew.
+        """Ask. Across accounts an answer comes by a way that ends with the connection: then it cannot come any more."""
 
-        There an answer comes by a way that ends with the connection: then it cannot come any more.
-        """
-        across = self._bus.server.attests
-        ask = partial(
-            self._bus.ask,
-            subject,
-            question,
-            timeout=sent.timeout,
-            headers=of_envelope(sent),
-            fails_on_disconnect=across,
-        )
-        for pause in _RELOADING if across else ():
-            try:
-                return answered(subject, await ask())
-            except NoRespondersError:
-                await asyncio.sleep(pause)
-        return answered(subject, await ask())
+        async def ask() -> Message:
+            reply = await self._bus.ask(
+                subject,
+                question,
+                timeout=sent.timeout,
+                headers=of_envelope(sent),
+                fails_on_disconnect=self._bus.server.attests,
+            )
+            return answered(subject, reply)
+
+        return await self._bus.patiently(ask, within=sent.timeout)
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""

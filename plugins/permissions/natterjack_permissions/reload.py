@@ -15,7 +15,8 @@ from natterjack import Bus, ConfigError, DisconnectedError, Message, RequestTime
 
 log = logging.getLogger(__name__)
 
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 60.0
+"""Seconds a server may take to read its configuration: one of hundreds of accounts, on a busy machine, takes ten."""
 _ANSWER: Final = 5.0
 """Seconds until a server that does not say that it is there is taken for away."""
 _ROUNDS: Final = 2
@@ -62,7 +63,7 @@ async def _answer(bus: Bus, subject: str) -> dict[str, object]:
             await bus.until_connected(_PATIENCE)
             try:
                 # Fails as soon as the connection goes, which `request` would wait for.
-                (reply,) = await bus.request_many(subject, timeout=10.0, until=lambda _: True)
+                (reply,) = await bus.request_many(subject, timeout=_PATIENCE, until=lambda _: True)
                 return dict(orjson.loads(reply.data))
             except DisconnectedError as error:
                 log.debug("asked again: %s", error)

@@ -250,11 +250,13 @@ async def test_operators_are_never_refused(broker: Broker) -> None:
     assert await is_stored(broker.client.bus, "events.research.x")
 
 
+@pytest.mark.open_mode(reason="it is about a broker that attests nobody")
 async def test_where_nobody_knows_who_stores_nobody_is_refused(bus: Bus) -> None:
     with pytest.raises(UsageError, match="secured mode"):
         Shares(bus)
 
 
+@pytest.mark.open_mode(reason="it stores in the names of others")
 async def test_what_is_counted_is_what_was_stored(own_server: NatsServer, bus: Bus) -> None:
     """However rare the large ones are."""
     await bus.api("STREAM.CREATE.EVENTS", {"name": "EVENTS", **attested(STREAMS["EVENTS"]), "sources": []})

@@ -334,8 +334,6 @@ async def _store_team(bus: Bus, team: Team) -> None:
 
 
 async def _known_team(bus: Bus) -> Team | None:
-    if not await bus.streams(subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY)):
-        return None
     try:
         return await stored_team(bus)
     except (NotProvisionedError, ConfigError):  # none, or one that is about to be replaced
@@ -350,6 +348,8 @@ async def stored_team(bus: Bus) -> Team:
         ConfigError: What is stored is no team of this version.
     """
     stream = subjects.bucket_stream(subjects.TEAM_BUCKET)
+    if bus.principal == subjects.OPERATOR and not await bus.streams(subjects.key(subjects.TEAM_BUCKET, ">")):
+        raise NotProvisionedError(_A_TEAM)  # at once: where nobody answers, one may have to wait
     try:
         message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY))
     except NoRespondersError as error:

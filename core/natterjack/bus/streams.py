@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -253,22 +254,24 @@ class Streams(Requests, ABC):
         return None if status_of(reply) == "404" else reply
 
     async def _ask(self, subject: str, data: bytes, timeout: float) -> Message:
-        return await self.patiently(lambda: self.request(subject, data, timeout=timeout, fails_on_disconnect=True))
+        ask = partial(self.request, subject, data, timeout=timeout, fails_on_disconnect=True)
+        return await self.patiently(ask, within=timeout)
 
-    async def patiently(self, ask: Callable[[], Awaitable[T]], *, within: float = PATIENCE) -> T:
+    async def patiently(self, ask: Callable[[], Awaitable[T]], *, within: float) -> T:
         """Ask, and again for a moment if nobody is there, where that may be about to change.
 
-        The server may be one of a cluster, and not have heard yet of who answers; or read its accounts anew, which are
-        cut off from each other meanwhile.
+        A secured broker that reads its accounts anew cuts them off from each other: 300 of them for up to 5 s. And a
+        server of a cluster may not have heard yet of who answers.
 
         Args:
             ask: What to do; it may be done several times.
-            within: Seconds after which it is done no more; 2 at most.
+            within: Seconds after which it is done no more.
 
         Raises:
             NoRespondersError: Nobody is there then, either; at once, where nothing is about to change.
         """
-        ends = time.monotonic() + (min(within, PATIENCE) if self.clustered or self.server.attests else 0.0)
+        longest = within if self.server.attests else PATIENCE if self.clustered else 0.0
+        ends = time.monotonic() + min(within, longest)
         pause = 0.01
         while True:
             try:
@@ -314,9 +317,8 @@ class Streams(Requests, ABC):
         """Return the messages of one batched direct get (ADR-31), and its end's headers, within `timeout` seconds."""
         name = f"{self.server.prefix}.DIRECT.GET.{stream}"
         data = orjson.dumps(wanted)
-        *messages, end = await self.patiently(
-            lambda: self.request_many(name, data, timeout=timeout, until=lambda reply: bool(status_of(reply)))
-        )
+        ask = partial(self.request_many, name, data, timeout=timeout, until=lambda reply: bool(status_of(reply)))
+        *messages, end = await self.patiently(ask, within=timeout)
         return messages, end.headers or {}
 
     async def streams(self, pattern: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 
 from natterjack import addresses, codec, subjects
-from natterjack.bus import Bus, Message, answered, envelope_of, error_of, of_envelope
+from natterjack.bus import PATIENCE, Bus, Message, answered, envelope_of, error_of, of_envelope
 from natterjack.components import PeerScheme
 from natterjack.errors import (
     BrokerError,
@@ -237,7 +237,7 @@ class Peers:
             )
             return answered(subject, reply)
 
-        return await self._bus.patiently(ask, within=sent.timeout)
+        return await self._bus.patiently(ask, within=min(PATIENCE, sent.timeout))
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""

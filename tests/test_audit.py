@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
 from natterjack import RefusedError, StreamError, Team, agent_rights, permissions
 from natterjack.bus import Bus
-from natterjack.cli.audit import _verified
+from natterjack.bus.headers import encode
+from natterjack.bus.rawclient import Incoming
+from natterjack.cli.audit import _show, _verified
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
@@ -101,10 +104,10 @@ async def test_a_changed_and_a_missing_record_are_found(bus: Bus) -> None:
 
     async def verdict(records: list[bytes]) -> tuple[int, int]:
         async def each() -> Any:
-            for record in records:
-                yield record
+            for number, record in enumerate(records, 1):
+                yield stored(record, number)
 
-        found = await _verified(each())
+        found = (await _verified(each()))["operator"]
         return found["changed"], found["missing"]
 
     assert await verdict(chain) == (0, 0)
@@ -113,6 +116,66 @@ async def test_a_changed_and_a_missing_record_are_found(bus: Bus) -> None:
     assert await verdict([*chain[:2], chain[2].replace(b'"n":', b'"m":'), *chain[3:]]) == (1, 0)
     assert await verdict([*chain[:2], b"\xff", *chain[3:]]) == (1, 1)
     assert await verdict([chain[1], chain[0], *chain[2:]]) == (1, 1)
+
+
+def stored(data: bytes, number: int, subject: str = "audit.operator.guard.emit") -> Incoming:
+    """A record as the broker gives it out."""
+    said = {"Nats-Subject": subject, "Nats-Sequence": str(number), "Nats-Time-Stamp": "2026-05-01T08:00:00Z"}
+    return Incoming("_INBOX.operator.x", "", data, encode(said))
+
+
+async def test_nobody_breaks_the_chains_of_others(bus: Bus) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    bus.audit.note("guard", "emit")
+    await bus.audit.settle()
+    claimed = {"writer": bus.audit.writer, "number": 9, "previous": "x", "times": 1}
+    await bus.store("audit.editor.guard.refuse", json.dumps(claimed).encode())
+    await bus.store("audit.editor.guard.refuse", json.dumps(claimed | {"number": 3}).encode())
+    bus.audit.note("guard", "emit")
+    await bus.audit.settle()
+    found = await _verified(bus.read("AUDIT", "audit.*.*.*"))
+    assert {who: (each["changed"], each["missing"]) for who, each in found.items()} == {
+        "operator": (0, 0),
+        "editor": (1, 0),
+    }
+
+
+FORGED = {"time": "2020-01-01T00:00:00Z", "sequence": 7, "who": "operator", "area": "authority", "verb": "revoke"}
+CHAIN = {"writer": "w", "number": 1, "previous": "w", "times": 1}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        FORGED,
+        FORGED | CHAIN,
+        CHAIN | {"times": "1 times\n2026-11-28 00:01:02  operator  authority revoke"},
+        CHAIN | {"reason": "x\n2026-11-28 00:01:02  operator  authority revoke\x1b[2J\x9b31m\u2028y"},
+        "\x1b[2J\n2026-11-28 00:01:02  operator  authority revoke",
+        [FORGED],
+    ],
+    ids=["of others", "of others, with a chain", "a line as times", "a line as reason", "text", "a list"],
+)
+def test_what_the_broker_says_of_a_record_is_not_what_its_writer_says(
+    written: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = stored(json.dumps(written, ensure_ascii=False).encode(), 12, "audit.eve.broker.refuse")
+    _show(message, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    record = told.pop("record") if "record" in told else json.loads(told.pop("malformed"))
+    assert told == {
+        "time": "2026-05-01T08:00:00Z",
+        "sequence": 12,
+        "who": "eve",
+        "area": "broker",
+        "verb": "refuse",
+    }
+    assert record == written
+    _show(message, as_json=False)
+    (line, nothing) = capsys.readouterr().out.split("\n")
+    assert re.fullmatch(r"[-\d]{10} [:\d]{8}  eve  broker refuse  \S.*", line)
+    assert nothing == ""
+    assert line.isprintable()
 
 
 async def test_more_than_can_wait_is_counted(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +219,7 @@ def test_it_is_shown_and_verified(team: Quick) -> None:
     told = team.text("audit", "show", "operator")
     assert "authority provision" in told
     record = team.json("audit", "show", "--area", "authority")
-    assert (record["who"], record["verb"], record["number"]) == ("operator", "provision", 1)
+    assert (record["who"], record["verb"], record["record"]["number"]) == ("operator", "provision", 1)
     assert team.json("audit", "verify")["changed"] == 0
     assert team.text("audit", "verify").endswith("0 changed, 0 missing")
 
@@ -175,5 +238,6 @@ def test_what_is_no_record_is_shown_as_it_is(garden: Quick) -> None:
 
         asyncio.run(write())
         told = garden.text("audit", "show", "greeter")
-        assert told.count("unreadable") == 2
-        assert garden.json("audit", "verify", code=1)["changed"] == 2
+        assert told.count("malformed") == 2
+        assert garden.json("audit", "verify", code=1)["wrong"]["greeter"]["changed"] == 2
+        assert "\n  greeter: 2 changed, 0 missing\n" in garden.run("audit", "verify", code=1).stdout

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
 from natterjack import codec, subjects
-from natterjack.bus import Bus, Message
+from natterjack.bus import Message
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, SinceOption, joined, read_since
-from natterjack.cli.output import local, one_line, write, write_json
+from natterjack.cli.output import clean, local, one_line, write, write_json
 from natterjack.cli.run import asynchronous
 from natterjack.errors import PayloadError
 
+_CHAIN: Final = {"writer": str, "number": int, "previous": str, "times": int}
+"""What each record has beside its facts."""
+_TOLD: Final = "{changed} changed, {missing} missing"
+
 app = typer.Typer(no_args_is_help=True, help="See who was refused what, and who changed what others may.")
+
+
+class Attested(NamedTuple):
+    """What the broker says of a record: its contents are their writer's, and may say anything."""
+
+    time: str
+    sequence: int
+    who: str
+    area: str
+    verb: str
 
 
 @app.command()
@@ -31,7 +45,10 @@ async def show(
     nats_context: NatsContextOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what was refused, and changes of what may be done, oldest first."""
+    """Print what was refused, and changes of what may be done, oldest first.
+
+    When, by whom and of what kind is what the broker says; the rest is what that one wrote.
+    """
     async with joined(server, nats_context) as client:
         moment = read_since(since)
         async for message in client.bus.read(subjects.AUDIT, subjects.audit(who, area, "*"), since=moment):
@@ -43,62 +60,69 @@ async def show(
 async def verify(
     *, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False
 ) -> None:
-    """Find records that were changed, or are missing between others; exit with 1 if there are any.
+    """Find records that were changed, or are missing between others, and whose; exit with 1 if there are any.
 
     What the stream let go because of its age or number is missing, too, where younger records of its writer are kept.
     """
     async with joined(server, nats_context) as client:
-        found = await _verified(_records(client.bus))
+        found = await _verified(client.bus.read(subjects.AUDIT, subjects.audit("*", "*", "*")))
+    total = Counter({"records": 0, "writers": 0, "changed": 0, "missing": 0})
+    for each in found.values():
+        total.update(each)
+    wrong = {who: each for who, each in sorted(found.items()) if each["changed"] or each["missing"]}
     if as_json:
-        write_json(found)
+        write_json({**total, "wrong": wrong})
     else:
-        told = "{records} records of {writers} writers; {changed} changed, {missing} missing"
-        write(told.format_map(found))
-    if found["changed"] or found["missing"]:
+        write(f"{{records}} records of {{writers}} writers; {_TOLD}".format_map(total))
+        for who, each in wrong.items():
+            write(f"  {one_line(who)}: {_TOLD.format_map(each)}")
+    if wrong:
         raise typer.Exit(1)
 
 
-async def _records(bus: Bus) -> AsyncIterator[bytes]:
-    async for message in bus.read(subjects.AUDIT, subjects.audit("*", "*", "*")):
-        yield message.data
-
-
-async def _verified(records: AsyncIterator[bytes]) -> dict[str, int]:
-    """Follow the chains of all writers."""
-    found, last = Counter({"records": 0, "writers": 0, "changed": 0, "missing": 0}), dict[str, tuple[int, str]]()
-    async for data in records:
-        found["records"] += 1
-        try:
-            record = codec.decode(data)
-            writer, number, previous = record["writer"], int(record["number"]), record["previous"]
-        except (PayloadError, TypeError, LookupError, ValueError):
-            found["changed"] += 1
+async def _verified(messages: AsyncIterable[Message]) -> dict[str, Counter[str]]:
+    """Follow the chains of all writers, and return what was found of each principal; nobody breaks others' chains."""
+    found, last = defaultdict[str, Counter[str]](Counter), dict[tuple[str, str], tuple[int, str]]()
+    async for message in messages:
+        who = _attested(message).who
+        found[who]["records"] += 1
+        record = _record(message.data)
+        if record is None:
+            found[who]["changed"] += 1
             continue
-        before, digest = last.get(writer, (number - 1, previous))
-        found["missing"] += max(0, number - before - 1)
-        found["changed"] += number <= before or (number == before + 1 and previous != digest)
-        last[writer] = number, hashlib.sha256(data).hexdigest()
-    found["writers"] = len(last)
+        chain, number, previous = (who, record["writer"]), record["number"], record["previous"]
+        found[who]["writers"] += chain not in last
+        before, digest = last.get(chain, (number - 1, previous))
+        found[who]["missing"] += max(0, number - before - 1)
+        found[who]["changed"] += number <= before or (number == before + 1 and previous != digest)
+        last[chain] = number, hashlib.sha256(message.data).hexdigest()
     return dict(found)
 
 
-def _read(data: bytes) -> dict[str, Any]:
-    """Return a record, or what stands in its place: a principal that was taken over may write anything."""
+def _attested(message: Message) -> Attested:
+    headers = message.headers or {}
+    _, who, area, verb = headers["Nats-Subject"].split(".")
+    return Attested(headers["Nats-Time-Stamp"], int(headers["Nats-Sequence"]), who, area, verb)
+
+
+def _record(data: bytes) -> dict[str, Any] | None:
+    """Return a record, or None: a principal that was taken over may write anything."""
     try:
         record = codec.decode(data)
     except PayloadError:
-        record = data.decode(errors="replace")
-    return record if isinstance(record, dict) else {"unreadable": record}
+        return None
+    is_one = isinstance(record, dict) and all(type(record.get(name)) is kind for name, kind in _CHAIN.items())
+    return record if is_one else None
 
 
 def _show(message: Message, *, as_json: bool) -> None:
-    headers = message.headers or {}
-    _, who, area, verb = headers["Nats-Subject"].split(".")
-    record = _read(message.data)
-    time = headers["Nats-Time-Stamp"]
+    attested, record = _attested(message), _record(message.data)
     if as_json:
-        write_json({"time": time, "who": who, "area": area, "verb": verb, **record})
+        write_json(attested._asdict() | ({"record": record} if record else {"malformed": message.data}))
         return
-    facts = {key: value for key, value in record.items() if key not in ("writer", "number", "previous", "times")}
-    times = f" {record['times']} times" if record.get("times", 1) != 1 else ""
-    write(f"{local(datetime.fromisoformat(time))}  {who}  {area} {verb}{times}  {one_line(facts)}")
+    said = f"  malformed: {one_line(message.data)}"
+    if record:
+        facts = {name: value for name, value in record.items() if name not in _CHAIN}
+        said = (f" {record['times']} times" if record["times"] != 1 else "") + f"  {one_line(facts)}"
+    time = local(datetime.fromisoformat(attested.time))
+    write(f"{time}  {clean(attested.who)}  {clean(attested.area)} {clean(attested.verb)}{said}")

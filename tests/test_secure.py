@@ -293,6 +293,25 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
     assert [line for line in log.splitlines() if "Violation" in line and "$KV.context.mood" not in line] == []
 
 
+def test_the_team_that_init_writes_runs_on_it_as_it_is(quick: Quick, cli: Cli) -> None:
+    quick.text("init", ".")
+    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}")
+    with broker(quick.folder) as url:
+        asyncio.run(_answers(url, quick.folder))
+        quick.env = cli.env = {"NATS_URL": url, "NATS_KEYS": "secure/keys"}
+        with cli.start("up", "--single-process") as up:
+            up.wait_line("ready .*1 agent")
+            greet = ("emit", "visitor.arrived", '{"name": "Ada"}', "--to", "greeter", "--wait", "--timeout", "20")
+            assert quick.text(*greet) == "Hello, Ada!"
+            assert quick.text("ask", "greeter", "Who was here?") == "1 so far: Ada"
+            assert up.end() == 0
+    assert "Violation" not in (quick.folder / "log").read_text()
+
+
+async def _answers(url: str, folder: Path) -> None:
+    await (await connected(url, folder, "operator")).close()
+
+
 async def test_who_has_an_old_key_is_let_in_no_more_and_the_new_one_is_found(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:

@@ -25,6 +25,8 @@ visitors = []
 [agents.greeter]
 kind = "agents:Greeter"             # class Greeter in agents.py
 on = ["visitor.arrived"]            # events that wake it
+emits = ["visitor.*"]               # events that it may emit
+writes = ["visitors"]               # keys of the shared state that it may write
 """
 
 _AGENTS: Final = '''\

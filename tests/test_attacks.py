@@ -232,6 +232,8 @@ async def test_it_reads_back_only_what_it_has_emitted(broker: Broker) -> None:
         broker.attacker.at("MESSAGES", 1),
         broker.attacker.at("INBOX", 1),
         broker.attacker.last("INBOX", "stored.inbox.writer.operator.x"),
+        broker.attacker.last("KV_team", "$KV.team.settings.writer"),
+        broker.attacker.at("KV_team", 1),
     ):
         with pytest.raises(RefusedError):
             await read

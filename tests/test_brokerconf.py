@@ -16,7 +16,8 @@ import pytest
 from natterjack import Bus, ConnectError, NatterjackError, NotProvisionedError, Server, Team, connect
 from natterjack.broker import find_server
 from natterjack.plugins import Plugins
-from natterjack.provision import provision, stored_team
+from natterjack.provision import provision
+from natterjack.record import stored_team
 from natterjack.runtime import start_agent
 from natterjack.testing import ScriptedAgent, until
 from natterjack_permissions.authority import authority

@@ -18,11 +18,12 @@ from natterjack import (
 from natterjack.bus import Bus
 from natterjack.needs import agent_needs
 from natterjack.plugins import Plugins
-from natterjack.provision import provision, stored_team
+from natterjack.provision import provision
+from natterjack.record import stored_team
 from natterjack.stores import STREAMS
 from natterjack.team import Team
 from natterjack.team.file import read_team
-from natterjack.testing import NatsServer
+from natterjack.testing import NatsServer, until
 
 
 def team(context: dict[str, Any] | None = None, **agents: Any) -> Team:
@@ -47,7 +48,7 @@ async def test_first_provisioning_creates_all(bus: Bus) -> None:
     assert await consumers(bus, "EVENTS") == {"a=event-x+@": "all"}
     assert await consumers(bus, "MESSAGES") == {"a=message-reports+@@": "all"}
     assert await consumers(bus, "INBOX") == {"a=inbox": "all", "b=inbox": "all"}
-    assert await stored_team(bus) == wanted
+    assert await stored_team(bus) == wanted.model_copy(update={"context": {}})
 
 
 async def test_repeated_provisioning_changes_nothing(bus: Bus) -> None:
@@ -77,8 +78,12 @@ async def test_first_trigger_gets_what_there_is_and_a_later_one_what_comes(bus: 
     await provision(bus, team(a={"on": ["x", "y"]}), PLUGINS)
     assert await consumers(bus, "EVENTS") == {"a=event-x": "all", "a=event-y": "new"}
     await bus.store("events.y", b"2")
-    info = await bus.api("CONSUMER.INFO.EVENTS.a=event-y")
-    assert info["num_pending"] == 1
+
+    async def waiting() -> bool:  # the server counts a moment after it has stored
+        return bool((await bus.api("CONSUMER.INFO.EVENTS.a=event-y"))["num_pending"])
+
+    await until(waiting)
+    assert (await bus.api("CONSUMER.INFO.EVENTS.a=event-y"))["num_pending"] == 1
 
 
 async def test_removed_agent_is_listed_and_pruned_on_request(bus: Bus) -> None:
@@ -217,7 +222,7 @@ async def test_team_read_back_equals_the_file(bus: Bus, tmp_path: Path) -> None:
     wanted = read_team(path)
     await provision(bus, wanted, PLUGINS)
     found = await stored_team(bus)
-    assert found == wanted
+    assert found == wanted.model_copy(update={"context": {}, "buckets": {key: {} for key in wanted.buckets}})
     assert found.agents["researcher"].options == {"depth": 3, "when": "07:00:00"}
     assert [(r.principal, r.verb, r.pattern) for r in found.rules()] == [
         (r.principal, r.verb, r.pattern) for r in wanted.rules()
@@ -282,7 +287,7 @@ async def test_a_rehearsal_says_what_would_be_done_and_does_nothing(bus: Bus) ->
     smaller = team({"n": 1}, a={"on": ["z"]})
     for prune in (False, True):
         said = await provision(bus, smaller, PLUGINS, dry=True, prune=prune)
-        assert await stored_team(bus) == wanted
+        assert await stored_team(bus) == wanted.model_copy(update={"context": {}})
         assert "a=event-x" in await consumers(bus, "EVENTS")
         assert said.created == ["consumer a=event-z on EVENTS"]
         assert "consumer a=event-x on EVENTS" in (said.removed if prune else said.left)

@@ -8,7 +8,7 @@ from natterjack.bus import Bus
 from natterjack.context import AgentContext
 from natterjack.errors import NotProvisionedError
 from natterjack.guards import Guards
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.subjects import OPERATOR
 from natterjack.team.users import UserSpec
 

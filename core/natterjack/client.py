@@ -31,7 +31,7 @@ from natterjack.journal import CANCELLED, ENDINGS, StreamJournal, ending
 from natterjack.messages import Answer, Answers, Envelope, Schedule, run_id
 from natterjack.peers import ASK_TIMEOUT, AnswerStream, OnQuery, Peers
 from natterjack.plugins import Plugins
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.schedules import cancel, schedules
 from natterjack.server import Server, named_server
 from natterjack.service import AgentInfo, discover

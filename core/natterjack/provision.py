@@ -10,17 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from pydantic import ValidationError
-
-from natterjack import codec, subjects
+from natterjack import subjects
 from natterjack.builtin import own_triggers
 from natterjack.bus import Bus
 from natterjack.components import Trigger
 from natterjack.context import AgentContext
-from natterjack.errors import ConfigError, NoRespondersError, NotProvisionedError, PayloadError, StreamError
+from natterjack.errors import ConfigError, NotProvisionedError, StreamError
 from natterjack.needs import agent_triggers, enforced
 from natterjack.ordering import GROUP, PIN_TIMEOUT
 from natterjack.plugins import Plugins
+from natterjack.record import known_team, store_team
 from natterjack.rehearsal import Rehearsal
 from natterjack.schedules import (
     SCHEDULES_STREAM,
@@ -34,7 +33,6 @@ from natterjack.specs import ConsumerSpec, ScheduleSpec
 from natterjack.stores import ATTESTED, STREAMS, attested, context_stream, is_opened, is_watched
 from natterjack.team import Team, check_team
 from natterjack.team.check import CONTEXTS
-from natterjack.team.origins import Origins
 
 log = logging.getLogger("natterjack.provision")
 
@@ -58,7 +56,6 @@ _ROOM: Final = (
     f"; all of a team's streams may come to {sum(each.get('max_bytes', 0) for each in STREAMS.values()) / 1024**3:.0f}"
     " GiB, which the server sets aside: free its disk, or raise `max_file_store` in its configuration"
 )
-_A_TEAM: Final = "a team"
 
 
 @dataclass(slots=True)
@@ -122,7 +119,7 @@ async def provision(
     schedules = [spec for name, each in wakes.items() for trigger in each for spec in trigger.schedules(name)]
     check_version(bus, schedules)
     done = Provisioned()
-    found = await _known_team(bus)
+    found = await known_team(bus)
     if found is not None and found.name != team.name:
         log.warning("team %r takes the place of team %r: a server or account holds one", team.name, found.name)
     contexts = {"": context or AgentContext(team.context)}
@@ -139,7 +136,7 @@ async def provision(
     await _prune(bus, kept, wanted, done, prune=prune)
     for name, initial in contexts.items():
         await initial.seed(bus, name)
-    await _store_team(bus, team)
+    await store_team(bus, team)
     _note_rules(bus, found, team)
     return done
 
@@ -322,44 +319,3 @@ async def _buckets(bus: Bus, contexts: Iterable[str], done: Provisioned, *, prun
             if prune:
                 await bus.api(f"STREAM.DELETE.{name}")
             (done.removed if prune else done.left).append(f"stream {name}")
-
-
-async def _store_team(bus: Bus, team: Team) -> None:
-    # Where it is written comes first: an agent that hears of the team at once says so in its messages.
-    for key, value in ((subjects.ORIGINS_KEY, team.origins.stored()), (subjects.TEAM_KEY, team)):
-        data, subject = codec.encode(value), subjects.key(subjects.TEAM_BUCKET, key)
-        last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), subject)
-        if last is None or last.data != data:
-            await bus.store(subject, data)
-
-
-async def _known_team(bus: Bus) -> Team | None:
-    try:
-        return await stored_team(bus)
-    except (NotProvisionedError, ConfigError):  # none, or one that is about to be replaced
-        return None
-
-
-async def stored_team(bus: Bus) -> Team:
-    """Return the team that is provisioned on a server.
-
-    Raises:
-        NotProvisionedError: There is none.
-        ConfigError: What is stored is no team of this version.
-    """
-    stream = subjects.bucket_stream(subjects.TEAM_BUCKET)
-    if bus.principal == subjects.OPERATOR and not await bus.streams(subjects.key(subjects.TEAM_BUCKET, ">")):
-        raise NotProvisionedError(_A_TEAM)  # at once: where nobody answers, one may have to wait
-    try:
-        message = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, subjects.TEAM_KEY))
-    except NoRespondersError as error:
-        raise NotProvisionedError(_A_TEAM) from error
-    if message is None:
-        raise NotProvisionedError(_A_TEAM)
-    written = await bus.last(stream, subjects.key(subjects.TEAM_BUCKET, subjects.ORIGINS_KEY))
-    try:
-        team = Team.model_validate(codec.decode(message.data))
-        return team.written_in(Origins.of(codec.decode(written.data))) if written else team
-    except (ValidationError, PayloadError) as error:
-        msg = f"the team that is provisioned on {bus.server} cannot be read; run `natterjack provision team.toml` again"
-        raise ConfigError(msg) from error

@@ -240,11 +240,12 @@ def permissions(principal: str, rights: Iterable[Right], *, attested: bool = Fal
 
     Where the broker attests authors, who publishes reads back its own only.
 
-    Every principal also reads the team's definition, receives replies in its own inbox, and writes down what it is
-    refused.
+    Every principal also reads what all may know of the team, and its own settings, receives replies in its own inbox,
+    and writes down what it is refused.
     """
     team = subjects.bucket_stream(subjects.TEAM_BUCKET)
-    publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, '>')}"}
+    known = (subjects.TEAM_KEY, subjects.ORIGINS_KEY, subjects.REFUSED_KEY, f"{subjects.SETTINGS_KEY}.{principal}")
+    publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, key)}" for key in known}
     publish.update(subjects.audit(principal, area, "refuse") for area in ("guard", "broker", "tools"))
     subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()
     rights = list(rights)

@@ -25,7 +25,8 @@ from natterjack.journal import StreamJournal
 from natterjack.needs import enforced
 from natterjack.plugins import Plugins
 from natterjack.process import AgentProcess, TeamProcess
-from natterjack.provision import provision, stored_team
+from natterjack.provision import provision
+from natterjack.record import stored_team
 from natterjack.server import Server, named_server
 from natterjack.team import Team, TriggerSpec
 from natterjack.toolhost import ToolHost

@@ -11,7 +11,7 @@ from natterjack.bus import Bus
 from natterjack.coroutines import first_of
 from natterjack.errors import ConfigError, NatterjackError, PluginError, StartError, described
 from natterjack.plugins import Plugins
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.server import Server
 from natterjack.team import Team
 from natterjack.toolserver import ToolServer

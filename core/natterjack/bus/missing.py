@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("natterjack.bus")
 
-REFUSED_KEY: Final = "refused"
+REFUSED_KEY: Final = subjects.REFUSED_KEY
 """In the team's bucket: who stores nothing more on which subjects, `{"events.": ["researcher"]}`; see `storage`."""
 
 

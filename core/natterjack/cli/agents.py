@@ -17,7 +17,7 @@ from natterjack.cli.output import write_json, write_table
 from natterjack.cli.run import asynchronous
 from natterjack.client import TeamClient
 from natterjack.errors import NotProvisionedError
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.service import AgentInfo
 from natterjack.team import Team
 

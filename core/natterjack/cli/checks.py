@@ -22,7 +22,7 @@ from natterjack.errors import NatterjackError, NotProvisionedError
 from natterjack.expiry import expired
 from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.service import discover
 from natterjack.stores import REFUSED, STREAMS, is_watched, noted
 from natterjack.team import Team

@@ -23,7 +23,7 @@ from natterjack.cli.run import asynchronous, run
 from natterjack.client import TeamClient
 from natterjack.context import AgentContext
 from natterjack.errors import nearest
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.subjects import check_type
 
 app = typer.Typer(no_args_is_help=True, help="Read and change the shared context.")

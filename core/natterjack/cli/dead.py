@@ -18,7 +18,7 @@ from natterjack.cli.run import asynchronous
 from natterjack.codec import decode
 from natterjack.dead import DeadLetter
 from natterjack.errors import NotProvisionedError, PayloadError
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 
 app = typer.Typer(no_args_is_help=True, help="Decide about events that could not be handled.")
 

@@ -26,7 +26,7 @@ from natterjack.client import Run, TeamClient
 from natterjack.errors import nearest
 from natterjack.events import Since, authored
 from natterjack.messages import Envelope, Event, run_id
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.subjects import matches
 
 app = typer.Typer(no_args_is_help=True, help="See events as they happen, or again.")

@@ -19,7 +19,7 @@ from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.client import TeamClient, connect
 from natterjack.errors import ConfigError, nearest
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.subjects import OPERATOR, check_name
 from natterjack.team import Team

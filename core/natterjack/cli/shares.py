@@ -21,7 +21,7 @@ from natterjack.bus import REFUSED_KEY, Bus
 from natterjack.cli.holdings import Look, Store, size
 from natterjack.cli.places import Place, places
 from natterjack.errors import DisconnectedError, NatterjackError, NotProvisionedError, UsageError
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.schedules import delay_source
 from natterjack.stores import BEAT, REFUSED, SIZE
 

@@ -13,7 +13,7 @@ from natterjack.cli.places import NOBODY, places
 from natterjack.cli.run import run, show_logs, stopping
 from natterjack.cli.shares import Shares
 from natterjack.coroutines import first_of
-from natterjack.provision import stored_team
+from natterjack.record import stored_team
 from natterjack.server import Server
 from natterjack.subjects import ANYONE
 

@@ -57,6 +57,11 @@ class TriggerSpec(Settings):
                 return _expand(*next(iter(rest.items())), {WHERE: value[WHERE]} if WHERE in value else {})
         raise ValueError(_TRIGGER_FORMS)
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it is one of events or messages, by what all may know of them."""
+        return self.kind in _PATTERN_FIELD
+
     @model_validator(mode="after")
     def _check_pattern(self) -> TriggerSpec:
         key = _PATTERN_FIELD.get(self.kind)

@@ -173,6 +173,50 @@ def test_why_is_told(quick: Quick, asked: str, code: int, told: str) -> None:
     assert quick.json("explain", *asked.split(), code=code)["allowed"] == (code == 0)
 
 
+AUTHORITY = """
+[buckets.finance]
+[agents.ann]
+kind = "natterjack.components:Agent"
+reads = ["mood"]
+waits = ["order.paid"]
+tools = ["desk"]
+[agents.ben]
+kind = "natterjack.components:Agent"
+[tools.desk]
+kind = "mcp"
+command = ["true"]
+[users.ci]
+replays = ["order.*"]
+[users.ada]
+operator = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        ("ann read mood", 0, "yes: 'ann' may read 'mood' (team.toml:4)"),
+        ("ben read mood", 0, "its table says nothing else"),
+        ("ann call desk/find", 0, "yes: 'ann' may call 'desk/*' (team.toml:6)"),
+        ("ann ask ann", 0, "for who comes by a door of its own"),
+        ("ci replay order.paid", 0, "yes: 'ci' may replay 'order.*' (team.toml:13)"),
+        ("ci replay pay.due", 1, "The broker cannot narrow what somebody reads of the past"),
+        ("ann replay pay.due", 1, "The broker cannot narrow what somebody reads of the past"),
+        ("ben replay pay.due", 1, "To allow it, add 'pay.due' to `replays` of [agents.ben]\n"),
+        ("ada emit x", 0, "yes: 'ada' may do all, in its own name (team.toml:15)"),
+        ("operator emit x", 0, "yes: 'operator' may do all, in its own name\n"),
+        ("operator serve ben", 1, "no: 'operator' answers for nobody else"),
+        ("ada write nobucket/x", 1, "no: the team has no bucket 'nobucket'"),
+        ("ada write finance/x", 0, "yes: 'ada' may do all"),
+        ("core write finance/x", 0, "yes: 'core' reaches all"),
+        ("core ask ben", 1, "no: 'core' reaches all that is stored"),
+    ],
+)
+def test_what_is_told_is_what_the_broker_does(quick: Quick, asked: str, code: int, told: str) -> None:
+    quick.write(team_toml=AUTHORITY.strip())
+    assert told in quick.run("explain", *asked.split(), code=code).stdout
+
+
 def test_keys_that_nobody_in_the_team_has_are_explained(quick: Quick) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     assert "yes: 'core' reaches all" in quick.run("explain", "core", "emit", "x").stdout

@@ -8,7 +8,7 @@ from typing import Annotated, Final, get_args
 
 import typer
 
-from natterjack import ConfigError, Right, Rule, Team, Verb, agent_rights, read_team
+from natterjack import ConfigError, Right, Team, Verb, agent_rights, read_team
 from natterjack_permissions.guard import PermissionGuard, covers
 from natterjack_permissions.star import CORE, OPERATOR
 
@@ -19,6 +19,14 @@ _BESIDE: Final = {
     "core": "'core' reaches all that is stored, whoever's it is; nobody in the team has its key",
     "sys": "'sys' looks after the server, and reaches nothing of the team",
 }
+_ANSWERS: Final = ("serve", "provide")
+"""What nobody does in another's name."""
+_TALKS: Final = ("ask", "call", *_ANSWERS)
+"""What is not stored."""
+_READS_ALL: Final = (
+    "The broker cannot narrow what somebody reads of the past: who replays or waits for any events can read all that"
+    " are stored, past Natterjack"
+)
 _USERS: Final = {**_SETTINGS, "hear": "hears", "inject": "injects", "read": "reads"}
 
 
@@ -55,44 +63,62 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
     closed = team.closed()
     rights = agent_rights(closed)
     operators = [OPERATOR, *team.operators]
-    if who in _BESIDE:
-        return who == CORE.lower(), _BESIDE[who]
-    if who not in operators and who not in rights:
+    if who not in (*_BESIDE, *operators) and who not in rights:
         msg = f"the team has no {who!r}; there are {', '.join(sorted([*rights, *operators]))}"
         raise ConfigError(msg)
     known = get_args(Verb)
     if verb not in known:
         msg = f"{verb!r} is nothing that is allowed or refused; these are: {', '.join(known)}"
         raise ConfigError(msg)
+    if who in _BESIDE:
+        return who == CORE.lower() and verb not in _TALKS, _BESIDE[who]
+    bucket, slash, _ = what.partition("/")
+    if slash and verb in ("read", "write") and bucket not in team.buckets:
+        return False, f"the team has no bucket {bucket!r}"
     if who in operators:
-        return True, f"{who!r} may do all, in its own name{_stated(team.origin(who, 'operator', table='users'))}"
-    rules = closed.rules()
+        return _of_operator(team, who, verb)
+    if who == what and verb == "ask" and who in team.agents:
+        return True, f"{who!r} asks itself, for who comes by a door of its own, such as HTTP"
     holding = next((right for right in rights[who] if right.verb == verb and covers(right.what, what)), None)
     if holding is not None:
-        return True, f"{who!r} may {verb} {holding.what!r}{_origin(rules, who, holding)}"
-    return False, f"{who!r} may not {verb} {what!r}: {_refusal(closed, rules, rights[who], who, verb, what)}"
+        return True, f"{who!r} may {verb} {holding.what!r}{_origin(closed, who, holding)}"
+    return False, f"{who!r} may not {verb} {what!r}: {_refusal(closed, rights[who], who, verb, what)}"
 
 
-def _origin(rules: list[Rule], who: str, right: Right) -> str:
+def _of_operator(team: Team, who: str, verb: str) -> tuple[bool, str]:
+    if verb in _ANSWERS:
+        return False, f"{who!r} answers for nobody else"
+    origin = team.origin(who, "operator", table="users") if who in team.operators else ""
+    return True, f"{who!r} may do all, in its own name{_stated(origin)}"
+
+
+def _origin(team: Team, who: str, right: Right) -> str:
     """Return the line that gives it; or why it has it without one."""
-    for rule in rules:
+    for rule in team.rules():
         if (rule.principal, rule.verb, rule.pattern) == (who, *right) and rule.origin:
             return _stated(rule.origin)
-    return ": its table says nothing else" if right.verb == "read" else ", which it needs to run"
+    spec, table = (team.users[who], "users") if who in team.users else (team.agents.get(who), "agents")
+    if right.verb == "read" and spec is not None and spec.reads is None:
+        return ": its table says nothing else"
+    key = {"call": "tools", "read": "reads"}.get(right.verb)
+    if key is not None:
+        return _stated(team.origin(who, key, table=table))
+    return ", which it needs to run"
 
 
 def _stated(origin: str) -> str:
     return f" ({origin})" if origin else ""
 
 
-def _refusal(team: Team, rules: list[Rule], own: list[Right], who: str, verb: str, what: str) -> str:
+def _refusal(team: Team, own: list[Right], who: str, verb: str, what: str) -> str:
     table, settings = ("users", _USERS) if who in team.users else ("agents", _SETTINGS)
     if verb not in settings:
         found = ", ".join(repr(right.what) for right in own if right.verb == verb)
         return f"it may {verb} {found or 'nothing'}"
     guard = PermissionGuard()
-    guard.load(rules, frozenset({("*", verb)}))  # type: ignore[arg-type]
+    guard.load(team.rules(), frozenset({("*", verb)}))  # type: ignore[arg-type]
     reason = guard.refuse(who, verb, what)  # type: ignore[arg-type]
     if who in team.tools:
         return f"{reason}. It is a tool server"
-    return f"{reason}. To allow it, add {what!r} to `{settings[verb]}` of [{table}.{who}]"
+    told = f"{reason}. To allow it, add {what!r} to `{settings[verb]}` of [{table}.{who}]"
+    return f"{told}. {_READS_ALL}" if verb == "replay" and any(right.verb == verb for right in own) else told

@@ -27,7 +27,10 @@ def may_subscribe(granted: Permissions, subject: str) -> bool:
 def test_without_rights_a_principal_reads_the_team_hears_its_replies_and_writes_its_audit() -> None:
     granted = permissions("writer", [])
     audit = [f"audit.writer.{area}.refuse" for area in ("broker", "guard", "tools")]
-    read = [f"$JS.API.DIRECT.GET.KV_team.$KV.team.{key}" for key in ("origins", "refused", "settings.writer", "team")]
+    read = [
+        f"$JS.API.DIRECT.GET.KV_team.$KV.team.{key}"
+        for key in ("origins", "refused", "revoked", "settings.writer", "team")
+    ]
     assert granted.publish == (*read, *audit)
     assert granted.subscribe == ("_INBOX.writer.>",)
 

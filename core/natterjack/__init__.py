@@ -1,5 +1,6 @@
 """Natterjack: a message-broker based plugin system for multi-agent coordination on NATS."""
 
+from natterjack.admission import Admission
 from natterjack.approvals import is_approved
 from natterjack.builtin import ContextTrigger, EventTrigger, FileJournal, MessageTrigger, SubjectTrigger
 from natterjack.bus import Bus, Message
@@ -79,6 +80,7 @@ from natterjack.toolserver import ToolClient, ToolInfo, ToolServer, ToolServerCo
 from natterjack.toolsubjects import ToolSubjects
 
 __all__ = [
+    "Admission",
     "Agent",
     "AgentContext",
     "AgentProcess",

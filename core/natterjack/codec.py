@@ -62,6 +62,13 @@ def encode(value: object) -> bytes:
     return data
 
 
+def text_of(value: object) -> str:
+    """Return a value as text: text as it is, nothing as an empty text, all else as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else encode(value).decode()
+
+
 _NUMBERLESS: Final = frozenset({str, int, bool, type(None)})
 
 

@@ -21,6 +21,7 @@ from natterjack.settings import Settings, read_settings
 from natterjack.specs import ConsumerSpec, ScheduleSpec
 
 if TYPE_CHECKING:
+    from natterjack.admission import Admission
     from natterjack.peers import AnswerStream
     from natterjack.runs import RunContext
 
@@ -126,6 +127,10 @@ class TriggerContext(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker can be reached now; what is done meanwhile waits for it."""
+
+    @property
+    def admission(self) -> Admission:
+        """Tells a trigger that is a door whom it may let in; those ask who show a token."""
 
     async def fire(
         self, data: Any = None, *, type: str | None = None, id: str | None = None, lasting: bool = False

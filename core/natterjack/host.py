@@ -14,6 +14,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from natterjack import codec, subjects
+from natterjack.admission import Admission
 from natterjack.branches import tasks_numbered
 from natterjack.builtin import own_triggers
 from natterjack.builtin.waking import WaitTrigger
@@ -314,7 +315,7 @@ class AgentHost:
     async def _work_out(self, question: Question, ctx: RunContext) -> str:
         ctx.enter()
         try:
-            text = _text(await self._answering(question.text, ctx))
+            text = codec.text_of(await self._answering(question.text, ctx))
             await ctx.settle()
         except BaseException as error:
             await end_answer(ctx, error)
@@ -331,7 +332,7 @@ class AgentHost:
         # Closed here: what is cancelled while a chunk is sent would clean up at some garbage collection.
         async with aclosing(result) if isinstance(result, AsyncGenerator) else nullcontext():
             async for chunk in result:
-                chunks.append(_text(chunk))
+                chunks.append(codec.text_of(chunk))
                 if stream is not None:
                     await stream.send(chunks[-1])
         return "".join(chunks)
@@ -357,6 +358,10 @@ class _TriggerContext:
     @property
     def connected(self) -> bool:
         return self._host.bus.connected
+
+    @cached_property  # few are doors
+    def admission(self) -> Admission:
+        return Admission(self._host.bus)
 
     @cached_property
     def _peers(self) -> Peers:
@@ -391,10 +396,3 @@ class _TriggerContext:
             ready.cancel()
             await task
         ready.cancel()
-
-
-def _text(result: Any) -> str:
-    """Return what a handler answered as text: text as it is, nothing as an empty text, all else as JSON."""
-    if result is None:
-        return ""
-    return result if isinstance(result, str) else codec.encode(result).decode()

@@ -244,7 +244,8 @@ def permissions(principal: str, rights: Iterable[Right], *, attested: bool = Fal
     and writes down what it is refused.
     """
     team = subjects.bucket_stream(subjects.TEAM_BUCKET)
-    known = (subjects.TEAM_KEY, subjects.ORIGINS_KEY, subjects.REFUSED_KEY, f"{subjects.SETTINGS_KEY}.{principal}")
+    told = (subjects.TEAM_KEY, subjects.ORIGINS_KEY, subjects.REFUSED_KEY, subjects.REVOKED_KEY)
+    known = (*told, f"{subjects.SETTINGS_KEY}.{principal}")
     publish = {f"{_API}.DIRECT.GET.{team}.{subjects.key(subjects.TEAM_BUCKET, key)}" for key in known}
     publish.update(subjects.audit(principal, area, "refuse") for area in ("guard", "broker", "tools"))
     subscribe, serve = {f"_INBOX.{principal}.>"}, set[str]()

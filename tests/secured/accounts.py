@@ -20,6 +20,7 @@ from typing import Any, Final
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+import natterjack.admission
 import natterjack.needs
 import natterjack.provision
 import natterjack.runtime
@@ -61,7 +62,8 @@ def patch_all() -> None:
     patch.multiple(NatsServer, start=start, reload=reread).start()
     patch.object(Server, "of", of).start()
     patch.multiple(natterjack.provision, check_team=check_team, enforced=enforced, _streams=streams).start()
-    patch.object(natterjack.runtime, "enforced", enforced).start()
+    for module in (natterjack.runtime, natterjack.admission):
+        patch.object(module, "enforced", enforced).start()
 
 
 class Accounts:

@@ -58,9 +58,10 @@ class Audit:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write())
 
-    def refused(self, verb: str, what: str, reason: str) -> None:
-        """Write down what a guard has refused."""
-        self.note("guard", "refuse", wanted=verb, what=what[:_LONGEST], reason=reason[:_LONGEST])
+    def refused(self, verb: str, what: str, reason: str, *, who: str = "") -> None:
+        """Write down what a guard has refused; of a door, with whom."""
+        caller = {"who": who[:_LONGEST]} if who else {}
+        self.note("guard", "refuse", **caller, wanted=verb, what=what[:_LONGEST], reason=reason[:_LONGEST])
 
     def refused_by_broker(self, message: str) -> None:
         """Write down what the broker has refused, as far as this side hears of it."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from natterjack import TokenError, Tokens
+from natterjack import Admission, BrokerError, RefusedError, TokenError, Tokens
 from natterjack_http.problems import Problem
 
 ANYONE: Final = "anyone"
@@ -18,12 +18,29 @@ class Callers:
 
     Args:
         agent: Whom they ask.
+        admission: Knows which tokens were revoked, and what the team lets callers do.
         tokens: Verifies what they show; None: they show nothing.
         roles: They need one of these; empty: none.
     """
 
-    def __init__(self, agent: str, tokens: Tokens | None, roles: tuple[str, ...] = ()) -> None:
-        self._agent, self._tokens, self._roles = agent, tokens, frozenset(roles)
+    def __init__(self, agent: str, admission: Admission, tokens: Tokens | None, roles: tuple[str, ...] = ()) -> None:
+        self._agent, self._admission, self._tokens, self._roles = agent, admission, tokens, frozenset(roles)
+
+    async def asker(self, headers: Headers) -> str:
+        """Return who calls, and may ask the agent.
+
+        Raises:
+            Problem: It must be known, and is not; or it may not ask.
+        """
+        caller = await self.name(headers)
+        try:
+            await self._admission.check(caller, "ask", self._agent)
+        except RefusedError as error:
+            raise Problem(403, str(error)) from None
+        except BrokerError:
+            msg = "whether you may ask cannot be read from the broker now; ask again"
+            raise Problem(503, msg) from None
+        return caller
 
     async def name(self, headers: Headers) -> str:
         """Return who calls.
@@ -36,6 +53,7 @@ class Callers:
         shown = self._shown(headers)
         try:
             claims = await self._tokens.verify(shown)
+            await self._admission.admit(claims.subject, claims.values)
         except TokenError as error:
             raise self._unknown(error.reason, "invalid_token") from None
         if not claims.subject.isprintable():

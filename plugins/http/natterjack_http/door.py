@@ -121,7 +121,7 @@ class Door:
             raise Problem(503, "the agent stops; ask again", {"connection": "close"})
         if self._under_way > MAX_UNDER_WAY:
             raise Problem(503, f"more than {MAX_UNDER_WAY} requests are under way; ask again")
-        caller = await self._callers.name(request.headers)
+        caller = await self._callers.asker(request.headers)
         asked = await read_asked(request, self._max_body)
         with self._asks.begun(caller, asked.id, request) as ask:
             if events.MEDIA in request.headers.get("accept", ""):

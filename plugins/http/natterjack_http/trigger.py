@@ -99,7 +99,8 @@ class HttpTrigger(Trigger):
 
         address, config = Address.read(self.config.listen), self.config
         tokens = self._tokens(address)
-        door = Door(ctx, Callers(ctx.agent, tokens, config.roles), config.max_body)
+        door = Door(ctx, Callers(ctx.agent, ctx.admission, tokens, config.roles), config.max_body)
+        await ctx.admission.prepare()
         listening = bind(address, shared=config.shared)
         bound = Address(*listening.getsockname()[:2])
         self.url = f"http://{bound}"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from natterjack import ConfigError, TokenError, Tokens
+from natterjack import Admission, ConfigError, TokenError, Tokens
 from natterjack_mcp.caller import Caller
 
 
@@ -162,6 +162,29 @@ class ApiKeyAuth(Auth):
             msg = "it is no API key of this server"
             raise TokenError(msg)
         return found
+
+
+class TeamAuth(Auth):
+    """Knows callers as another does, unless the team has revoked what they show.
+
+    Args:
+        auth: The other.
+        admission: Knows what was revoked.
+    """
+
+    def __init__(self, auth: Auth, admission: Admission) -> None:
+        self._auth, self._admission = auth, admission
+        self.asks_for = auth.asks_for
+
+    async def caller(self, shown: str) -> Caller:
+        """Return who shows this; raise `TokenError` if it is nobody, or was revoked."""
+        caller = await self._auth.caller(shown)
+        await self._admission.admit(caller.name, caller.claims)
+        return caller
+
+    def check_exposed(self) -> None:
+        """Raise `ConfigError` if it is too weak for others than this machine's programs."""
+        self._auth.check_exposed()
 
 
 def _digest(key: str) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Attested = Literal["", "claim", "broker", "jwt", "key", "test"]
 
@@ -52,6 +52,15 @@ class Caller:
 
     def __str__(self) -> str:
         return self.name or "nobody"
+
+
+ANYONE: Final = "anyone"
+"""Who calls where nobody shows who it is."""
+
+
+def name_of(caller: Caller) -> str:
+    """Return as whom the rules of a team know a caller."""
+    return caller.name or ANYONE
 
 
 _calling: ContextVar[Caller] = ContextVar("caller")

@@ -16,6 +16,7 @@ from mcp_types import INVALID_PARAMS, PROTOCOL_VERSION_META_KEY
 from pydantic import BaseModel
 
 from natterjack import (
+    Admission,
     BrokerError,
     DisconnectedError,
     Envelope,
@@ -26,8 +27,8 @@ from natterjack import (
     connect,
 )
 from natterjack import Message as NatsMessage
-from natterjack_mcp.auth import Auth
-from natterjack_mcp.caller import who_calls
+from natterjack_mcp.auth import Auth, TeamAuth
+from natterjack_mcp.caller import ANYONE, who_calls
 from natterjack_mcp.catalog import Item, by_name, by_uri
 from natterjack_mcp.changes import unpacked
 from natterjack_mcp.client import LONGEST, NatsTools
@@ -77,7 +78,8 @@ class Gateway:
 
     Args:
         team: The team.
-        auth: Knows callers; None: whoever reaches it is nobody to the tool servers, and may use the team's own tools.
+        auth: Knows callers; None: whoever reaches it is nobody to the tool servers, and may use the team's own tools
+            where the broker is not secured.
 
     Attributes:
         server: What clients speak to.
@@ -85,12 +87,13 @@ class Gateway:
 
     def __init__(self, team: TeamClient, auth: Auth | None = None) -> None:
         self.server = MCPServer("gateway", instructions=INSTRUCTIONS)
-        self.server.middleware = [AuthMiddleware(auth)] if auth else []
+        self._admission = Admission(team.bus)
+        self.server.middleware = [AuthMiddleware(TeamAuth(auth, self._admission))] if auth else []
         self._team, self._auth = team, auth
         self._servers, self._answered = frozenset[str](), frozenset[str]()
         self._hearing: dict[str, Any] = {}
         self._known: dict[tuple[str, _Asker], tuple[Mapping[str, Item], float]] = {}
-        TeamTools(team).give(self.server)
+        TeamTools(team, self._admission).give(self.server)
         for method in _FIELDS:
             self._relay(method, self._list)
         self._relay("tools/call", partial(self._use, "tools/list"))
@@ -180,7 +183,7 @@ class Gateway:
         found, since = self._known.get((method, asker), ({}, 0.0))
         if not fresh and since and time.monotonic() - since < FRESH:
             return found
-        lists = await asyncio.gather(*(self._items(method, each, asker) for each in sorted(self._servers)))
+        lists = await asyncio.gather(*(self._items(method, each, asker) for each in await self._open(asker)))
         items = [each for items in lists for each in items]
         if method in ("tools/list", "prompts/list"):
             found = by_name(items, SCOPES if method == "tools/list" else ())
@@ -190,6 +193,11 @@ class Gateway:
             self._known.clear()
         self._known[method, asker] = found, time.monotonic()
         return found
+
+    async def _open(self, asker: _Asker) -> list[str]:
+        """Return the servers of which the team lets a caller use something."""
+        wanted = {f"{each}/*": each for each in sorted(self._servers)}
+        return [wanted[each] for each in await self._admission.allowed(asker.name or ANYONE, "call", wanted)]
 
     async def _items(self, method: str, server: str, asker: _Asker) -> Sequence[Item]:
         try:
@@ -207,9 +215,17 @@ class Gateway:
     async def _list(self, ctx: _Context, own: Own) -> HandlerResult:
         result, field = _dumped(await own()), _FIELDS[ctx.method]
         found = await self._found(ctx.method, self._asker(ctx), fresh=True)
+        if ctx.method == "tools/list":
+            found = await self._callable(found, self._asker(ctx))
         named = ctx.method in ("tools/list", "prompts/list")
         items = [{**each.told, "name": name} if named else each.told for name, each in found.items()]
         return {**result, field: [*result.get(field, ()), *items]}
+
+    async def _callable(self, found: Mapping[str, Item], asker: _Asker) -> dict[str, Item]:
+        """Return the tools that the team lets a caller call."""
+        wanted = dict.fromkeys(_right(each) for each in found.values())
+        allowed = frozenset(await self._admission.allowed(asker.name or ANYONE, "call", wanted))
+        return {name: each for name, each in found.items() if _right(each) in allowed}
 
     async def _use(self, listed: str, ctx: _Context, own: Own) -> HandlerResult:
         """Call a tool, or get a prompt, of whichever server has it."""
@@ -224,6 +240,7 @@ class Gateway:
         params = {**_relayed(params), "name": item.told["name"]}
         tools = self._tools(item.server, asker)
         if listed == "tools/list":
+            await self._admission.check(asker.name or ANYONE, "call", _right(item))
             return await tools.result(params, timeout=LONGEST, envelope=Envelope(), notify=partial(_notify, ctx))
         return await tools.ask(ctx.method, params, timeout=LONGEST)
 
@@ -308,6 +325,11 @@ def _dumped(result: HandlerResult) -> Message:
     if isinstance(result, BaseModel):
         return result.model_dump(by_alias=True, mode="json", exclude_none=True)
     return dict(result or {})
+
+
+def _right(tool: Item) -> str:
+    """Return what the team's rules call a tool."""
+    return f"{tool.server}/{tool.told['name']}"
 
 
 def _nothing(asker: _Asker, kind: str, name: object) -> MCPError:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol
@@ -14,10 +14,21 @@ from typing import Any, Final, Protocol
 import orjson
 from mcp.shared.subscriptions import ServerEvent
 
-from natterjack import Bus, Endpoint, Envelope, MicroService, PayloadError, Quota, TokenError, ToolSubjects, is_approved
+from natterjack import (
+    Admission,
+    Bus,
+    Endpoint,
+    Envelope,
+    MicroService,
+    PayloadError,
+    Quota,
+    TokenError,
+    ToolSubjects,
+    is_approved,
+)
 from natterjack import Message as NatsMessage
 from natterjack_mcp.approval import APPROVAL_LASTS, approval_needed, question
-from natterjack_mcp.auth import Auth
+from natterjack_mcp.auth import Auth, TeamAuth
 from natterjack_mcp.caller import Attested, Caller
 from natterjack_mcp.changes import Changes, packed, unpacked
 from natterjack_mcp.errors import CallError, ToolRefusedError, UnauthenticatedError
@@ -30,6 +41,7 @@ from natterjack_mcp.wire import (
     NOBODY,
     Message,
     Notify,
+    arguments_of,
     failure,
     misplaced,
 )
@@ -131,6 +143,7 @@ class NatsService:
         concurrency: int = CONCURRENCY,
     ) -> None:
         self._served, self._bus, self._roles_of, self._admits = served, bus, roles_of, admits
+        self._admission = Admission(bus)
         self._approve, self._uses = frozenset(approve), Quota(bus, name or served.name)
         self.name = name or served.name
         self._own = ToolSubjects(self.name)
@@ -263,7 +276,7 @@ class NatsService:
             tool = message["params"]["name"]
             caller = await self._approved(request, message, caller)
             if tool in self._approve and not caller.approved:
-                needed = approval_needed(self._served.name, tool, _arguments(message), caller.name)
+                needed = approval_needed(self._served.name, tool, arguments_of(message), caller.name)
                 return failure(request.id, needed.code, str(needed), needed.data)
         try:
             answer = await self._served.handle(message, caller, partial(self._notify, request))
@@ -297,7 +310,7 @@ class NatsService:
         shown = request.envelope.approval
         if not shown:
             return caller
-        asked = question(self._served.name, message["params"]["name"], _arguments(message), caller.name)
+        asked = question(self._served.name, message["params"]["name"], arguments_of(message), caller.name)
         approved = await is_approved(self._bus, shown, request.envelope.source, asked)
         if approved and await self._uses.take(f"approval {shown}", 1, per=APPROVAL_LASTS):
             log.warning("%s shows %s a human's yes a second time", caller, self.name)
@@ -309,7 +322,7 @@ class NatsService:
         now = time.time()
         caller, until = self._known.get(shown, (None, 0.0))
         if caller is None or until <= now:
-            caller = await auth.caller(shown)
+            caller = await TeamAuth(auth, self._admission).caller(shown)
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[shown] = caller, min(now + TRUST, float(caller.claims.get("exp", now + TRUST)))
@@ -380,11 +393,6 @@ def _read(data: bytes) -> Message | None:
     except orjson.JSONDecodeError:
         return None
     return message if isinstance(message, dict) else None
-
-
-def _arguments(message: Message) -> Mapping[str, Any]:
-    given = message["params"].get("arguments")
-    return given if isinstance(given, dict) else {}
 
 
 def _id(data: bytes) -> object:

@@ -208,3 +208,9 @@ def _encoded(message: Message) -> bytes:
 
 def _named(message: Message) -> str:
     return f"the tool {_tool(message)!r}" if message.get("method") == CALL else repr(message.get("method"))
+
+
+def arguments_of(call: Message) -> Mapping[str, Any]:
+    """Return with what a tool is called; nothing, where that is malformed."""
+    given = call["params"].get("arguments")
+    return given if isinstance(given, dict) else {}

@@ -1,8 +1,33 @@
-"""Have changes of what may be done written down in the audit of the team."""
+"""Have a team hear of changes of what may be done: its doors, and its audit."""
 
 from __future__ import annotations
 
-from natterjack import Bus, Server
+from collections.abc import Mapping
+
+from natterjack import Admission, Bus, NotProvisionedError, Server
+
+
+async def end_tokens(server: Server, until: Mapping[str, int]) -> bool:
+    """Have the doors of the team, which the broker does not guard, refuse tokens that were made by then.
+
+    Args:
+        server: Where, with a folder of keys that has the operator's.
+        until: Unix seconds, by whom the tokens speak for.
+
+    Returns:
+        Whether there is a team that could be told.
+
+    Raises:
+        BrokerError: The server does not answer, or does not know the operator.
+    """
+    bus = await Bus.connect(server, principal="operator")
+    try:
+        await Admission(bus).revoke(until)
+    except NotProvisionedError:
+        return False
+    finally:
+        await bus.close()
+    return True
 
 
 async def note_change(server: Server, verb: str, **facts: object) -> None:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from natterjack import ConfigError, ConnectError, Server
+from natterjack import BrokerError, ConfigError, ConnectError, Server
 from natterjack_permissions.authority import known_url
-from natterjack_permissions.changes import note_change
+from natterjack_permissions.changes import end_tokens, note_change
 from natterjack_permissions.mint import KEYS, Mint, account_of, creds_file
 from natterjack_permissions.pushes import push
 
@@ -65,13 +65,18 @@ def revoke(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """End all credentials that somebody has, those that were lost, too; its connections are closed at once."""
+    """End all credentials and tokens that somebody has, those that were lost, too; connections are closed at once."""
     mint = _opened(out, name)
     mint.revoke(name)
     mint.configure()
     mint.write()  # first: a server that starts later has it then
-    servers, _ = asyncio.run(push(url or known_url(out), mint, {account_of(name)}))
-    _note(out, url or known_url(out), "revoke", name)
+    url = url or known_url(out)
+    untold = _end_tokens(out, url, mint, name)  # before its credentials end, which may be the operator's own
+    servers, _ = asyncio.run(push(url, mint, {account_of(name)}))
+    _note(out, url, "revoke", name)
+    if untold:
+        msg = f"{name} has no credentials any more, but doors still take its tokens ({untold}); revoke again"
+        raise ConfigError(msg)
     if as_json:
         typer.echo(json.dumps(_described(mint, name) | {"servers": servers}))
         return
@@ -117,6 +122,17 @@ def _opened(out: Path, name: str | None = None) -> Mint:
     if name is not None:
         mint.check(name)
     return mint
+
+
+def _end_tokens(out: Path, url: str, mint: Mint, name: str) -> str:
+    """Have doors refuse a principal's tokens; return why that failed, or nothing."""
+    try:
+        told = asyncio.run(end_tokens(Server(url, keys=str(out / KEYS)), {name: mint.revoked(name)}))
+    except BrokerError as error:
+        return str(error)
+    if not told:
+        typer.echo("note: no team is provisioned there yet, so no door knows; revoke again once it is", err=True)
+    return ""
 
 
 def _note(out: Path, url: str, verb: str, name: str) -> None:

@@ -297,6 +297,10 @@ class Mint:
         """Return until when issued credentials are revoked, in Unix seconds; 0: none is."""
         return int(self.claims(account_of(who))["nats"].get("revocations", {}).get(ALL_USERS, 0))
 
+    def revocations(self) -> dict[str, int]:
+        """Return the same for everybody in the team of whom some are."""
+        return {who: at for who in self.principals() if (at := self.revoked(who))}
+
     def credentials(self, who: str) -> Claims | None:
         """Return the claims of a principal's credentials, if there are any, and are not malformed."""
         return self._credentials(creds_file(who)) or None

@@ -16,7 +16,7 @@ import typer
 from natterjack import ConfigError, Server, read_team
 from natterjack_permissions.authority import URL, Authority, authority, known_url
 from natterjack_permissions.broker import TLS
-from natterjack_permissions.changes import note_change
+from natterjack_permissions.changes import end_tokens, note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
 from natterjack_permissions.mint import KEYS, NEXT_SIGNER, ROTATED, Mint
 from natterjack_permissions.pushes import push
@@ -126,6 +126,8 @@ async def _apply(put: Callable[[], None], out: Path, url: str, mint: Mint | None
     else:
         put()
     servers = (await push(url, mint))[0] if mint else servers
+    if mint and (ended := mint.revocations()):
+        await end_tokens(Server(url, keys=str(out / KEYS)), ended)
     await note_change(Server(url, keys=str(out / "keys")), "secure", digest=_digest(out))
     return servers
 

@@ -95,6 +95,10 @@ class Compose:
         words = [self._here(service, word) for word in command]
         return subprocess.Popen(words, cwd=self.folder, env=self.environment(service), **given)
 
+    def rewrite(self, config: str, content: str) -> None:
+        """Have a file that stands in it be another one."""
+        self._content["configs"][config]["content"] = content
+
     def run(self, service: str, *command: str) -> str:
         """Run a service to its end, with this command instead of its own, and return what it prints."""
         described = self.services[service]

@@ -97,3 +97,7 @@ async def test_what_it_describes_runs_and_does_a_job(tmp_path: Path) -> None:
 
         await until(complete, timeout=60)
         assert "with" in await cli("context", "get", "draft")
+        compose.rewrite("team", CONTENT["configs"]["team"]["content"] + '\n[users.guest]\nreads = ["draft"]\n')
+        for name in ("secure", "provision"):  # which is what `up` does again
+            await asyncio.to_thread(compose.run, name)
+        assert "with" in await cli("--as", "guest", "context", "get", "draft")

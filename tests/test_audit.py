@@ -88,6 +88,16 @@ async def test_changes_of_authority_are_written_down(bus: Bus) -> None:
     assert (second["allowed"], second["denied"]) == (["writer emit draft.*"], ["writer emit draft.done"])
 
 
+async def test_what_is_removed_is_written_down(bus: Bus) -> None:
+    plugins = Plugins.load()
+    await provision(bus, newsroom(on=["work.due"]), plugins)
+    await provision(bus, newsroom(), plugins, prune=True, dry=True)
+    await provision(bus, newsroom(), plugins, prune=True)
+    await bus.audit.settle()
+    pruned = [told for subject, told in await records(bus) if subject.endswith("authority.prune")]
+    assert [each["removed"] for each in pruned] == [["consumer writer=event-work+due on EVENTS"]]
+
+
 async def test_nobody_can_change_or_delete_it(bus: Bus) -> None:
     await provision(bus, newsroom(), Plugins.load())
     for act, body in {"STREAM.MSG.DELETE.AUDIT": {"seq": 1}, "STREAM.PURGE.AUDIT": {}}.items():

@@ -315,7 +315,9 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
                 (name,) = cli.json("secure", "--url", url, "--apply")["reloaded"]
                 assert name
                 assert (await greeter.store("$KV.context.mood", b"1")).sequence > 0
-                assert "authority secure" in cli.text("audit", "show", "operator")
+                audited = cli.text("audit", "show", "operator")
+                assert "authority secure" in audited
+                assert "write `mood`, `visitors.*`" in audited
                 assert "broker refuse" in cli.text("audit", "show", "greeter")
                 assert await team.ask_peer("oracle", "still?") == "operator asks still?"
                 await greeter.close()

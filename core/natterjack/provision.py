@@ -42,7 +42,7 @@ _PINNED: Final[dict[str, Any]] = {
     "priority_timeout": int(PIN_TIMEOUT * 10**9),
 }
 MOST_TOLD: Final = 100
-"""Rules that the audit names of a change."""
+"""Rules that the audit names of a change, and what was removed."""
 ACK_WAIT: Final = 30 * 10**9
 """Nanoseconds after which what a dead process held goes to another; a living one speaks up every third of it."""
 REPLICAS: Final = 3
@@ -137,17 +137,21 @@ async def provision(
     for name, initial in contexts.items():
         await initial.seed(bus, name)
     await store_team(bus, team)
-    _note_rules(bus, found, team)
+    _note(bus, found, team, done)
     return done
 
 
-def _note_rules(bus: Bus, before: Team | None, after: Team) -> None:
-    """Write down what somebody may do from now on, or may do no more."""
+def _note(bus: Bus, before: Team | None, after: Team, done: Provisioned) -> None:
+    """Write down what somebody may do from now on, or may do no more, and what was removed."""
+    if isinstance(bus, Rehearsal):
+        return
+    if done.removed:
+        bus.audit.note("authority", "prune", count=len(done.removed), removed=done.removed[:MOST_TOLD])
     old, new = (
         {f"{rule.principal} {rule.verb} {rule.pattern}" for rule in (team.rules() if team else ())}
         for team in (before, after)
     )
-    if old != new and not isinstance(bus, Rehearsal):
+    if old != new:
         allowed, denied = sorted(new - old), sorted(old - new)
         told = {"allowed": allowed[:MOST_TOLD], "denied": denied[:MOST_TOLD]}
         bus.audit.note("authority", "provision", team=after.name, count=len(allowed) + len(denied), **told)

@@ -17,6 +17,8 @@ from natterjack_permissions.star import API, OPERATOR, Account, star
 BESIDE: Final = ("core", OPERATOR, "sys")
 """Principals that are no agents: who may touch what is stored, who looks after the team, who looks after the server."""
 URL: Final = "nats://127.0.0.1:4222"
+TABLE: Final = "AUTHORITY.md"
+"""Who may do what, for people."""
 _SHOWN: Final = ("emit", "publish", "ask", "call", "write", "read", "hear", "replay", "inject", "provide")
 """What a table shows of it; the rest is each one's own affair, such as its journal."""
 
@@ -49,7 +51,7 @@ class Authority:
             keys: The public key of each principal; None: in operator mode, where `Mint` has the accounts.
             tls: Whether there are certificates beside the keys.
         """
-        found = {"nats-server.conf": server(url, tls=tls), "AUTHORITY.md": self.table()}
+        found = {"nats-server.conf": server(url, tls=tls), TABLE: self.table()}
         if keys is not None:
             found["accounts.conf"] = accounts(self.accounts, keys)
         for name in self.principals:

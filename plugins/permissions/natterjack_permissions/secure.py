@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from natterjack import ConfigError, Server, read_team
-from natterjack_permissions.authority import URL, Authority, authority, known_url
+from natterjack_permissions.authority import TABLE, URL, Authority, authority, known_url
 from natterjack_permissions.broker import TLS
 from natterjack_permissions.changes import end_tokens, note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
@@ -25,6 +25,10 @@ from natterjack_permissions.tls import AUTHORITY, SERVER, Certificates, hosts_of
 
 app = typer.Typer(name="secure")
 _LOGINS: Final = (".nk", ".creds", ".pem")
+_MOST_TOLD: Final = 20
+"""Files, and rows of the table, that the audit names of a change."""
+_LONGEST: Final = 250
+"""Characters of a row there: a record of the audit has 16 KiB at most."""
 
 
 class Mode(StrEnum):
@@ -88,9 +92,8 @@ def secure(
     certificates = certificates_of(found, out, url, host or [], make=tls, callout=tokens or Mint(out).takes_tokens)
     mint = minted(found, out, url, rotate, certificates, tokens=tokens) if in_operator_mode(out, mode) else None
     _check_tokens(mint, tokens=tokens)
-    changed = mint.differences() if mint else _changed(found, out, url, rotate, certificates)
     renewed = certificates.changes(rotate) if certificates else {}
-    changed |= renewed
+    changed = (mint.differences() if mint else _changed(found, out, url, rotate, certificates)) | renewed
     if check:
         _show(changed, certificates, out, as_json=as_json)
         raise typer.Exit(1 if changed else 0)
@@ -105,7 +108,8 @@ def secure(
 
     servers: list[str] = []
     if apply:
-        servers = asyncio.run(_apply(put, out, url, mint, reloads=not mint or bool(renewed) or tokens))
+        reloads = not mint or bool(renewed) or tokens
+        servers = asyncio.run(_apply(put, out, url, mint, _facts(changed, rotate), reloads=reloads))
     else:
         put()
     if as_json:
@@ -116,8 +120,18 @@ def secure(
     typer.echo(_next_step(out, url, changed=bool(changed), applied=bool(servers)))
 
 
-async def _apply(put: Callable[[], None], out: Path, url: str, mint: Mint | None, *, reloads: bool) -> list[str]:
-    """Write it, and return the names of the servers that have it then."""
+def _facts(changed: Mapping[str, tuple[str, str]], rotated: Collection[str]) -> dict[str, object]:
+    """Return what the audit says of a change: keys, files, and rows of the table of who may do what."""
+    old, new = ([line for line in text.splitlines() if line.startswith("| ")] for text in changed.get(TABLE, ("", "")))
+    gone, come = [row for row in old if row not in new], [row for row in new if row not in old]
+    rows = {name: [row[:_LONGEST] for row in each[:_MOST_TOLD]] for name, each in (("before", gone), ("now", come))}
+    return {"rotated": list(rotated), "written": sorted(changed)[:_MOST_TOLD], **rows}
+
+
+async def _apply(
+    put: Callable[[], None], out: Path, url: str, mint: Mint | None, facts: Mapping[str, object], *, reloads: bool
+) -> list[str]:
+    """Write it, have it written down, and return the names of the servers that have it then."""
     servers: list[str] = []
     if reloads:
         async with reloading(url, out / "keys") as reload:  # logs in before its own key may become another one
@@ -128,7 +142,7 @@ async def _apply(put: Callable[[], None], out: Path, url: str, mint: Mint | None
     servers = (await push(url, mint))[0] if mint else servers
     if mint and (ended := mint.revocations()):
         await end_tokens(Server(url, keys=str(out / KEYS)), ended)
-    await note_change(Server(url, keys=str(out / "keys")), "secure", digest=_digest(out))
+    await note_change(Server(url, keys=str(out / "keys")), "secure", digest=_digest(out), **facts)
     return servers
 
 

@@ -18,14 +18,15 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import INVALID_PARAMS
 from typer.testing import CliRunner
 
-from natterjack import Admission, Bus, Server, Team, TokenError, Tokens, connect
+from natterjack import Admission, Bus, Envelope, Server, Team, TokenError, Tokens, connect
 from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
 from natterjack.testing import until
 from natterjack_http import HttpTrigger
-from natterjack_mcp import JWTAuth, MCPServer, ToolContext
+from natterjack_mcp import AuthMiddleware, JWTAuth, MCPServer, RequireAuth, ToolContext, UnauthenticatedError
+from natterjack_mcp.client import NatsTools
 from natterjack_mcp.gateway import Gateway
 from natterjack_mcp.http import Address, serve_http
 from natterjack_mcp.service import NatsService
@@ -118,6 +119,11 @@ class Place:
             asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
             return await client.post(self.mcp, json=asked, headers=headers)
 
+    async def call(self, token: str) -> Any:
+        """Call a tool over NATS as whom a token names."""
+        async with connect(self.login, context=False) as team:
+            return await NatsTools("desk", team.bus, token).call("search", {}, timeout=10, envelope=Envelope())
+
     async def revoke(self, name: str) -> None:
         asked = ["revoke", name, "--out", str(self.folder), "--url", self.login.url]
         done = await asyncio.to_thread(CliRunner().invoke, credentials.app, asked)
@@ -132,8 +138,9 @@ class Place:
 
 def desk() -> MCPServer:
     server = MCPServer("desk")
+    server.middleware = [AuthMiddleware(JWTAuth(SECRET))]
 
-    @server.tool()
+    @server.tool(guards=[RequireAuth()])
     def search(ctx: ToolContext) -> str:
         return f"for {ctx.caller}"
 
@@ -153,6 +160,7 @@ async def place(
 ) -> AsyncIterator[Place]:
     monkeypatch.setenv("DOOR_KEY", SECRET)
     monkeypatch.setattr("natterjack.admission.FRESH", 0.0)
+    monkeypatch.setattr("natterjack_mcp.service.TRUST", 0.0)
     async with AsyncExitStack() as stack:
         place = Place(*broker, stack)
         await place.start(caplog)
@@ -162,7 +170,10 @@ async def place(
 async def test_revoked_tokens_open_no_door_and_later_ones_do(place: Place) -> None:
     old = TOKENS.mint("ci", scopes=SCOPES)
     assert (await place.ask(old)).status_code == (await place.initialize(old)).status_code == 200
+    assert await place.call(old) == "for ci"
     await place.revoke("ci")
+    with pytest.raises(UnauthenticatedError, match="it was revoked"):
+        await place.call(old)
     for answer in (await place.ask(old), await place.initialize(old)):
         assert answer.status_code == 401
         assert "it was revoked, as were all of its subject" in answer.headers["www-authenticate"]

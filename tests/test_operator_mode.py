@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from natterjack import (
+    Admission,
     Bus,
     ConnectError,
     CredentialsError,
@@ -21,6 +22,7 @@ from natterjack import (
     Permissions,
     RefusedError,
     Server,
+    TokenError,
     Tokens,
     connect,
 )
@@ -209,6 +211,21 @@ async def test_credentials_are_revoked_and_issued_while_it_runs(secured: Quick, 
         await greeter.flush()
         for bus in (oracle, greeter):
             await bus.close()
+
+
+@pytest.mark.full
+async def test_doors_hear_from_secure_whose_tokens_are_revoked(secured: Quick, cli: Cli) -> None:
+    claims = {"iat": int(time.time())}
+    with broker(secured.folder) as url:
+        cli.env |= {"NATS_URL": url, "NATS_KEYS": "secure/keys"}
+        cli.text("provision", "team.toml")
+        oracle = await connected(url, secured.folder, "oracle")
+        await Admission(oracle).admit("greeter", claims)
+        cli.json("secure", "--url", url, "--rotate", "greeter", "--apply")
+        with pytest.raises(TokenError, match="it was revoked"):
+            await Admission(oracle).admit("greeter", claims)
+        await Admission(oracle).admit("oracle", claims)
+        await oracle.close()
 
 
 def test_credentials_are_listed_without_secrets(secured: Quick) -> None:

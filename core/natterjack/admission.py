@@ -90,7 +90,7 @@ class Admission:
         if until and claims.get("iat", 0) <= until:
             moment = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S}"
             msg = f"it was revoked, as were all of its subject that were made by {moment} UTC; get another"
-            self._bus.audit.refused("enter", "", msg, who=caller)
+            self.refused(caller, "enter", "", msg)
             raise TokenError(msg)
 
     async def check(self, caller: str, verb: Verb, what: str) -> None:
@@ -104,8 +104,15 @@ class Admission:
         try:
             _check(known, caller, verb, what)
         except RefusedError as error:
-            self._bus.audit.refused(verb, what, str(error), who=caller)
+            self.refused(caller, verb, what, str(error))
             raise
+
+    def refused(self, caller: str, verb: str, what: str, reason: str) -> None:
+        """Write into the audit what a door itself has refused somebody whom it knows.
+
+        Not for those whom nobody knows: any stranger could fill the audit then.
+        """
+        self._bus.audit.refused(verb, what, reason, who=caller)
 
     async def allowed(self, caller: str, verb: Verb, each: Iterable[str]) -> list[str]:
         """Return those of many things to which somebody may do that; nothing is written down.

@@ -62,6 +62,7 @@ class Callers:
         if self._roles and not self._roles & claims.roles:
             roles = " or ".join(repr(role) for role in sorted(self._roles))
             msg = f"{claims.subject!r} may not ask {self._agent!r}: that needs the role {roles} in the token"
+            self._admission.refused(claims.subject, "ask", self._agent, msg)
             raise Problem(403, msg)
         return claims.subject
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,7 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from natterjack import AgentProcess, AgentRuntime, StartError, Tokens
+from natterjack import AgentProcess, AgentRuntime, StartError, Tokens, connect
 from natterjack.testing import ScriptedAgent, until
 from natterjack_http import HttpTrigger, asks, door
 
@@ -142,6 +144,14 @@ async def test_a_role_may_be_wanted(runtime: AgentRuntime, client: httpx.AsyncCl
     assert (
         answer.json()["detail"] == "'bob' may not ask 'researcher': that needs the role 'boss' or 'reader' in the token"
     )
+    await until(partial(refused, runtime, "bob"))
+
+
+async def refused(runtime: AgentRuntime, caller: str) -> list[dict[str, Any]]:
+    """Return what the audit says was refused somebody."""
+    async with connect(runtime.server, context=False) as team:
+        found = [json.loads(each.data) async for each in team.bus.read("AUDIT", "audit.*.guard.refuse")]
+    return [each for each in found if each.get("who") == caller]
 
 
 async def test_the_teams_rules_hold_for_callers(runtime: AgentRuntime, client: httpx.AsyncClient) -> None:

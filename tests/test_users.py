@@ -30,6 +30,8 @@ from natterjack.testing.command import Cli
 from natterjack_permissions.authority import authority
 from natterjack_permissions.testing import secured_broker
 
+from .conftest import Quick
+
 TEAM = """\
 [team]
 name = "newsroom"
@@ -92,15 +94,16 @@ def test_what_is_written_wrongly_is_told_with_its_line(folder: Path, written: st
 
 
 @contextmanager
-def running(cli: Cli, *, secured: bool) -> Iterator[Server]:
-    """The team, on a broker that has an account for each principal, or on one without accounts."""
+def running(cli: Cli, *options: str, secured: bool, lacking: str = "") -> Iterator[Server]:
+    """The team, on a broker that has an account for each principal, or on one that has none; perhaps one key lacks."""
     team = read_team(cli.folder / "team.toml")
     granted = {name: permissions(name, rights) for name, rights in agent_rights(team.closed()).items()}
     keys = cli.folder / "keys"
     opened = secured_broker(granted, keys, operators=authority(team).operators) if secured else None
     with opened or _open() as (server, login):
         cli.env |= {"NATS_URL": server.url} | ({"NATS_KEYS": str(keys)} if secured else {})
-        with cli.start("up", "team.toml") as up:
+        (keys / lacking).unlink() if lacking else None
+        with cli.start("up", "team.toml", *options) as up:
             up.wait_line("ready .*2 agents")
             yield login
             assert up.end() == 0
@@ -144,6 +147,41 @@ async def test_a_user_may_what_its_table_says_and_nothing_else(folder: Path, cli
                 with pytest.raises(RefusedError):
                     await bus.store(subject, b"1")
             await bus.close()
+
+
+REFUSED = r"'ci' may not look after the team: that is for 'operator', 'ada'\..* \(team.toml:\d+: \[users.ci\]\)"
+
+
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.full), ("--single-process",)], ids=str)
+def test_who_is_an_operator_by_name_looks_after_the_team_with_her_own_key(
+    folder: Path, cli: Cli, quick: Quick, options: tuple[str, ...]
+) -> None:
+    cli.env["NATTERJACK_AS"] = "ada"
+    quick.folder, quick.env = folder, cli.env
+    with running(cli, *options, secured=True, lacking="operator.nk"):
+        assert quick.json("provision")["created"] == []
+        assert "EVENTS" in quick.text("storage")
+        assert quick.json("doctor")["ok"]
+        (folder / "team.toml").write_text(TEAM.replace('["status"]', '["status", "mood"]'))
+        quick.text("provision")
+        first, second = quick.text("audit", "show", "ada", "--area", "authority").splitlines()
+        assert "ci read status" in first
+        assert '"allowed":["ci read mood"]' in second
+        assert re.search(REFUSED, quick.error("--as", "ci", "provision", code=1))
+
+
+def test_who_is_no_operator_looks_after_no_team(folder: Path, quick: Quick, own_server: NatsServer) -> None:
+    quick.folder, quick.env = folder, {"NATS_URL": own_server.url}
+    assert re.search(REFUSED, quick.error("--as", "ci", "provision", code=1))  # of a team that is not there yet
+    quick.text("provision")
+    for command in ("provision", "storage"):
+        assert re.search(REFUSED, quick.error("--as", "ci", command, code=1))
+    assert re.search(REFUSED, quick.run("--as", "ci", "up", code=1).stderr)
+    quick.env["NATTERJACK_AS"] = "writer"
+    assert "'writer' may not look after the team" in quick.json("doctor", code=1)["checks"][-1]["detail"]
+    quick.env["NATTERJACK_AS"] = "ada"
+    assert quick.json("provision")["created"] == []
+    assert '"wanted":"operate","what":"newsroom"' in quick.text("audit", "show", "ci")
 
 
 def test_a_user_calls_the_tools_that_its_roles_name() -> None:

@@ -52,6 +52,7 @@ async def acting(name: str, bus: Bus) -> Acting:
         return Acting()
     if name not in team.users:
         return Acting()
+    bus.operates = name in team.operators
     guards = Guards.load(team.rules(), team.governed())
     guards.tell(name, bus.audit.refused)
     return Acting(guards, team.users[name])

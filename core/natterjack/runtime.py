@@ -93,6 +93,7 @@ class AgentRuntime:
         self._bus: Bus | None = None
         self._client: TeamClient | None = None
         self._lock = asyncio.Lock()
+        self._principal = subjects.OPERATOR
 
     def add_process(self, process: AgentProcess) -> None:
         """Add an agent, before the start.
@@ -108,8 +109,14 @@ class AgentRuntime:
             raise ConfigError(msg)
         self._processes[process.name] = process
 
-    def choose_server(self, server: Server | None) -> Server | None:
-        """Use this server instead of its own, from before the start; return the choice, None for an embedded one."""
+    def choose_server(self, server: Server | None, principal: str | None = None) -> Server | None:
+        """Use this server instead of its own, from before the start; return the choice, None for an embedded one.
+
+        Args:
+            server: Where; None leaves it.
+            principal: Who provisions there, and acts for the team; None leaves it, at first the operator.
+        """
+        self._principal = principal or self._principal
         self._server = server or self._server
         return self._server if isinstance(self._server, Server) else named_server(self._server)
 
@@ -156,7 +163,8 @@ class AgentRuntime:
             for trigger in process.triggers:
                 plugins.triggers.setdefault(trigger.name, type(trigger))
         server = await self._find_server()
-        self._bus = await Bus.connect(server, principal=subjects.OPERATOR)
+        self._bus = await Bus.connect(server, principal=self._principal)
+        self._bus.operates = True
         team = enforced(self.team, self._bus.server)
         triggers = {name: process.triggers for name, process in self._processes.items()}
         await provision(self._bus, team, plugins, context=self.context, buckets=self.buckets, triggers=triggers)

@@ -30,7 +30,7 @@ from natterjack.bus.streams import Streams, too_large
 from natterjack.bus.subscription import Attempt, Subscription
 from natterjack.errors import DisconnectedError, NatterjackError, PayloadError, RefusedError, RequestTimeoutError
 from natterjack.server import API_PREFIX, Server
-from natterjack.subjects import ANYONE
+from natterjack.subjects import ANYONE, OPERATOR
 
 log = logging.getLogger("natterjack.bus")
 
@@ -49,6 +49,7 @@ class Bus(Streams):
     def __init__(self, server: Server, principal: str) -> None:
         super().__init__()
         self.server, self.principal = server, principal
+        self.operates = principal == OPERATOR
         self.closed = asyncio.Event()
         self.reason = ""
         self._nc = RawClient(server.tls)

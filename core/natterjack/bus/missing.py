@@ -29,7 +29,7 @@ async def check_stored(bus: Streams, subject: str) -> None:
     """
     if bus.server.attests:
         await _check_share(bus, subject)
-        if bus.principal != subjects.OPERATOR:
+        if not bus.operates:
             return  # it may not ask for streams, and would not be there without them
     try:
         found = await bus.api("STREAM.NAMES", {"subject": subject}, timeout=2.0)
@@ -55,7 +55,7 @@ async def _check_share(bus: Streams, subject: str) -> None:
             " while; who looks after the team sees how much by `natterjack storage`"
         )
         raise ShareError(msg)
-    if who and bus.principal == subjects.OPERATOR and place.startswith(subjects.key(subjects.CONTEXT_BUCKET, "")[:-1]):
+    if who and bus.operates and place.startswith(subjects.key(subjects.CONTEXT_BUCKET, "")[:-1]):
         msg = (
             f"nobody may store on {subject!r} now, because {', '.join(map(repr, who))} stored too much there, and this"
             " belongs to nobody else; `natterjack storage` shows how much"

@@ -55,12 +55,14 @@ class Streams(Requests, ABC):
     Attributes:
         server: Where it is connected.
         principal: As whom.
+        operates: Whether it may do all that the operator may; of a user the team says it.
         closed: Set once the connection is gone for good.
         audit: Writes down who was refused what.
     """
 
     server: Server
     principal: str
+    operates: bool
     closed: asyncio.Event
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,7 +18,7 @@ from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.client import TeamClient, connect
-from natterjack.errors import ConfigError, nearest
+from natterjack.errors import ConfigError, NotProvisionedError, RefusedError, nearest
 from natterjack.record import stored_team
 from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.subjects import OPERATOR, check_name
@@ -126,13 +126,47 @@ async def joined(url: str | None, nats_context: str | None, *, context: bool = F
 
 
 @asynccontextmanager
-async def operator(server: Server) -> AsyncIterator[Bus]:
-    """Connect as the operator, where perhaps no team is provisioned yet."""
-    bus = await Bus.connect(server, principal=OPERATOR)
+async def operator(server: Server, team: Team | None = None) -> AsyncIterator[Bus]:
+    """Connect as the operator, or as an operator by name.
+
+    Args:
+        server: Where.
+        team: What says who is one, where no team is provisioned yet; by default the broker alone.
+
+    Raises:
+        RefusedError: The team says that this one is none.
+    """
+    bus = await Bus.connect(server, principal=user())
     try:
+        if bus.principal != OPERATOR and (known := await _known_team(bus) or team):
+            _check_operator(bus, known)
         yield bus
     finally:
         await bus.close()
+
+
+async def _known_team(bus: Bus) -> Team | None:
+    """Return the team that is provisioned, as somebody who may be an operator."""
+    with suppress(NotProvisionedError, ConfigError):  # the latter: one that is about to be replaced
+        try:
+            bus.operates = True
+            return await stored_team(bus)
+        except RefusedError:  # the broker says that it is none; the team says why
+            bus.operates = False
+            return await stored_team(bus)
+    return None
+
+
+def _check_operator(bus: Bus, team: Team) -> None:
+    """Check what a team says of who acts; of who is not in it the broker alone decides."""
+    who = bus.principal
+    table = next((each for each in ("agents", "tools", "users") if who in getattr(team, each)), None)
+    if table and who not in team.operators:
+        may = ", ".join(map(repr, [OPERATOR, *team.operators]))
+        reason = f"that is for {may}. A user may with `operator = true`. ({team.place(who, table=table)})"
+        bus.audit.refused("operate", team.name, reason)
+        msg = f"{who!r} may not look after the team: {reason}"
+        raise RefusedError(msg)
 
 
 async def check_agent(client: TeamClient, name: str) -> Team:

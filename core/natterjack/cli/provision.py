@@ -57,5 +57,5 @@ async def provisioned(
     team: Team, server: Server, plugins: Plugins, *, prune: bool = False, dry: bool = False
 ) -> Provisioned:
     """Provision a team as the operator, and return what was done."""
-    async with operator(server) as bus:
+    async with operator(server, team) as bus:
         return await provision_team(bus, team, plugins, prune=prune, dry=dry)

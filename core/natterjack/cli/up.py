@@ -18,10 +18,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from natterjack.broker import Broker, embed
-from natterjack.bus import Bus
 from natterjack.cli.advice import warnings
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen, operator
+from natterjack.cli.options import TEAM_FILE, NatsContextOption, ServerOption, chosen, operator, user
 from natterjack.cli.output import clean, write
 from natterjack.cli.provision import provisioned
 from natterjack.cli.reload import Reloader, check_installed
@@ -111,15 +110,15 @@ async def _up(team: Team, runtime: AgentRuntime | None, named: Server | None, pl
     with stopping() as stop:
         async with _broker(named) as (server, broker):
             _announce(team, server, broker, asked.nats_context)
-            if runtime is not None:
-                runtime.choose_server(server)
             if asked.single_process and runtime is None:
                 runtime = TeamRuntime(team, server, plugins)
+            if runtime is not None:
+                runtime.choose_server(server, user())
             serving = (
                 _serve_here(runtime) if runtime is not None else _serve_processes(team, server, plugins, asked, stop)
             )
             beside: list[Awaitable[Any]] = [broker.wait_lost()] if broker else []
-            if server.of(OPERATOR).attests:
+            if server.of(user()).attests:
                 beside.append(_enforce_shares(server))
             ended = await first_of(serving, stop.wait(), *beside)
             if isinstance(ended, str):
@@ -175,14 +174,12 @@ async def _enforce_shares(server: Server) -> None:
 
 async def _warn_of_others(team: Team, server: Server) -> None:
     """Say which agents of this team run already: started twice is no harm, and seldom meant."""
-    bus = await Bus.connect(server, principal=OPERATOR)
     try:
-        others = Counter(info.name for info in await discover(bus, team.agents) if info.name in team.agents)
+        async with operator(server) as bus:
+            others = Counter(info.name for info in await discover(bus, team.agents) if info.name in team.agents)
     except NatterjackError as error:  # who may not look around may still start a team
         log.debug("cannot tell who runs already: %s", error)
         return
-    finally:
-        await bus.close()
     if others:
         told = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(others.items()))
         _say("warning", f"already running elsewhere: {told}; the processes of both share the work, like replicas")
@@ -215,7 +212,7 @@ def _whose(broker: Broker | None) -> str:
 def example_command(team: Team, server: Server, nats_context: str | None = None) -> str:
     """Return a command that gives the team something to do; no secret is in it.
 
-    It is one of the nats tool, but where each principal has a key: there it is the operator's who starts the team.
+    It is one of the nats tool, but where each principal has a key: there it is of the one who starts the team.
     """
     emitted = {pattern for spec in team.agents.values() for pattern in spec.emitted}
     awaited = team.heard("emit")
@@ -224,7 +221,8 @@ def example_command(team: Team, server: Server, nats_context: str | None = None)
         return ""
     event = external[0].replace("*", "example").replace(">", "example")
     if server.keys:
-        return f"natterjack emit {event} '{{}}' --server " + (
+        named = "" if user() == OPERATOR else f" --as {user()}"
+        return f"natterjack{named} emit {event} '{{}}' --server " + (
             str(server) if str(server) == server.url else '"$NATS_URL"'
         )
     if nats_context:

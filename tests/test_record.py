@@ -20,7 +20,7 @@ WRITTEN: dict[str, Any] = {
         "ann": {"kind": KIND, "on": ["work.due", {"cron": {"expression": "0 8 * * *"}}], "plan": "secret-3"},
         "ben": {"kind": KIND, "on": [{"event": "work.done", "where": "data.n > 1"}], "plan": "secret-4"},
     },
-    "tools": {"desk": {"kind": "desk", "token": "secret-5"}},
+    "tools": {"desk": {"kind": "mcp", "command": ["true"], "env": {"TOKEN": "secret-5"}}},
     "users": {"ada": {"operator": True}, "eve": {}},
 }
 TEAM = Team.model_validate(WRITTEN)
@@ -29,8 +29,7 @@ OPEN = pytest.mark.open_mode(reason="anybody comes by any name")
 
 
 @pytest.fixture
-async def provisioned(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> Bus:
-    monkeypatch.setattr("natterjack.provision.check_team", lambda *_: None)  # this tool server's kind is none
+async def provisioned(bus: Bus) -> Bus:
     await provision(bus, TEAM, PLUGINS)
     return bus
 
@@ -58,7 +57,7 @@ async def test_who_runs_a_process_finds_its_own(provisioned: Bus, own_server: Na
     assert found.agents["ann"] == TEAM.agents["ann"]
     assert found.agents["ben"] == TEAM.agents["ben"].model_copy(update={"options": {}})
     assert found.tools["desk"].options == {}
-    assert (await seen(own_server, "desk")).tools["desk"].options == {"token": "secret-5"}
+    assert (await seen(own_server, "desk")).tools["desk"] == TEAM.tools["desk"]
     assert (await seen(own_server, "ben")).agents["ann"].on[1].settings == {}
     assert "secret" not in (await seen(own_server, "eve")).model_dump_json()
 

@@ -8,7 +8,7 @@ from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import FAR, NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
 from natterjack.bus.missing import REFUSED_KEY
 from natterjack.bus.stored import AWAY, Stored, expecting, is_full, stored
-from natterjack.bus.streams import PATIENCE, STORE_BUDGET
+from natterjack.bus.streams import STORE_BUDGET
 from natterjack.bus.subscription import Subscription
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "FAR",
     "MAX_BATCH",
     "NO_RESPONDERS",
-    "PATIENCE",
     "REFUSED_KEY",
     "STORE_BUDGET",
     "BatchMessage",

@@ -8,9 +8,10 @@ import random
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from typing import Final
 
 from natterjack import addresses, codec, subjects
-from natterjack.bus import PATIENCE, Bus, Message, answered, envelope_of, error_of, of_envelope
+from natterjack.bus import Bus, Message, answered, envelope_of, error_of, of_envelope
 from natterjack.components import PeerScheme
 from natterjack.errors import (
     BrokerError,
@@ -35,6 +36,9 @@ from natterjack.peers.wire import ASK_TIMEOUT, DRAINING, random_ids, write_promp
 from natterjack.service import prompt_subject
 
 log = logging.getLogger("natterjack.peers")
+
+_MOMENT: Final = 0.3
+"""Seconds to ask again where nobody is there, but somebody may be in a moment."""
 
 
 class Peers:
@@ -237,7 +241,13 @@ class Peers:
             )
             return answered(subject, reply)
 
-        return await self._bus.patiently(ask, within=min(PATIENCE, sent.timeout))
+        try:
+            return await self._bus.patiently(ask, within=min(_MOMENT, sent.timeout))
+        except NoRespondersError:
+            if not self._bus.server.attests or sent.timeout < _MOMENT:
+                raise
+        await self._find_team()  # waits while the broker reads its accounts anew: then the peer may be there after all
+        return await self._bus.patiently(ask, within=_MOMENT / 4)
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:
         """Return an envelope as it is sent: by whom, with the seconds left, and how to cancel."""

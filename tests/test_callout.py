@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import httpx2
+import jwt
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -125,6 +126,7 @@ async def test_who_shows_a_token_may_what_its_key_may_and_is_known(door: Door) -
         (Tokens(secret=SECRET[::-1], audience="team").mint("ann"), "its signature does not fit the key"),
         (Tokens(secret=SECRET, audience="other").mint("ann"), "it is for another audience"),
         ("garbage", "it is malformed"),
+        (jwt.encode({"sub": "ann", "aud": "team", "exp": 2**70}, SECRET), "its claim `exp` is no time"),
     ],
 )
 async def test_who_shows_another_one_is_kept_out(
@@ -134,9 +136,32 @@ async def test_who_shows_another_one_is_kept_out(
         with pytest.raises(CredentialsError, match=r"refuses these credentials .*Put another token into NATS_TOKEN"):
             await Bus.connect(door.by(token), principal="ann")
     (told,) = (record.message for record in caplog.records if record.name == "natterjack.callout")
-    assert told.startswith("refused  natterjack ann from 127.0.0.1")
+    assert told.startswith("refused  'natterjack ann' from 127.0.0.1")
     assert why in told
     assert token not in caplog.text
+
+
+@pytest.mark.parametrize("size", [5_000, 20_000])
+async def test_a_token_that_is_longer_than_a_login_is_told_as_that(door: Door, size: int) -> None:
+    told = rf"refuses these credentials \({size:,} characters of token are more .*Put another token into NATS_TOKEN"
+    with pytest.raises(CredentialsError, match=told):
+        await Bus.connect(door.by("x" * size), principal="ann")
+
+
+async def test_what_a_client_calls_itself_is_no_line_of_the_log(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    forged = "x\n23:59:59 INFO let in  operator from 10.0.0.1"
+    async with door.callout():
+        with pytest.raises(CredentialsError):
+            await Bus.connect(door.by("garbage"), principal=forged)
+    (told,) = (record.message for record in caplog.records if record.name == "natterjack.callout")
+    assert told.startswith(f"refused  {'natterjack ' + forged!r} from 127.0.0.1: the token is not valid")
+
+
+async def test_what_nobody_thought_of_is_refused_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with door.callout() as service:
+        monkeypatch.setattr(service, "_user", lambda *_: 1 // 0)
+        with pytest.raises(CredentialsError, match="refuses these credentials"):
+            await Bus.connect(door.by(TOKENS.mint("ann")), principal="ann")
 
 
 async def test_who_shows_nothing_is_kept_out(door: Door) -> None:

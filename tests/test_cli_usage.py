@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -16,6 +17,7 @@ from natterjack.cli import options, output
 from natterjack.cli.broker import _listen
 from natterjack.cli.exits import ExitCode, exit_code
 from natterjack.cli.main import app
+from natterjack.cli.run import _Clean
 from natterjack.cli.up import example_command
 from natterjack.errors import (
     BrokerStartError,
@@ -38,6 +40,13 @@ COMMANDS = (
     *("init", "doctor", "demo", "bench", "plugins", "up", "provision", "agent", "broker", "token"),
     *("emit", "publish", "ask", "broadcast", "agents", "events", "context", "runs", "journal", "dead"),
 )
+
+
+def test_a_log_has_no_line_that_a_stranger_wrote() -> None:
+    told = {"msg": "a message of %s", "args": ("x\n23:59:59 INFO let in  operator\x1b[2J\r",), "levelname": "INFO"}
+    first, *further = _Clean("%(levelname)s %(message)s").format(logging.makeLogRecord(told)).split("\n")
+    assert first == "INFO a message of x"
+    assert further == ["  23:59:59 INFO let in  operator\\x1b[2J\\r"]
 
 
 def test_help_tells_commands_and_exit_codes() -> None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKEN: Final = 16 * 1024
 """Characters of a token that are looked at; HTTP servers take no longer header."""
+_LATEST: Final = 253_402_300_799
+"""Unix seconds: the last ones that are a date, here and for others who are given this moment."""
 _RESERVED: Final = frozenset({"sub", "iat", "exp", "roles", "scope", "aud", "iss"})
 
 
@@ -297,6 +299,9 @@ def _read(values: Mapping[str, Any]) -> Claims:
         raise TokenError(msg)
     scope = next((values[name] for name in ("scope", "scopes", "scp") if name in values), ())
     expires = float(values["exp"])
+    if expires > _LATEST:
+        msg = "its claim `exp` is no time before the year 10000"
+        raise TokenError(msg)
     return Claims(subject, _texts("roles", values.get("roles", ())), _texts("scope", scope), expires, values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,9 @@ from natterjack.server import OLDEST_SERVER, Server
 
 PING_INTERVAL: Final = 8
 """Seconds between signs of life; the third one while two have no answer ends the connection: after 16 to 24 s."""
+
+_LOGIN: Final = 4_096
+"""Bytes that a server reads of a login, unless its `max_control_line` says another number."""
 
 _ADVICE: Final = {
     "offers no tls": "Have it do, or name no authorities: NATS_CA, and `ca.crt` in the folder that NATS_KEYS names.",
@@ -67,6 +71,9 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         made = "" if server.token or not server.attests else ". `natterjack secure` makes them for who is in the team"
         return CredentialsError(f"the credentials for {server} cannot be read: {error}{made}")
     cause = own_words(told or error)
+    if size := _too_long(server, error, text):
+        told_so = f"{size:,} characters of token are more than it reads of a login: {_LOGIN:,} bytes by default"
+        return CredentialsError(f"{server} refuses these credentials ({told_so}). {advice(server)}")
     for problem in filter(None, (told, error)):
         # It may hang up before it was read why: with TLS 1.3 it looks at a certificate after the handshake.
         hung_up = isinstance(problem, ConnectionResetError | BrokenPipeError) or "hung up" in str(problem)
@@ -78,6 +85,15 @@ def login_error(server: Server, error: BaseException, told: BaseException | None
         return ConnectError(f"{server} takes no more connections ({own_words(error)}). End some, or raise its limit.")
     named = f" The address is from {server.origin}: unset it to do without." if server.origin else ""
     return ConnectError(f"no NATS server answers at {server} ({cause}). Start one with `natterjack broker run`.{named}")
+
+
+def _too_long(server: Server, error: BaseException, text: str) -> int:
+    """Return how many characters of token the server has hung up on, or 0: it may not even say so."""
+    hung_up = isinstance(error, ConnectionError) or "control line" in text or "hung up" in text
+    if server.token and hung_up:
+        with suppress(OSError, ValueError):
+            return size if (size := len(read_token(server.token))) > _LOGIN - 512 else 0
+    return 0
 
 
 def _tls_error(server: Server, cause: str) -> ConnectError:

@@ -15,6 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import typer
 
 from natterjack.cli.exits import ExitCode
+from natterjack.cli.output import clean
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +56,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def show_logs(*, debug: bool = False) -> None:
     """Print log records on standard error, as processes that serve do."""
     level = logging.DEBUG if debug else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Clean("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[shown])
+
+
+class _Clean(logging.Formatter):
+    """Spells out control characters and indents further lines: what strangers sent makes no record of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record)).replace("\n", "\n  ")
 
 
 @contextmanager

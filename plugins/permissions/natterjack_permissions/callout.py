@@ -27,6 +27,8 @@ app = typer.Typer(name="callout")
 SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 FOLLOWS: Final = 1.0
 """Seconds between two looks for other credentials of the service."""
+_LONGEST_NAME: Final = 100
+"""Characters of a client's own name that are logged."""
 _SERVER_KEY: Final = "Nats-Server-Xkey"
 
 
@@ -199,7 +201,11 @@ class Callout:
         except (ConfigError, ValueError) as error:
             log.warning("a server's question cannot be read: %s", error)
             return
-        said = await self.verdict(request, keys.signer)
+        try:
+            said = await self.verdict(request, keys.signer)
+        except Exception:  # whatever it is, its bearer is not let in, and told so
+            log.exception("a token could not be looked at")
+            said = claims.verdict(request, problem="the callout failed")
         await bus.publish(message.reply, keys.seal.seal(claims.sign(said, keys.signer).encode(), server))
 
     async def verdict(self, request: claims.Claims, signer: nkeys.KeyPair) -> claims.Claims:
@@ -215,7 +221,8 @@ class Callout:
             shown = await self._tokens.verify(options.get("auth_token") or "")
             token = claims.sign(self._user(shown, request["nats"]["user_nkey"]), signer)
         except (TokenError, ConfigError) as error:
-            log.warning("refused  %s from %s: %s", options.get("name", "a client"), host, error)
+            named = str(options.get("name", "a client"))[:_LONGEST_NAME]  # its own words, which may be anything
+            log.warning("refused  %r from %s: %s", named, host, error)
             return claims.verdict(request, problem=str(error))
         log.info("let in  %s from %s", shown.subject, host)
         return claims.verdict(request, token)

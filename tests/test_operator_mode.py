@@ -247,12 +247,47 @@ def test_credentials_are_listed_without_secrets(secured: Quick) -> None:
     [
         ("issue nobody", "'nobody' has no account here, so no credentials; there are core, greeter, operator"),
         ("issue oracle --expires soon", "'soon' is no time; write e.g. 90s, 30m, 12h or 30d"),
+        ("issue oracle --expires 0d", "'0d' is no time"),
+        ("issue oracle --expires 3651d", "'3651d' is more than ten years; write at most 3650d"),
+        ("issue oracle --expires 99999999d", "'99999999d' is more than ten years"),
+        (f"issue oracle --expires {'9' * 5000}d", "is more than ten years"),
         ("revoke oracle --out elsewhere", "elsewhere is not of operator mode"),
-        ("revoke oracle", "no NATS server answers"),
     ],
 )
-def test_what_cannot_be_issued_or_revoked_is_told(secured: Quick, asked: str, told: str) -> None:
-    assert told in secured.error("credentials", *asked.split(), code=3 if "NATS" in told else 2)
+def test_what_cannot_be_issued_or_revoked_is_told_and_not_done(secured: Quick, asked: str, told: str) -> None:
+    before = texts(secured.folder / "secure")
+    assert told in secured.error("credentials", *asked.split(), code=2)
+    assert texts(secured.folder / "secure") == before
+
+
+def test_what_is_revoked_while_no_server_runs_is_in_force_when_one_does(secured: Quick) -> None:
+    told = secured.error("credentials", "revoke", "oracle", code=3)
+    assert told.startswith(
+        "oracle is revoked in secure, and on each server that starts with it from now on; but a server"
+    )
+    assert "no NATS server answers at nats://127.0.0.1:" in told
+    assert told.endswith("When it is back, `natterjack secure --apply` tells it")
+    assert {row["name"]: row["state"] for row in secured.json("credentials", "list")["credentials"]}[
+        "oracle"
+    ] == "revoked"
+    with broker(secured.folder) as url:
+
+        async def is_kept_out() -> None:
+            await (await connected(url, secured.folder, "operator")).close()
+            with pytest.raises(CredentialsError):
+                await connected(url, secured.folder, "oracle")
+
+        asyncio.run(is_kept_out())
+        assert len(secured.json("credentials", "revoke", "sys")["servers"]) == 1
+        with pytest.raises(CredentialsError):
+            asyncio.run(connected(url, secured.folder, "sys"))
+
+
+def test_credentials_that_end_in_no_year_are_listed(secured: Quick) -> None:
+    mint = Mint(secured.folder / "secure")
+    mint.issue("oracle", float(2**60))
+    mint.write()
+    assert "1.15292e+18 s after 1970" in secured.text("credentials", "list")
 
 
 @pytest.mark.full

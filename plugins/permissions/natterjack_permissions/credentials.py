@@ -22,6 +22,9 @@ from natterjack_permissions.pushes import push
 app = typer.Typer(name="credentials", no_args_is_help=True, help="What agents log in with, in operator mode.")
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_LONGEST: Final = 3_650 * _UNITS["d"]
+"""Seconds, ten years: what shall hold longer is better without an end, and can be revoked."""
+_MOST_DIGITS: Final = 10
 _HEAD: Final = ("NAME", "STATE", "ISSUED", "EXPIRES", "KEY")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The agent or tool server.")]
@@ -72,7 +75,15 @@ def revoke(
     mint.write()  # first: a server that starts later has it then
     url = url or known_url(out)
     untold = _end_tokens(out, url, mint, name)  # before its credentials end, which may be the operator's own
-    servers, _ = asyncio.run(push(url, mint, {account_of(name)}))
+    try:
+        servers, _ = asyncio.run(push(url, mint, {account_of(name)}))
+    except ConnectError as error:
+        cause = str(error).partition(". ")[0]
+        msg = (
+            f"{name} is revoked in {out}, and on each server that starts with it from now on; but a server that runs"
+            f" was not told, because {cause}. When it is back, `natterjack secure --apply` tells it"
+        )
+        raise ConnectError(msg) from error
     _note(out, url, "revoke", name)
     if untold:
         msg = f"{name} has no credentials any more, but doors still take its tokens ({untold}); revoke again"
@@ -104,11 +115,15 @@ def seconds(text: str) -> float:
     Raises:
         ConfigError: It is no such text.
     """
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if not found or not int(found[1]):
+    found = re.fullmatch(r"0*([1-9]\d*)([smhd])", text)
+    if not found:
         msg = f"{text!r} is no time; write e.g. 90s, 30m, 12h or 30d"
         raise ConfigError(msg)
-    return int(found[1]) * _UNITS[found[2]]
+    # By its digits first: Python reads no number of thousands of them.
+    if len(found[1]) > _MOST_DIGITS or (span := int(found[1]) * _UNITS[found[2]]) > _LONGEST:
+        msg = f"{text[:40]!r} is more than ten years; write at most 3650d, or nothing for credentials that do not end"
+        raise ConfigError(msg)
+    return span
 
 
 def _opened(out: Path, name: str | None = None) -> Mint:
@@ -155,7 +170,12 @@ def _described(mint: Mint, name: str) -> dict[str, Any]:
 
 
 def _moment(at: float | None) -> str:
-    return "-" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if at is None:
+        return "-"
+    try:
+        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):  # of a token that somebody else has made
+        return f"{at:g} s after 1970"
 
 
 def _table(rows: Iterable[Iterable[str | None]]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 import orjson
 
-from natterjack import Bus, ConfigError, Message, RequestTimeoutError, Server
+from natterjack import Bus, ConfigError, DisconnectedError, Message, RequestTimeoutError, Server
 from natterjack_permissions import claims
 from natterjack_permissions.claims import CALLOUT
 from natterjack_permissions.mint import KEYS, SYS, Mint
@@ -56,7 +56,11 @@ class _Pushing:
             said = mint.claims(name)
             await self._push(name, mint.sign(_without(said, "imports")))
         for name in _ordered(mint, differing, new):
-            await self._push(name, mint.token(name))
+            try:
+                await self._push(name, mint.token(name))
+            except DisconnectedError:
+                if name != SYS or not mint.revoked("sys"):
+                    raise  # else this connection was the first to end by it
         return differing
 
     async def _told(self, account: str) -> set[str]:

@@ -358,6 +358,14 @@ async def _answers(url: str, folder: Path) -> None:
     await (await connected(url, folder, "operator")).close()
 
 
+def test_a_port_that_the_server_does_not_have_is_told(secured: Quick) -> None:
+    port = url_of(secured.folder).rpartition(":")[2]
+    told = secured.text("secure", "--url", "nats://127.0.0.1:1")
+    assert f"note: secure/nats-server.conf is yours, and has port {port} still: write `port: 1` there" in told
+    assert "is yours" in secured.text("secure")
+    assert "is yours" not in secured.text("secure", "--url", f"nats://127.0.0.1:{port}")
+
+
 async def test_who_has_an_old_key_is_let_in_no_more_and_the_new_one_is_found(secured: Quick, cli: Cli) -> None:
     folder = secured.folder
     with broker(folder) as url:

@@ -61,7 +61,12 @@ def server(url: str, *, tls: bool = False) -> str:
         url: Where clients reach it; of several, the first is this one.
         tls: Whether it has certificates.
     """
-    return _SERVER.format(port=urlsplit(url.split(",", maxsplit=1)[0]).port or 4222, tls=_TLS if tls else "")
+    return _SERVER.format(port=port_of(url.split(",", maxsplit=1)[0]), tls=_TLS if tls else "")
+
+
+def port_of(url: str) -> int:
+    """Return the port of one URL."""
+    return urlsplit(url.strip()).port or 4222
 
 
 def accounts(star: Sequence[Account], keys: Mapping[str, str]) -> str:

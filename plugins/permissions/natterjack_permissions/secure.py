@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 
 from natterjack import ConfigError, Server, read_team
 from natterjack_permissions.authority import TABLE, URL, Authority, authority, known_url
-from natterjack_permissions.broker import TLS
+from natterjack_permissions.broker import TLS, port_of
 from natterjack_permissions.changes import end_tokens, note_change
 from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
 from natterjack_permissions.mint import KEYS, NEXT_SIGNER, ROTATED, Mint
@@ -115,7 +116,7 @@ def secure(
     if as_json:
         typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
         return
-    for line in (*_done(changed, servers, out, certificates), *_left(out / KEYS, found)):
+    for line in (*_done(changed, servers, out, certificates), *_port(out, url), *_left(out / KEYS, found)):
         typer.echo(line)
     typer.echo(_next_step(out, url, changed=bool(changed), applied=bool(servers)))
 
@@ -272,6 +273,17 @@ def _left(keys: Path, found: Authority) -> Iterator[str]:
     if left:
         names = ", ".join(map(str, left))
         yield f"note: nobody in the team has {names}, and the broker lets none of them in: remove them"
+
+
+def _port(out: Path, url: str) -> Iterator[str]:
+    """Yield what is to do where the server's own file has another port than the URL."""
+    there = re.search(r"^\s*port\s*[:=]?\s*(\d+)", (out / OURS_ONCE).read_text(), re.MULTILINE)
+    ports = [port_of(each) for each in url.split(",")]
+    if there and int(there[1]) not in ports:
+        yield (
+            f"note: {out / OURS_ONCE} is yours, and has port {there[1]} still: write `port: {ports[0]}` there and start"
+            " the broker again, unless something between it and its clients changes the port"
+        )
 
 
 def _advice(out: Path, certificates: Certificates | None) -> Iterator[str]:

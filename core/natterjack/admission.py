@@ -72,24 +72,30 @@ class Admission:
             log.warning("whom the team lets in cannot be read yet: %s", error)
 
     async def admit(self, caller: str, claims: Mapping[str, Any]) -> None:
-        """Return if a token that is valid was not revoked.
+        """Return if a token that is valid was not revoked, and is none of an operator of a secured team.
+
+        The broker lets no operator in by a token, so that the key of tokens is no master key; nor do doors.
 
         Args:
             caller: Whom it speaks for.
             claims: What it says; `iat` tells when it was made.
 
         Raises:
-            TokenError: It was; or nobody can tell, because the team cannot be read.
+            TokenError: It was, or is; or nobody can tell, because the team cannot be read.
         """
         try:
-            until = (await self._look()).revoked.get(caller, 0)
+            known = await self._look()
         except NatterjackError as error:
             log.warning("whether a token of %r was revoked cannot be read: %s", caller, error)
             msg = "whether it was revoked cannot be read from the broker now; try again"
             raise TokenError(msg) from error
-        if until and claims.get("iat", 0) <= until:
+        msg, until = "", known.revoked.get(caller, 0)
+        if known.closed and caller in (OPERATOR, *known.team.operators):
+            msg = "it is an operator's, and none is let in by a token: get one of an agent or user that has the rights"
+        elif until and claims.get("iat", 0) <= until:
             moment = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M:%S}"
             msg = f"it was revoked, as were all of its subject that were made by {moment} UTC; get another"
+        if msg:
             self.refused(caller, "enter", "", msg)
             raise TokenError(msg)
 

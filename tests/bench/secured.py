@@ -66,6 +66,6 @@ async def _set(runtime: AgentRuntime) -> object:
 
 NEEDS = ("natterjack_permissions", "nkeys")
 ROWS = [
-    Row(f"secured: {name}, p50", "µs", MOST, _beside_open(500, call), beside="open mode", needs=NEEDS)
+    Row(f"secured: {name}, p50", "µs", MOST, _beside_open(2_000, call), beside="open mode", needs=NEEDS)
     for name, call in (("ask_peer", _ask), ("emit", _emit), ("context set", _set))
 ]

@@ -134,6 +134,7 @@ def stored(data: bytes, number: int, subject: str = "audit.operator.guard.emit")
     return Incoming("_INBOX.operator.x", "", data, encode(said))
 
 
+@pytest.mark.open_mode(reason="it writes in the names of others")
 async def test_nobody_breaks_the_chains_of_others(bus: Bus) -> None:
     await provision(bus, newsroom(), Plugins.load())
     bus.audit.note("guard", "emit")

@@ -108,8 +108,6 @@ def _runs(record: dict[str, Any], name: str) -> bool:
 
 
 async def _all_settings(bus: Bus) -> dict[str, bytes]:
-    if not await bus.streams(_place(">")):
-        return {}
     found: dict[str, bytes] = {}
     async for message in bus.read(_STREAM, _place(_settings("*"))):
         headers = message.headers or {}

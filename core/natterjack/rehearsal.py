@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from natterjack.bus import Bus, Message, Stored
@@ -42,11 +42,20 @@ class Rehearsal:
 
     async def last(self, stream: str, subject: str) -> Message | None:
         """Return the newest message on a subject, or None, also where there is no stream yet."""
+        return await self._bus.last(stream, subject) if await self._has(stream) else None
+
+    async def read(self, stream: str, pattern: str) -> AsyncIterator[Message]:
+        """Yield the stored messages that match a pattern; none, where there is no stream yet."""
+        if await self._has(stream):
+            async for message in self._bus.read(stream, pattern):
+                yield message
+
+    async def _has(self, stream: str) -> bool:
         try:
             await self._bus.api(f"STREAM.INFO.{stream}")  # answers at once, also where there is none
         except NotProvisionedError:
-            return None
-        return await self._bus.last(stream, subject)
+            return False
+        return True
 
     async def consumers(self, stream: str) -> list[str]:
         """Return the names of a stream's consumers; none, where there is no stream yet."""

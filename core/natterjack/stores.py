@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from natterjack import subjects
-from natterjack.bus import REFUSED_KEY, Bus
+from natterjack.bus import Bus
 from natterjack.conversations import MAX_DAYS
 from natterjack.schedules import delay_source, delay_stream
 from natterjack.tickets import WAKES_STREAM
@@ -167,7 +167,7 @@ BEAT: Final = 10.0
 
 async def is_watched(bus: Bus) -> bool:
     """Tell whether somebody sees to it that nobody fills the streams for others."""
-    key = subjects.key(subjects.TEAM_BUCKET, REFUSED_KEY)
+    key = subjects.key(subjects.TEAM_BUCKET, subjects.REFUSED_KEY)
     last = await bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), key)
     if last is None:
         return False

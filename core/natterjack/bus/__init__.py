@@ -6,7 +6,6 @@ from natterjack.bus.consumer import Consumer, Place, consumer_sequence, place_of
 from natterjack.bus.headers import encode as encode_headers
 from natterjack.bus.headers import of_envelope
 from natterjack.bus.mailbox import FAR, NO_RESPONDERS, Message, Replies, answered, envelope_of, error_of, status_of
-from natterjack.bus.missing import REFUSED_KEY
 from natterjack.bus.stored import AWAY, Stored, expecting, is_full, stored
 from natterjack.bus.streams import STORE_BUDGET
 from natterjack.bus.subscription import Subscription
@@ -16,7 +15,6 @@ __all__ = [
     "FAR",
     "MAX_BATCH",
     "NO_RESPONDERS",
-    "REFUSED_KEY",
     "STORE_BUDGET",
     "BatchMessage",
     "Bus",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from natterjack.bus.streams import Streams
 
 log = logging.getLogger("natterjack.bus")
-
-REFUSED_KEY: Final = subjects.REFUSED_KEY
-"""In the team's bucket: who stores nothing more on which subjects, `{"events.": ["researcher"]}`; see `storage`."""
 
 
 async def check_stored(bus: Streams, subject: str) -> None:
@@ -42,8 +39,9 @@ async def check_stored(bus: Streams, subject: str) -> None:
 
 
 async def _check_share(bus: Streams, subject: str) -> None:
+    """Look for who stores nothing more on which subjects, `{"events.": ["researcher"]}`, as `storage` has written."""
     try:
-        _, data = await bus.value(subjects.TEAM_BUCKET, REFUSED_KEY)
+        _, data = await bus.value(subjects.TEAM_BUCKET, subjects.REFUSED_KEY)
         refused = orjson.loads(data or b"{}")
     except (BrokerError, ValueError) as error:
         log.debug("cannot tell who is refused on %s: %s", subject, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,8 +18,8 @@ from natterjack.broker import DEFAULT_STORE, running_url
 from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.client import TeamClient, connect
-from natterjack.errors import ConfigError, NotProvisionedError, RefusedError, nearest
-from natterjack.record import stored_team
+from natterjack.errors import ConfigError, RefusedError, nearest
+from natterjack.record import known_team, stored_team
 from natterjack.server import API_PREFIX, Server, named_server
 from natterjack.subjects import OPERATOR, check_name
 from natterjack.team import Team
@@ -147,14 +147,12 @@ async def operator(server: Server, team: Team | None = None) -> AsyncIterator[Bu
 
 async def _known_team(bus: Bus) -> Team | None:
     """Return the team that is provisioned, as somebody who may be an operator."""
-    with suppress(NotProvisionedError, ConfigError):  # the latter: one that is about to be replaced
-        try:
-            bus.operates = True
-            return await stored_team(bus)
-        except RefusedError:  # the broker says that it is none; the team says why
-            bus.operates = False
-            return await stored_team(bus)
-    return None
+    try:
+        bus.operates = True
+        return await known_team(bus)
+    except RefusedError:  # the broker says that it is none; the team says why
+        bus.operates = False
+        return await known_team(bus)
 
 
 def _check_operator(bus: Bus, team: Team) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from natterjack import codec, subjects
-from natterjack.bus import REFUSED_KEY, Bus
+from natterjack.bus import Bus
 from natterjack.cli.holdings import Look, Store, size
 from natterjack.cli.places import Place, places
 from natterjack.errors import DisconnectedError, NatterjackError, NotProvisionedError, UsageError
@@ -106,7 +106,7 @@ class Shares:
         """Tell who is refused, and that somebody looks."""
         now = time.monotonic()
         if refused != self._published or now > self._told + BEAT:
-            await self._bus.store(subjects.key(subjects.TEAM_BUCKET, REFUSED_KEY), codec.encode(refused))
+            await self._bus.store(subjects.key(subjects.TEAM_BUCKET, subjects.REFUSED_KEY), codec.encode(refused))
             self._published, self._told = refused, now
 
     async def _settle(self, place: Place, store: Store) -> Store:

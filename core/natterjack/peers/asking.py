@@ -246,7 +246,9 @@ class Peers:
         except NoRespondersError:
             if not self._bus.server.attests or sent.timeout < _MOMENT:
                 raise
-        await self._find_team()  # waits while the broker reads its accounts anew: then the peer may be there after all
+        # Waits while the broker reads its accounts anew: then the peer may be there after all.
+        small = subjects.key(subjects.TEAM_BUCKET, subjects.REFUSED_KEY)
+        await self._bus.last(subjects.bucket_stream(subjects.TEAM_BUCKET), small)
         return await self._bus.patiently(ask, within=_MOMENT / 4)
 
     def _stamped(self, envelope: Envelope, left: float, request: str) -> Envelope:

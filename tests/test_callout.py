@@ -29,12 +29,14 @@ from natterjack import (
     Team,
     Tokens,
     agent_rights,
+    codec,
     connect,
     permissions,
 )
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
+from natterjack.subjects import AUDIT, audit
 from natterjack.testing import ScriptedAgent, until
 from natterjack_http import HttpTrigger
 from natterjack_mcp import AuthMiddleware, HasRole, JWTAuth, MCPServer, ToolContext
@@ -212,6 +214,27 @@ async def test_whose_tokens_are_revoked_is_closed_out_at_once(door: Door) -> Non
         await until(lambda: time.time() > mint.revoked("ann") + 1)
         async with door.joined("ann") as back:
             await back.flush()
+
+
+async def test_who_is_known_and_refused_stands_in_the_audit(door: Door) -> None:
+    async with door.joined("operator", door.login) as operator, door.callout() as service:
+        await provision(operator, Team(), Plugins.load())
+        for token in (
+            Tokens(secret="b" * 32, audience="team").mint("ann"),
+            TOKENS.mint("operator"),
+            TOKENS.mint("eve"),
+        ):
+            with pytest.raises(ConnectError):
+                await Bus.connect(door.by(token, patience=0), principal="ann")
+
+        async def written() -> list[tuple[str, str, str]]:
+            found = [message async for message in operator.read(AUDIT, audit("callout", "*", "*"))]
+            facts = [codec.decode(message.data) for message in found]
+            return [(each["who"], each["wanted"], each["reason"].split(": ")[1]) for each in facts]
+
+        refused = [(who, "enter", f"{who!r} is not let in by a token") for who in ("operator", "eve")]
+        await service.stop()  # what is to be written down is stored then
+        assert await written() == refused
 
 
 async def test_without_a_service_nobody_new_comes_in_and_all_others_stay(door: Door) -> None:

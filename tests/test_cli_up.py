@@ -27,7 +27,6 @@ runtime.add_process(AgentProcess("greeter", agent=Greeter, triggers=[EventTrigge
 """
 
 
-@pytest.mark.timeout(120)  # eight commands, each a new process
 def test_from_nothing_to_an_answer(cli: Cli, nats_command: str | None) -> None:
     wrote = cli.text("init", "hello")  # 1, after `pip install natterjack`
     assert "natterjack up" in wrote
@@ -101,7 +100,6 @@ def test_up_gives_each_agent_a_process_and_brings_it_back(garden: Cli, own_serve
     assert not any(info["running"] for info in garden.json("agents"))
 
 
-@pytest.mark.timeout(120)  # a dozen processes, one after another
 def test_up_renews_its_processes_on_sighup(garden: Cli, own_server: NatsServer) -> None:
     garden.env["NATS_URL"] = own_server.url
     with garden.start("up") as up:
@@ -159,7 +157,6 @@ def test_a_closed_terminal_ends_it_all_the_same(tmp_path: Path, closed: bool) ->
     assert (tmp_path / "heard").read_text() == ("stop" if closed else "renew")
 
 
-@pytest.mark.timeout(120)
 def test_up_twice_by_mistake_shares_the_work(garden: Cli, own_server: NatsServer) -> None:
     garden.env["NATS_URL"] = own_server.url
     with garden.start("up") as first:

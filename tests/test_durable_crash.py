@@ -225,7 +225,6 @@ async def check_drains(bus: Bus, replicas: list[Replica], count: int, kills: int
     ] >= count
 
 
-@pytest.mark.timeout(120)
 async def test_a_queue_drains_while_replicas_are_killed(bus: Bus, replicas: list[Replica]) -> None:
     await check_drains(bus, replicas, 3_000, 3)
 

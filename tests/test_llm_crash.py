@@ -89,7 +89,6 @@ model = "scripted:my_script:told"
 """
 
 
-@pytest.mark.timeout(120)
 async def test_a_process_that_is_killed_between_two_turns_forgets_nothing(
     own_server: NatsServer, tmp_path: Path
 ) -> None:

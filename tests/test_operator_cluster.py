@@ -17,7 +17,7 @@ from natterjack_permissions.tls import Certificates
 
 from .test_brokerconf import Cluster
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.full
 ANN = Permissions((), ("_INBOX.ann.>",))
 MORE = Permissions(("events.x",), ("_INBOX.ann.>",))
 BOB = Permissions((), ("_INBOX.bob.>",))

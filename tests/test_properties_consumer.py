@@ -123,7 +123,6 @@ class Scene:
         return (found["num_pending"], found["num_ack_pending"]) == (0, 0)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.open_mode(reason="on subjects of which no right speaks")
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(2, 60))])
 async def test_whatever_happens_every_message_is_handled(

@@ -62,7 +62,6 @@ def test_every_hook_has_a_template() -> None:
     assert {sort.hook for sort in SORTS.values()} == hooks
 
 
-@pytest.mark.timeout(120)
 def test_every_new_plugin_passes_its_own_tests(made: Path) -> None:
     suites = [f"{folder_of(kind)}/tests" for kind in SORTS]
     config = f"--config-file={folder_of('trigger')}/pyproject.toml"
@@ -80,7 +79,6 @@ def test_every_new_plugin_is_clean(made: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(120)
 def test_every_new_plugin_is_typed(made: Path, tmp_path: Path) -> None:
     sources = [str(path.parent) for path in made.glob("natterjack-*/natterjack_made_*/__init__.py")]
     sources += [str(path) for path in made.glob("natterjack-*/tests")]

@@ -71,7 +71,6 @@ async def is_stored(bus: Bus, subject: str, size: int = 2) -> bool:
     return True
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "broker", [static, *(pytest.param(each, marks=pytest.mark.full) for each in (signed, clustered))], indirect=True
 )

@@ -62,7 +62,6 @@ def publish(text: str) -> str:
 """
 
 
-@pytest.mark.timeout(120)
 def test_a_team_has_its_tools_from_its_file(cli: Cli) -> None:
     cli.write(team_toml=TEAM, agents_py=AGENTS, shelf_py=TOOLS)
     with cli.start("up") as up:
@@ -124,7 +123,6 @@ def shred(title: str) -> str:
 """
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.full
 def test_a_team_file_says_which_tools_need_a_human(cli: Cli) -> None:
     cli.write(team_toml=PRESS_TEAM.replace("{approve}", '["publish", "shred"]'), agents_py=PRESS_AGENTS, press_py=PRESS)

@@ -29,7 +29,7 @@ OPERATOR: Final = "operator"
 ANYONE: Final = "anyone"
 """What the broker stores as principal where it cannot attest one (open mode)."""
 
-RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub"})
+RESERVED_NAMES: Final = frozenset({OPERATOR, ANYONE, "core", "sys", "hub", "callout"})
 MAX_NAME, MAX_SUBJECT = 64, 255
 ROOTS: Final = frozenset(
     {"events", "messages", "inbox", "stored", "feed", "journal", "dead", "wake", "audit", "delay", "schedule", "tools"}

@@ -193,7 +193,6 @@ README = (ROOT / "README.md").read_text()
 (TEAM,) = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "table", ['kind = "team-tools"', pytest.param('server = "team_tools:server"', marks=pytest.mark.full)]
 )
@@ -217,7 +216,6 @@ def test_in_a_team(cli: Cli, folders: Folders, table: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(120)
 async def test_over_http_callers_show_a_token(cli: Cli, folders: Folders) -> None:
     cli.env.update(environment(folders, TEAM_TOOLS_SECRET=SECRET))
     with cli.start("tools", "serve", "team_tools:server", "--http", "127.0.0.1:0") as serving:
@@ -237,7 +235,6 @@ async def test_over_http_callers_show_a_token(cli: Cli, folders: Folders) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.timeout(120)
 @pytest.mark.open_mode(reason="a secured broker says who calls, without a token")
 def test_over_nats_the_command_line_calls_them(cli: Cli, folders: Folders, own_server: NatsServer) -> None:
     cli.env.update(environment(folders, TEAM_TOOLS_SECRET=SECRET, NATS_URL=own_server.url))

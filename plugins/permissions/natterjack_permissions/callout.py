@@ -202,27 +202,31 @@ class Callout:
             log.warning("a server's question cannot be read: %s", error)
             return
         try:
-            said = await self.verdict(request, keys.signer)
+            said = await self.verdict(bus, request, keys.signer)
         except Exception:  # whatever it is, its bearer is not let in, and told so
             log.exception("a token could not be looked at")
             said = claims.verdict(request, problem="the callout failed")
         await bus.publish(message.reply, keys.seal.seal(claims.sign(said, keys.signer).encode(), server))
 
-    async def verdict(self, request: claims.Claims, signer: nkeys.KeyPair) -> claims.Claims:
+    async def verdict(self, bus: Bus, request: claims.Claims, signer: nkeys.KeyPair) -> claims.Claims:
         """Return the claims that answer a server's question.
 
         Args:
+            bus: In its audit stands who is known and refused.
             request: What it asks.
             signer: Signs for who is let in.
         """
         options = request["nats"]["connect_opts"]
         host = request["nats"]["client_info"].get("host", "?")
+        shown = None
         try:
             shown = await self._tokens.verify(options.get("auth_token") or "")
             token = claims.sign(self._user(shown, request["nats"]["user_nkey"]), signer)
         except (TokenError, ConfigError) as error:
             named = str(options.get("name", "a client"))[:_LONGEST_NAME]  # its own words, which may be anything
             log.warning("refused  %r from %s: %s", named, host, error)
+            if shown is not None:  # strangers could fill the audit
+                bus.audit.refused("enter", "", str(error), who=shown.subject)
             return claims.verdict(request, problem=str(error))
         log.info("let in  %s from %s", shown.subject, host)
         return claims.verdict(request, token)

@@ -20,6 +20,8 @@ Claims = dict[str, Any]
 
 CALLOUT: Final = "CALLOUT"
 """The account where tokens are looked at."""
+AUDITED: Final = "audit.callout.*.*"
+"""Where it is written down whom the service refused."""
 ALL_USERS: Final = "*"
 """Stands for all users of an account in its `revocations`."""
 _HEADER: Final = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -98,18 +100,20 @@ def sentinel(key: str) -> Claims:
     return said | {"nats": said["nats"] | nothing}
 
 
-def callout(key: str, services: list[str], signers: list[str], seal: str, accounts: list[str]) -> Claims:
-    """Return the claims of the account where tokens are looked at.
+def callout(keys: Mapping[str, str], services: list[str], signers: list[str], seal: str, accounts: list[str]) -> Claims:
+    """Return the claims of the account where tokens are looked at, and whom it refuses is written down.
 
     Args:
-        key: Its public key.
+        keys: Its public key and that of `CORE`, by their names.
         services: Those of the service's user: the present one, and a former one for a while.
         signers: Those by which the service signs.
         seal: That for which servers seal tokens.
         accounts: Public keys of the accounts that it may let somebody into.
     """
     authorization = {"auth_users": services, "allowed_accounts": accounts, "xkey": seal}
-    return _account(CALLOUT, key, {"authorization": authorization, "signing_keys": signers})
+    imports = [_import(Import(CORE, AUDITED, AUDITED), keys)]
+    said = {"authorization": authorization, "signing_keys": signers, "imports": imports}
+    return _account(CALLOUT, keys[CALLOUT], said)
 
 
 def verdict(request: Claims, token: str = "", problem: str = "") -> Claims:

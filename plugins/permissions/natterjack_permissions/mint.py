@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -130,7 +130,7 @@ class Mint:
             by = signers if account.principal in by_token else ()
             said[account.name] = claims.principal(account, keys, by)
         if signers:
-            said[CALLOUT] = self._callout(keys[CALLOUT], signers, sorted(keys[account_of(who)] for who in by_token))
+            said[CALLOUT] = self._callout(keys, signers, sorted(keys[account_of(who)] for who in by_token))
         for name in names:
             self._sign(_file(name), self._with_revocations(name, said[name]))
         for name in sorted(self.accounts() - set(names)):
@@ -158,10 +158,10 @@ class Mint:
                 self.put(file, self.text(following))
                 self.put(following, None)
 
-    def _callout(self, key: str, signers: list[str], accounts: list[str]) -> Claims:
+    def _callout(self, keys: Mapping[str, str], signers: list[str], accounts: list[str]) -> Claims:
         """Mint what a callout service needs, beside its signing keys, and return the claims of its account."""
-        self._user(SERVICE, key, lambda public: claims.user("callout", public))
-        self._user(_SENTINEL, key, claims.sentinel)
+        self._user(SERVICE, keys[CALLOUT], lambda public: claims.user("callout", public))
+        self._user(_SENTINEL, keys[CALLOUT], claims.sentinel)
         seal = self.text(SEAL)
         if seal is None:
             seal = new_seed() + "\n"
@@ -171,7 +171,7 @@ class Mint:
         former = [user for user in before if user != service]
         in_turn = len(signers) > 1  # until the second step, who runs with the former credentials goes on
         said = claims.callout(
-            key, [service, *former] if in_turn else [service], signers, CurveKey(seal.strip()).public, accounts
+            keys, [service, *former] if in_turn else [service], signers, CurveKey(seal.strip()).public, accounts
         )
         if former and not in_turn:
             said["nats"]["revocations"] = dict.fromkeys(former, int(time.time()))

@@ -29,13 +29,28 @@ def test_a_token_is_minted_inspected_and_verified(quick: Cli) -> None:
 
 def test_a_token_that_is_not_valid_is_an_error(quick: Cli) -> None:
     quick.env["NATTERJACK_TOKEN_KEY"] = SECRET
-    token = quick.json("token", "mint", "anna", "--audience", "tools", "--expires", "1")["token"]
+    token = quick.json("token", "mint", "anna", "--audience", "tools", "--expires", "90s")["token"]
     assert quick.error("token", "verify", token, code=1) == "the token is not valid: it is for another audience"
     wanted = ("token", "verify", token, "--audience", "tools", "--issuer", "office")
     assert quick.error(*wanted, code=1).endswith("it has no claim `iss`")
     quick.env["NATTERJACK_TOKEN_KEY"] = SECRET[::-1]
     assert quick.error("token", "verify", token, "--audience", "tools", code=1).endswith("does not fit the key")
     assert quick.error("token", "inspect", "nothing", code=1) == "the token is not valid: it is malformed"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1_800), ("1.5h", 5_400), ("30d", 2_592_000)]
+)
+def test_how_long_it_is_valid_is_told_in_any_unit(quick: Cli, text: str, seconds: int) -> None:
+    quick.env["NATTERJACK_TOKEN_KEY"] = SECRET
+    claims = quick.json("token", "mint", "anna", "--expires", text, "--json")["claims"]
+    assert claims["exp"] - claims["iat"] == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "5sm", "soon", "nan", "inf", "1e400d"])
+def test_what_is_no_time_is_told(quick: Cli, text: str) -> None:
+    quick.env["NATTERJACK_TOKEN_KEY"] = SECRET
+    assert "write e.g. 90s, 30m, 12h or 30d" in quick.error("token", "mint", "anna", "--expires", text, code=2)
 
 
 def test_keys_come_from_files(quick: Cli) -> None:

@@ -187,11 +187,28 @@ def read_since(text: str | None) -> datetime | None:
         return None
     try:
         if text[-1:] in _UNITS:
-            return datetime.now(UTC) - timedelta(**{_UNITS[text[-1]]: float(text[:-1])})
+            return datetime.now(UTC) - _span(text)
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         msg = f"{text!r} is no time; write how long ago, e.g. 90s, 10m, 2h, 7d, or a time such as 2026-05-01T08:00"
         raise typer.BadParameter(msg, param_hint="--since") from error
+
+
+def _span(text: str) -> timedelta:
+    return timedelta(**{_UNITS[text[-1]]: float(text[:-1])})
+
+
+def read_span(text: str) -> float:
+    """Return how many seconds a text such as `90s`, `30m`, `12h` or `30d` says; a bare number is of seconds.
+
+    Raises:
+        ConfigError: It says none.
+    """
+    try:
+        return _span(text if text[-1:] in _UNITS else f"{text}s").total_seconds()
+    except (ValueError, OverflowError) as error:
+        msg = f"{text!r} is no time; write e.g. 90s, 30m, 12h or 30d"
+        raise ConfigError(msg) from error
 
 
 def read_payload(text: str | None) -> Any:

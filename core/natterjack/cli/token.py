@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.options import JsonOption
+from natterjack.cli.options import JsonOption, read_span
 from natterjack.cli.output import local, text_of, write, write_json
 from natterjack.cli.run import run
 from natterjack.tokens import Tokens
@@ -42,7 +42,9 @@ def mint(
     claim: Annotated[
         list[str] | None, typer.Option("--claim", metavar="NAME=VALUE", help="A further claim: JSON, or else text.")
     ] = None,
-    expires: Annotated[float, typer.Option("--expires", metavar="SECONDS", help="How long it is valid.")] = 3600.0,
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="TIME", help="How long it is valid: 90s, 30m, 12h, 30d.")
+    ] = "1h",
     key: KeyOption = DEFAULT_KEY,
     key_id: Annotated[str | None, typer.Option("--key-id", metavar="ID", help="Name of the key (`kid`).")] = None,
     audience: AudienceOption = None,
@@ -52,7 +54,8 @@ def mint(
     """Make a token, and print it."""
     tokens = Tokens.of(_named(key), key_id=key_id, audience=audience, issuer=issuer)
     claims = dict(map(_read_claim, claim or ()))
-    token = tokens.mint(subject, roles=role or (), scopes=scope or (), expires=expires, claims=claims)
+    lasts = read_span(expires)
+    token = tokens.mint(subject, roles=role or (), scopes=scope or (), expires=lasts, claims=claims)
     write_json({"token": token, "claims": inspect_token(token)[1]}) if as_json else write(token)
 
 

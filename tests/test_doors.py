@@ -50,6 +50,7 @@ TEAM: dict[str, Any] = {
     "tools": {"desk": {"kind": "mcp", "command": ["true"]}},
     "users": {
         "ci": {"emits": ["start.it"], "asks": ["alice"], "reads": ["count"]},
+        "guest": {"asks": ["alice"]},
         "ada": {"operator": True},
     },
 }
@@ -65,6 +66,7 @@ class Place:
     def __init__(self, folder: Path, login: Server, stack: AsyncExitStack) -> None:
         self.folder, self.login, self._stack = folder, login, stack
         self.http = self.mcp = ""
+        self.waiting = 0
 
     async def provision(self, team: Team) -> None:
         bus = await Bus.connect(self.login, principal="operator")
@@ -78,6 +80,7 @@ class Place:
         await self.provision(team_of())
         for name in ("alice", "bob"):
             host, context = await start_agent(name, self.login, plugins=Plugins.load())
+            host._agent._answers = self._answer  # type: ignore[attr-defined]
             self._stack.push_async_callback(context.close)
             self._stack.push_async_callback(host.stop, 1.0)
             self.http += "".join(each.url for each in host._triggers if isinstance(each, HttpTrigger))
@@ -90,6 +93,15 @@ class Place:
         (said,) = await until(lambda: [each for each in caplog.messages if "gateway is served at" in each])
         self.mcp = said.rpartition(" ")[2]
 
+    async def _answer(self, question: str) -> str:
+        if question != "wait":
+            return ""
+        self.waiting += 1
+        try:
+            return await asyncio.Future[str]()
+        finally:
+            self.waiting -= 1
+
     async def _serve(self, server: MCPServer) -> None:
         bus = await Bus.connect(self.login, principal=server.name)
         self._stack.push_async_callback(bus.close)
@@ -97,10 +109,10 @@ class Place:
         await service.start()
         self._stack.push_async_callback(service.drain, 0.0)
 
-    async def ask(self, token: str) -> httpx.Response:
+    async def ask(self, token: str, question: str = "x") -> httpx.Response:
         async with httpx.AsyncClient(timeout=20) as client:
             shown = {"Authorization": f"Bearer {token}"}
-            return await client.post(f"{self.http}/ask", json={"question": "x"}, headers=shown)
+            return await client.post(f"{self.http}/ask", json={"question": question}, headers=shown)
 
     @asynccontextmanager
     async def client(self, name: str) -> AsyncIterator[Client]:
@@ -161,6 +173,8 @@ async def place(
     monkeypatch.setenv("DOOR_KEY", SECRET)
     monkeypatch.setattr("natterjack.admission.FRESH", 0.0)
     monkeypatch.setattr("natterjack_mcp.service.TRUST", 0.0)
+    monkeypatch.setattr("natterjack_http.callers.AGAIN", 0.1)
+    monkeypatch.setattr("natterjack_mcp.http.AGAIN", 0.1)
     async with AsyncExitStack() as stack:
         place = Place(*broker, stack)
         await place.start(caplog)
@@ -187,6 +201,29 @@ async def test_revoked_tokens_open_no_door_and_later_ones_do(place: Place) -> No
         return ("ci", "enter", "") in await place.refused()
 
     await until(written)
+
+
+async def test_what_is_under_way_ends_when_its_token_is_revoked(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    token = TOKENS.mint("guest", scopes=SCOPES)
+    async with place.client("guest") as client, httpx.AsyncClient(timeout=20) as reader:
+        shown = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+        async with reader.stream("POST", f"{place.http}/ask", json={"question": "wait"}, headers=shown) as stream:
+            lines = stream.aiter_lines()
+            assert await anext(lines) == "event: asked"
+            asking = asyncio.create_task(place.ask(token, "wait"))
+            calling = asyncio.create_task(client.call_tool("ask_peer", {"agent": "alice", "question": "wait"}))
+            await until(lambda: place.waiting == 3)
+            await place.revoke("guest")
+            read = "".join([line async for line in lines])
+        assert "event: problem" in read
+        assert "it was revoked" in read
+        refused = await asking
+        assert refused.status_code == 401
+        assert "it was revoked" in refused.text
+        with pytest.raises(MCPError, match="error response"):  # the client of MCP tells no more of a 401
+            await calling
+        await until(lambda: place.waiting == 0)
+    assert any("gateway: what guest was answered is cut off" in each for each in caplog.messages)
 
 
 async def test_the_gateway_lets_callers_do_what_the_team_lets_them(place: Place) -> None:
@@ -241,7 +278,7 @@ async def test_who_leaves_the_team_gains_nothing(place: Place) -> None:
     for stranger in (token, TOKENS.mint("nobody")):
         answer = await place.ask(stranger)
         assert answer.status_code == 403
-        assert "may not ask 'alice': that is for 'ci', 'ada', 'operator'" in answer.json()["detail"]
+        assert "may not ask 'alice': that is for 'ci', 'guest', 'ada', 'operator'" in answer.json()["detail"]
 
     async def written() -> bool:
         return {("eve", "ask", "alice"), ("nobody", "ask", "alice")} <= await place.refused()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar
 
@@ -90,6 +90,13 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+async def gone(request: Request) -> Problem:
+    """Return that whoever sent a request, whose body was read, went away, once that is so."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+    return Problem(CANCELLED, "the asker went away")
+
+
 def _too_large(limit: int) -> Problem:
     return Problem(413, f"a question may have {limit:,} bytes; ask less, or raise `max_body`", {"connection": "close"})
 
@@ -122,11 +129,17 @@ class Ask:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def watch(self, request: Request) -> None:
-        """End it when whoever sent the request, whose body was read, goes away."""
-        while (await request.receive())["type"] != "http.disconnect":
-            continue
-        self.stop(Problem(CANCELLED, "the asker went away"))
+    @contextmanager
+    def ended_by(self, *problems: Coroutine[Any, Any, Problem]) -> Iterator[None]:
+        """Within the context, the first of these problems ends it, once there is one."""
+        watching = [asyncio.create_task(problem) for problem in problems]
+        for each in watching:
+            each.add_done_callback(lambda done: None if done.cancelled() else self.stop(done.result()))
+        try:
+            yield
+        finally:
+            for each in watching:
+                each.cancel()
 
 
 class Asks:
@@ -139,8 +152,8 @@ class Asks:
         return len(self._asks)
 
     @contextmanager
-    def begun(self, caller: str, id: str, request: Request) -> Iterator[Ask]:
-        """Within the context, an ask is under way; it ends with the connection, too.
+    def begun(self, caller: str, id: str) -> Iterator[Ask]:
+        """Within the context, an ask is under way.
 
         Raises:
             Problem: The caller has one of this id.
@@ -149,11 +162,9 @@ class Asks:
         if key in self._asks:
             raise Problem(409, f"you have an ask with the id {id!r} already; choose another, or leave it out")
         ask = self._asks[key] = Ask()
-        watching = asyncio.create_task(ask.watch(request))
         try:
             yield ask
         finally:
-            watching.cancel()
             del self._asks[key]
 
     def cancel(self, caller: str, id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -11,6 +12,8 @@ from natterjack_http.problems import Problem
 
 ANYONE: Final = "anyone"
 """Who calls where no token is asked for."""
+AGAIN: Final = 2.0
+"""Seconds between two looks whether who was let in still would be."""
 
 
 class Callers:
@@ -41,6 +44,15 @@ class Callers:
             msg = "whether you may ask cannot be read from the broker now; ask again"
             raise Problem(503, msg) from None
         return caller
+
+    async def refusal(self, headers: Headers) -> Problem:
+        """Return why who was let in would not be any more, once that is so: its token has ended, or was revoked."""
+        while True:
+            await asyncio.sleep(AGAIN)
+            try:
+                await self.name(headers)
+            except Problem as problem:
+                return problem
 
     async def name(self, headers: Headers) -> str:
         """Return who calls.

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from natterjack import AnswerStream, NatterjackError, TriggerContext
 from natterjack_http import events
-from natterjack_http.asks import Ask, Asked, Asks, read_asked
+from natterjack_http.asks import Ask, Asked, Asks, gone, read_asked
 from natterjack_http.callers import Callers
 from natterjack_http.problems import MEDIA, Problem, problem_of
 
@@ -123,7 +123,10 @@ class Door:
             raise Problem(503, f"more than {MAX_UNDER_WAY} requests are under way; ask again")
         caller = await self._callers.asker(request.headers)
         asked = await read_asked(request, self._max_body)
-        with self._asks.begun(caller, asked.id, request) as ask:
+        with (
+            self._asks.begun(caller, asked.id) as ask,
+            ask.ended_by(gone(request), self._callers.refusal(request.headers)),
+        ):
             if events.MEDIA in request.headers.get("accept", ""):
                 await self._stream(ask, asked, caller, send)
                 return None

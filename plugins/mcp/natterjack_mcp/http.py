@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Final, NamedTuple
 
 import uvicorn
@@ -15,9 +15,10 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from natterjack import ConfigError, TokenError
+from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Caller, calling
 from natterjack_mcp.server import MCPServer
 
@@ -29,6 +30,8 @@ KEEP_ALIVE: Final = 75
 """Seconds a connection may idle: longer than reverse proxies keep theirs, so that none sends into one that closes."""
 MAX_HEADERS: Final = 2**21
 """Bytes of a request's headers that are read: enough to tell whoever shows a token of a megabyte what is wrong."""
+AGAIN: Final = 2.0
+"""Seconds between two looks whether who is being answered still would be let in."""
 DRAIN: Final = 5
 """Seconds that calls under way have when the server stops."""
 _PORTS: Final = range(2**16)
@@ -97,7 +100,7 @@ def _check(server: MCPServer, address: Address) -> None:
 
 
 class Door:
-    """Lets requests in whose caller is known (ASGI); all, if the server does not care."""
+    """Lets requests in whose caller is known (ASGI), for as long as it is; all, if the server does not care."""
 
     def __init__(self, server: MCPServer, application: ASGIApp) -> None:
         self._server, self._application = server, application
@@ -114,13 +117,27 @@ class Door:
         except TokenError as error:
             await self._refusal("invalid_token", error.reason)(scope, receive, send)
             return
-        if caller is None:
+        if token is None or caller is None:
             await self._refusal("", auth.asks_for)(scope, receive, send)
             return
         # The SDK lets a session be used only by who began it.
         scope["user"] = _user(caller)
+        answer = _Answer(send)
         with calling(caller):
-            await self._application(scope, receive, send)
+            serving = asyncio.create_task(_awaited(self._application(scope, receive, answer.send)))
+        try:
+            problem = await _refused(auth, token, serving)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        if problem is None:
+            serving.result()
+            return
+        log.info("%s: what %s was answered is cut off: %s", self._server.name, caller.name, problem)
+        if not answer.begun:
+            await self._refusal("invalid_token", problem.reason)(scope, receive, send)
+        elif not answer.ended:
+            await send({"type": "http.response.body", "body": b""})
 
     def _refusal(self, error: str, reason: str) -> Response:
         challenge = f'Bearer realm="{self._server.name}"'
@@ -128,6 +145,34 @@ class Door:
             challenge += f', error="{error}", error_description="{reason}"'
         body = {"error": error or "unauthorized", "error_description": reason}
         return JSONResponse(body, 401, {"WWW-Authenticate": challenge})
+
+
+class _Answer:
+    """Remembers how far an answer has come."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part of it."""
+        self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await self._send(message)
+
+
+async def _refused(auth: Auth, token: str, serving: asyncio.Task[None]) -> TokenError | None:
+    """Return why who was let in would not be any more; None once it is served, if nothing changes before."""
+    while not (await asyncio.wait([serving], timeout=AGAIN))[0]:
+        try:
+            await auth.caller(token)
+        except TokenError as error:
+            return None if serving.done() else error
+    return None
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
 
 
 def shown(headers: Headers) -> str | None:

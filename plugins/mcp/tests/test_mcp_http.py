@@ -65,6 +65,15 @@ async def post(url: str, body: bytes = b"{}", /, **headers: str) -> httpx2.Respo
         return await http.post(url, content=body, headers={**accepted, **headers})
 
 
+async def post_call(url: str, tool: str, **headers: str) -> httpx2.Response:
+    """Call a tool, as plain HTTP."""
+    meta = {PROTOCOL_VERSION_META_KEY: LATEST_MODERN_VERSION, CLIENT_CAPABILITIES_META_KEY: {}, "progressToken": 1}
+    params = {"name": tool, "arguments": {}, "_meta": meta}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+    said = {"MCP-Protocol-Version": LATEST_MODERN_VERSION, "Mcp-Method": "tools/call", "Mcp-Name": tool}
+    return await post(url, body, **said, **headers)
+
+
 def payload(**changed: Any) -> dict[str, Any]:
     whole = {"sub": "ann", "roles": ["writer"], "exp": int(time.time()) + 60, "aud": "desk", "iss": "office", **changed}
     return {name: value for name, value in whole.items() if value is not None}
@@ -205,12 +214,8 @@ async def test_calls_under_way_are_answered_when_it_ends(caplog: pytest.LogCaptu
         await go_on.wait()
         return "done"
 
-    envelope = {PROTOCOL_VERSION_META_KEY: LATEST_MODERN_VERSION, CLIENT_CAPABILITIES_META_KEY: {}}
-    params = {"name": "slow", "arguments": {}, "_meta": envelope}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
-    headers = {"MCP-Protocol-Version": LATEST_MODERN_VERSION, "Mcp-Method": "tools/call", "Mcp-Name": "slow"}
     async with served(server, caplog) as url:
-        calling = asyncio.create_task(post(url, body, **headers))
+        calling = asyncio.create_task(post_call(url, "slow"))
         await begun.wait()
         (serving,) = [each for each in asyncio.all_tasks() if getattr(each.get_coro(), "__name__", "") == "serve_http"]
         serving.cancel()
@@ -218,4 +223,35 @@ async def test_calls_under_way_are_answered_when_it_ends(caplog: pytest.LogCaptu
         assert (await calling).json()["result"]["structuredContent"] == {"result": "done"}
         assert await asyncio.gather(serving, return_exceptions=True)
         with pytest.raises(httpx2.ConnectError):
-            await post(url, body, **headers)
+            await post_call(url, "slow")
+
+
+@pytest.mark.parametrize("tells", [False, True], ids=["silent", "streamed"])
+async def test_a_call_under_way_ends_with_its_token(
+    tells: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natterjack_mcp.http.AGAIN", 0.05)
+    server, cancelled = server_of(JWTAuth(SECRET, audience="desk", leeway=0.0)), asyncio.Event()
+
+    @server.tool(guards=[HasRole("writer")])
+    async def slow(ctx: ToolContext) -> str:
+        try:
+            if tells:
+                await ctx.progress(1, 3)
+            return await asyncio.Future[str]()
+        finally:
+            cancelled.set()
+
+    async with served(server, caplog) as url:
+        shown = token(exp=int(time.time()) + 2)
+        answer = await post_call(url, "slow", Authorization=f"Bearer {shown}")
+        await asyncio.wait_for(cancelled.wait(), 5)
+    if tells:
+        assert answer.status_code == 200
+        assert "notifications/progress" in answer.text
+        assert '"result"' not in answer.text
+    else:
+        assert answer.status_code == 401
+        assert "expired" in answer.json()["error_description"]
+    assert any("what ann was answered is cut off: the token is not valid: it has expired" in e for e in caplog.messages)
+    assert [each for each in caplog.records if each.levelname == "ERROR"] == []

@@ -65,7 +65,7 @@ class Place:
 
     def __init__(self, folder: Path, login: Server, stack: AsyncExitStack) -> None:
         self.folder, self.login, self._stack = folder, login, stack
-        self.http = self.mcp = ""
+        self.http = self.mcp = self.desk = ""
         self.waiting = 0
 
     async def provision(self, team: Team) -> None:
@@ -84,14 +84,12 @@ class Place:
             self._stack.push_async_callback(context.close)
             self._stack.push_async_callback(host.stop, 1.0)
             self.http += "".join(each.url for each in host._triggers if isinstance(each, HttpTrigger))
-        await self._serve(desk())
+        server = desk()
+        await self._serve(server)
+        self.desk = await self._serve_http(server, caplog)
         gateway = Gateway(await self._stack.enter_async_context(connect(self.login)), JWTAuth(SECRET))
         await gateway.look(0.3)
-        serving = asyncio.create_task(serve_http(gateway.server, Address("127.0.0.1", 0)))
-        self._stack.push_async_callback(asyncio.wait, [serving])
-        self._stack.callback(serving.cancel)
-        (said,) = await until(lambda: [each for each in caplog.messages if "gateway is served at" in each])
-        self.mcp = said.rpartition(" ")[2]
+        self.mcp = await self._serve_http(gateway.server, caplog)
 
     async def _answer(self, question: str) -> str:
         if question != "wait":
@@ -101,6 +99,13 @@ class Place:
             return await asyncio.Future[str]()
         finally:
             self.waiting -= 1
+
+    async def _serve_http(self, server: MCPServer, caplog: pytest.LogCaptureFixture) -> str:
+        serving = asyncio.create_task(serve_http(server, Address("127.0.0.1", 0)))
+        self._stack.push_async_callback(asyncio.wait, [serving])
+        self._stack.callback(serving.cancel)
+        (said,) = await until(lambda: [each for each in caplog.messages if f"{server.name} is served at" in each])
+        return str(said).rpartition(" ")[2]
 
     async def _serve(self, server: MCPServer) -> None:
         bus = await Bus.connect(self.login, principal=server.name)
@@ -123,13 +128,13 @@ class Place:
         ):
             yield client
 
-    async def initialize(self, token: str) -> httpx.Response:
-        """Return what the gateway answers to whoever shows this."""
+    async def initialize(self, token: str, url: str = "") -> httpx.Response:
+        """Return what the gateway, or another server over HTTP, answers to whoever shows this."""
         async with httpx.AsyncClient(timeout=20) as client:
             headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
             about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
             asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
-            return await client.post(self.mcp, json=asked, headers=headers)
+            return await client.post(url or self.mcp, json=asked, headers=headers)
 
     async def call(self, token: str) -> Any:
         """Call a tool over NATS as whom a token names."""
@@ -184,11 +189,12 @@ async def place(
 async def test_revoked_tokens_open_no_door_and_later_ones_do(place: Place) -> None:
     old = TOKENS.mint("ci", scopes=SCOPES)
     assert (await place.ask(old)).status_code == (await place.initialize(old)).status_code == 200
+    assert (await place.initialize(old, place.desk)).status_code == 200
     assert await place.call(old) == "for ci"
     await place.revoke("ci")
     with pytest.raises(UnauthenticatedError, match="it was revoked"):
         await place.call(old)
-    for answer in (await place.ask(old), await place.initialize(old)):
+    for answer in (await place.ask(old), await place.initialize(old), await place.initialize(old, place.desk)):
         assert answer.status_code == 401
         assert "it was revoked, as were all of its subject" in answer.headers["www-authenticate"]
         assert "it was revoked" in answer.text

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from natterjack_mcp.auth import Auth
+from natterjack import Admission, Bus
+from natterjack_mcp.auth import Auth, TeamAuth
 from natterjack_mcp.context import ToolContext
 from natterjack_mcp.errors import UnauthenticatedError
 
@@ -42,7 +43,11 @@ class AuthMiddleware:
     """
 
     def __init__(self, auth: Auth) -> None:
-        self.auth = auth
+        self.auth = self._own = auth
+
+    def share(self, bus: Bus, server: str) -> None:
+        """Know nobody any more whom the team has revoked, whichever way it comes."""
+        self.auth = TeamAuth(self._own, Admission(bus))
 
     async def __call__(self, call: Call, proceed: Proceed) -> Result:
         """Stand around one call.

@@ -13,7 +13,7 @@ from natterjack_mcp.caller import Caller
 from natterjack_mcp.errors import CallError
 from natterjack_mcp.guards import Check
 from natterjack_mcp.limits import RateLimitMiddleware
-from natterjack_mcp.middleware import Middleware
+from natterjack_mcp.middleware import AuthMiddleware, Middleware
 from natterjack_mcp.wire import Message, Notify, result_of, value_of
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ class MCPServer:
                 each.refused(call_of(self.name, message, caller), error)
 
     def share(self, bus: Bus, name: str) -> None:
-        """Have limits counted together with all who serve under this name; for transports."""
+        """Have limits counted with all who serve under this name, and the team's revocations heard; for transports."""
         for each in self._gate.middleware:
-            if isinstance(each, RateLimitMiddleware):
+            if isinstance(each, RateLimitMiddleware | AuthMiddleware):
                 each.share(bus, name)
 
     async def tool_names(self) -> frozenset[str]:

@@ -15,7 +15,6 @@ import orjson
 from mcp.shared.subscriptions import ServerEvent
 
 from natterjack import (
-    Admission,
     Bus,
     Endpoint,
     Envelope,
@@ -28,7 +27,7 @@ from natterjack import (
 )
 from natterjack import Message as NatsMessage
 from natterjack_mcp.approval import APPROVAL_LASTS, approval_needed, question
-from natterjack_mcp.auth import Auth, TeamAuth
+from natterjack_mcp.auth import Auth
 from natterjack_mcp.caller import Attested, Caller
 from natterjack_mcp.changes import Changes, packed, unpacked
 from natterjack_mcp.errors import CallError, ToolRefusedError, UnauthenticatedError
@@ -143,7 +142,6 @@ class NatsService:
         concurrency: int = CONCURRENCY,
     ) -> None:
         self._served, self._bus, self._roles_of, self._admits = served, bus, roles_of, admits
-        self._admission = Admission(bus)
         self._approve, self._uses = frozenset(approve), Quota(bus, name or served.name)
         self.name = name or served.name
         self._own = ToolSubjects(self.name)
@@ -322,7 +320,7 @@ class NatsService:
         now = time.time()
         caller, until = self._known.get(shown, (None, 0.0))
         if caller is None or until <= now:
-            caller = await TeamAuth(auth, self._admission).caller(shown)
+            caller = await auth.caller(shown)
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[shown] = caller, min(now + TRUST, float(caller.claims.get("exp", now + TRUST)))

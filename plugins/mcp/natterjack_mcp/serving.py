@@ -57,7 +57,7 @@ async def _caller_of_process(server: MCPServer) -> Caller:
     return await server.auth.caller(shown)
 
 
-async def serve_nats(server: MCPServer, name: str | None = None) -> None:
+async def serve_nats(server: MCPServer, name: str | None = None, joined: asyncio.Event | None = None) -> None:
     """Serve a team's agents over NATS until cancelled; calls under way then have ten seconds.
 
     It connects to the server of NATS_URL, or to the broker that runs in this folder.
@@ -65,6 +65,7 @@ async def serve_nats(server: MCPServer, name: str | None = None) -> None:
     Args:
         server: The server.
         name: What it is called there; its own name by default.
+        joined: Is set once it serves.
 
     Raises:
         ConfigError: No NATS server is named, and none runs in this folder.
@@ -78,6 +79,8 @@ async def serve_nats(server: MCPServer, name: str | None = None) -> None:
     service = NatsService(server, bus, called)
     try:
         await service.start()
+        if joined is not None:
+            joined.set()
         try:
             await bus.closed.wait()
         finally:
@@ -93,18 +96,21 @@ def run(server: MCPServer, *, stdio: bool, http: str | None, nats: bool = False,
         msg = "say how to serve it: over stdio, over HTTP at an address such as 127.0.0.1:8080, or over NATS"
         raise ConfigError(msg)
     ways: list[Way] = [partial(serve_stdio, server)] if stdio else []
+    joined = asyncio.Event() if nats else None
     if http:
-        ways.append(partial(_serve_http, server, http))
+        ways.append(partial(_serve_http, server, http, joined))
     if nats:
-        ways.append(partial(serve_nats, server, name))
+        ways.append(partial(serve_nats, server, name, joined))
     # A server that only serves its parent ends with it, and has no signals of its own.
     serving = ways[0] if stdio and len(ways) == 1 else partial(until_stopped, server, ways)
     anyio.run(serving, backend_options={"use_uvloop": sys.platform != "win32"})
 
 
-async def _serve_http(server: MCPServer, http: str) -> None:
+async def _serve_http(server: MCPServer, http: str, joined: asyncio.Event | None) -> None:
     from natterjack_mcp.http import Address, serve_http  # lazy: a server over stdio needs no uvicorn
 
+    if joined is not None:  # before, it hears of no revocation
+        await joined.wait()
     await serve_http(server, Address.read(http))
 
 

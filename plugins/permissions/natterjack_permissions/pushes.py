@@ -37,7 +37,8 @@ async def push(url: str, mint: Mint, only: Collection[str] = ()) -> tuple[list[s
     bus = await Bus.connect(Server(url, keys=str(mint.out / KEYS)), principal="sys")
     try:
         pushing = _Pushing(bus, await servers_of(bus))
-        return sorted(pushing.servers.values()), await pushing.push(mint, only or mint.accounts())
+        names = await pushing.push(mint, only or mint.accounts())
+        return sorted(pushing.servers.values()), names  # those that were there at the end
     finally:
         await bus.close()
 
@@ -54,7 +55,8 @@ class _Pushing:
         new = [name for name in differing if "" in told[name]]
         for name in new:  # what others import of them is there, before anybody imports
             said = mint.claims(name)
-            await self._push(name, mint.sign(_without(said, "imports")))
+            # Dated earlier than what follows: a server that hears of this alone would bring it back to the others.
+            await self._push(name, mint.sign(_without(said, "imports"), said["iat"] - 1))
         for name in _ordered(mint, differing, new):
             try:
                 await self._push(name, mint.token(name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from natterjack import Right, Server, Team, agent_rights, permissions
+from natterjack import ConfigError, Right, Server, Team, agent_rights, permissions
 from natterjack_permissions.broker import accounts, server
 from natterjack_permissions.keys import path_of
 from natterjack_permissions.mint import creds_file
@@ -88,7 +88,11 @@ def authority(team: Team) -> Authority:
 def known_url(folder: Path) -> str:
     """Return where clients reach the broker, as a folder says that was written before; else where it usually is."""
     path = folder / "contexts/sys.json"
-    return str(json.loads(path.read_text())["url"]) if path.exists() else URL
+    try:
+        return str(json.loads(path.read_text())["url"]) if path.exists() else URL
+    except (ValueError, LookupError, TypeError) as error:
+        msg = f"{path} does not say where the broker is ({error}); say it by --url, which writes it anew"
+        raise ConfigError(msg) from error
 
 
 def _told(verb: str, rights: Iterable[Right]) -> str:

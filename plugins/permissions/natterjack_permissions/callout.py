@@ -15,9 +15,10 @@ from typing import Annotated, Final, NamedTuple
 import nkeys
 import typer
 
-from natterjack import BrokerError, Bus, Claims, ConfigError, Message, Server, TokenError, Tokens
+from natterjack import Bus, Claims, ConfigError, Message, NatterjackError, Server, TokenError, Tokens
 from natterjack_permissions import claims
 from natterjack_permissions.authority import URL
+from natterjack_permissions.keys import pair
 from natterjack_permissions.mint import NEXT_SEAL, NEXT_SIGNER, SEAL, SERVICE, SIGNER, Mint, account_of
 from natterjack_permissions.sealed import CurveKey
 
@@ -138,7 +139,11 @@ class Callout:
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-        subscription = await bus.subscribe(SUBJECT, asked, queue="callout")
+        try:
+            subscription = await bus.subscribe(SUBJECT, asked, queue="callout")
+        except BaseException:
+            await bus.close()
+            raise
         former, self._joined = self._joined, (bus, subscription.drain)
         if former is not None:
             await self._leave(*former)
@@ -152,12 +157,12 @@ class Callout:
     async def _follow(self, server: Server, shown: str | None) -> None:
         """Go by the credentials that the folder has: there may be others, and the former ones end."""
         while not await _within(FOLLOWS, self._stopping):
-            found = self._credentials()
-            if found in (None, shown):
-                continue
             try:
+                found = self._credentials()
+                if found in (None, shown):
+                    continue
                 await self._join(server)
-            except BrokerError as error:
+            except (NatterjackError, OSError) as error:  # of a file that is just being copied, too
                 log.info("tries the next credentials again: %s", error)
             else:
                 log.info("goes by the next credentials")
@@ -176,7 +181,7 @@ class Callout:
         for files in ((SIGNER, SEAL), (NEXT_SIGNER, NEXT_SEAL)):
             signer, seal = map(mint.text, files)
             if signer and seal and seal not in self._known:
-                self._known[seal] = Keys(nkeys.from_seed(signer.strip().encode()), CurveKey(seal.strip()))
+                self._known[seal] = Keys(pair(signer.encode(), files[0]), CurveKey(seal.strip()))
         if not self._known:
             msg = f"there is no {self._folder / SIGNER}: `natterjack secure --mode operator --tokens` makes it"
             raise ConfigError(msg)

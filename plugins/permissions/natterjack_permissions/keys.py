@@ -9,6 +9,8 @@ from typing import Final
 
 import nkeys
 
+from natterjack import ConfigError
+
 OURS_ONCE: Final = "nats-server.conf"
 """What is written where it is not there, and left alone then."""
 
@@ -39,7 +41,20 @@ def keep(folder: Path, principals: Iterable[str], rotate: Iterable[str] = ()) ->
 
 def public(path: Path) -> str:
     """Return the public key of a seed in a file."""
-    return str(nkeys.from_seed(path.read_bytes().strip()).public_key.decode())
+    return str(pair(path.read_bytes(), path).public_key.decode())
+
+
+def pair(seed: bytes, path: str | Path) -> nkeys.KeyPair:
+    """Return the keys of a seed that was read from a file.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return nkeys.from_seed(seed.strip())
+    except (nkeys.NkeysError, ValueError) as error:
+        msg = f"{path} has no seed of a key; put back what it had, or remove it, and `natterjack secure` makes another"
+        raise ConfigError(msg) from error
 
 
 def differing(out: Path, files: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -19,7 +19,7 @@ import nkeys
 from natterjack import ConfigError
 from natterjack_permissions import claims
 from natterjack_permissions.claims import ALL_USERS, CALLOUT, Claims
-from natterjack_permissions.keys import store
+from natterjack_permissions.keys import pair, store
 from natterjack_permissions.sealed import CurveKey, new_seed
 from natterjack_permissions.star import CORE, PREFIX, Account
 
@@ -238,9 +238,9 @@ class Mint:
         """Return the same, to be read."""
         return claims.read(self.token(name))
 
-    def sign(self, said: Claims) -> str:
-        """Return claims, signed by the operator now."""
-        return claims.sign(said, self._operator)
+    def sign(self, said: Claims, at: int) -> str:
+        """Return claims, signed by the operator as of a moment: of two, servers keep the later."""
+        return claims.sign(said, self._operator, at)
 
     @property
     def _operator(self) -> nkeys.KeyPair:
@@ -251,7 +251,7 @@ class Mint:
         if seed is None:
             seed = nkeys.encode_seed(os.urandom(32), kind).decode() + "\n"
             self.put(file, seed)
-        return self._pairs.get(seed) or self._pairs.setdefault(seed, nkeys.from_seed(seed.strip().encode()))
+        return self._pairs.get(seed) or self._pairs.setdefault(seed, pair(seed.encode(), self.out / file))
 
     def _sign(self, file: str, said: Claims) -> None:
         """Have a file say this, signed by the operator; if it does, it stays as it is."""

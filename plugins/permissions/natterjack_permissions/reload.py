@@ -11,7 +11,16 @@ from typing import Final
 
 import orjson
 
-from natterjack import Bus, ConfigError, DisconnectedError, Message, RequestTimeoutError, Server
+from natterjack import (
+    BrokerError,
+    Bus,
+    ConfigError,
+    DisconnectedError,
+    Message,
+    NoRespondersError,
+    RequestTimeoutError,
+    Server,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +60,21 @@ async def reload(url: str, keys: Path) -> list[str]:
 async def _reload(bus: Bus) -> list[str]:
     servers = await servers_of(bus)
     for _ in range(_ROUNDS):
-        for id, name in servers.items():
-            _check(name, await _answer(bus, f"$SYS.REQ.SERVER.{id}.RELOAD"))
+        for id, name in list(servers.items()):
+            try:
+                _check(name, await _answer(bus, f"$SYS.REQ.SERVER.{id}.RELOAD"))
+            except NoRespondersError:
+                log.warning("the server %s went away; it takes it when it is back", name)
+                del servers[id]
+            except TimeoutError as error:
+                msg = (
+                    f"the server {name} did not say within {_PATIENCE:g} s that it has read its configuration;"
+                    " look into its log, and do this again"
+                )
+                raise BrokerError(msg) from error
+    if not servers:
+        msg = "all servers went away before they had read their configuration; do this again when they are back"
+        raise BrokerError(msg)
     return sorted(servers.values())
 
 

@@ -118,7 +118,7 @@ def secure(
         return
     for line in (*_done(changed, servers, out, certificates), *_port(out, url), *_left(out / KEYS, found)):
         typer.echo(line)
-    typer.echo(_next_step(out, url, changed=bool(changed), applied=bool(servers)))
+    typer.echo(_next_step(team_file, out, url, changed=bool(changed), applied=bool(servers)))
 
 
 def _facts(changed: Mapping[str, tuple[str, str]], rotated: Collection[str]) -> dict[str, object]:
@@ -222,6 +222,9 @@ def _check_names(found: Authority, rotate: Iterable[str], certificates: Certific
         if name not in known:
             msg = f"{name!r} has no key here, so none to rotate; there are {', '.join(known)}"
             raise ConfigError(msg)
+        if known.count(name) > 1:
+            msg = f"--rotate {name} would be two things, one of them the keys of {name!r} in the team: rename that one"
+            raise ConfigError(msg)
 
 
 def _changed(
@@ -302,11 +305,11 @@ def _advice(out: Path, certificates: Certificates | None) -> Iterator[str]:
     yield from certificates.ending()
 
 
-def _next_step(out: Path, url: str, *, changed: bool, applied: bool) -> str:
+def _next_step(team_file: Path, out: Path, url: str, *, changed: bool, applied: bool) -> str:
     if applied:
         return "the broker has it; agents that run keep their connections"
     start = f"nats-server -c {out / OURS_ONCE}"
-    team = f"NATS_URL={url} NATS_KEYS={out / 'keys'} natterjack up team.toml"
+    team = f"NATS_URL={url} NATS_KEYS={out / 'keys'} natterjack up {team_file}"
     if not changed:
         return f"nothing changed. A broker that runs with it: {start}"
     return f"start the broker:  {start}\n  (or, if it runs:  the same command with --apply)\nthen the team:     {team}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from natterjack import RefusedError, StreamError, Team, agent_rights, permissions
+from natterjack import RefusedError, RequestTimeoutError, StreamError, Team, agent_rights, permissions
 from natterjack.bus import Bus
 from natterjack.bus.headers import encode
 from natterjack.bus.rawclient import Incoming
@@ -126,6 +126,28 @@ async def test_a_changed_and_a_missing_record_are_found(bus: Bus) -> None:
     assert await verdict([*chain[:2], chain[2].replace(b'"n":', b'"m":'), *chain[3:]]) == (1, 0)
     assert await verdict([*chain[:2], b"\xff", *chain[3:]]) == (1, 1)
     assert await verdict([chain[1], chain[0], *chain[2:]]) == (1, 1)
+
+
+async def test_a_record_whose_acknowledgement_was_lost_looks_like_no_forgery(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provision(bus, newsroom(), Plugins.load())
+    await bus.audit.settle()  # which has its own record
+    store, lost = bus.store, [True]
+
+    async def loses_one(*args: Any, **settings: Any) -> Any:
+        acknowledged = await store(*args, **settings)
+        if lost:
+            lost.clear()
+            raise RequestTimeoutError("audit", 5.0)
+        return acknowledged
+
+    monkeypatch.setattr(bus, "store", loses_one)
+    for number in range(3):
+        bus.audit.note("guard", "emit", n=number)
+    await bus.audit.settle()
+    found = (await _verified(bus.read("AUDIT", "audit.*.guard.emit")))["operator"]
+    assert (found["records"], found["changed"], found["missing"]) == (3, 0, 0)
 
 
 def stored(data: bytes, number: int, subject: str = "audit.operator.guard.emit") -> Incoming:

@@ -148,6 +148,7 @@ async def test_a_refused_subject_is_known_in_milliseconds() -> None:
                 lambda: bus.request("Forbidden.Ask", timeout=5),
                 lambda: bus.request_many("forbidden.many", timeout=5, until=lambda _: True),
                 lambda: bus.store("forbidden.store", b""),
+                lambda: bus.request("forbidden.subscription.made", timeout=5),
                 lambda: bus.api("STREAM.INFO.SECRET"),
                 lambda: bus.subscribe("forbidden.feed", nothing),
                 lambda: bus.subscribe("forbidden.feed", nothing, queue="q"),
@@ -181,6 +182,21 @@ async def test_a_subscription_lost_after_a_reconnect_is_logged(caplog: pytest.Lo
             server.kill()
             server.start()
             await until(lambda: "refuses 'agent' to subscribe to 'open.feed'" in caplog.text)
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(nats_server: NatsServer) -> None:
+    async with connected(nats_server) as hearing:
+        await hearing.listen("audit.agent.guard.refuse", lambda _: None)  # and acknowledges nothing
+        bus = await Bus.connect(Server(nats_server.url), principal="agent")
+        bus.audit.refused("emit", "x", "no")
+        closing = asyncio.create_task(bus.close())
+        await asyncio.sleep(0)
+        assert not bus.closed.is_set()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert bus.closed.is_set()
+        assert not bus.connected
 
 
 # Sizes

@@ -35,10 +35,13 @@ class Audit:
 
     def __init__(self, bus: Streams) -> None:
         self._bus = bus
-        self.writer = secrets.token_hex(8)
-        self._number, self._previous = 0, self.writer
+        self._begin()
         self._waiting: dict[tuple[str, str, bytes], int] = {}
         self._task: asyncio.Task[None] | None = None
+
+    def _begin(self) -> None:
+        self.writer = secrets.token_hex(8)
+        self._number, self._previous = 0, self.writer
 
     def note(self, area: str, verb: str, **facts: object) -> None:
         """Write down something, soon.
@@ -91,5 +94,6 @@ class Audit:
                 continue
             except NatterjackError as error:
                 log.warning("%s: what was refused could not be written down: %s", self._bus.principal, error)
+                self._begin()  # it may be stored all the same: another one of its number would look like a forgery
                 continue
             self._number, self._previous = self._number + 1, hashlib.sha256(data).hexdigest()

@@ -138,13 +138,16 @@ class Bus(Streams):
         """Send what is buffered and close, within a deadline in seconds. Closing twice is fine."""
         self._closing = True
         try:
-            await self.audit.settle(timeout / 2)
-            async with asyncio.timeout(timeout / 2):
-                if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
-                    await self._nc.close()
+            try:
+                await self.audit.settle(timeout / 2)
+            finally:  # also where that was cancelled: it would stay connected for ever
+                async with asyncio.timeout(timeout / 2):
+                    if self._nc._flush_queue is not None:  # else it never began to connect, and cannot be closed
+                        await self._nc.close()
         except (TimeoutError, nats.errors.Error, OSError) as error:
             log.debug("closing the connection to %s: %s", self.server, error)
-        self._end("the connection was closed")
+        finally:
+            self._end("the connection was closed")
 
     def _end(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -215,15 +218,13 @@ class Bus(Streams):
 
     async def _error(self, error: Exception) -> None:
         self._last_error = error
-        text = str(error)
+        text, quiet = str(error), isinstance(error, _QUIET_ERRORS) or self._closing or not self._began
         if "permissions violation" in text.lower():
             self._refused(text)
         elif isinstance(error, nats.errors.SlowConsumerError):
             self._slow(error)
-        elif isinstance(error, _QUIET_ERRORS) or self._closing or not self._began:
+        elif quiet or (not self.connected and self._lapse.note(own_words(error))):  # which says so, once
             log.debug("%s: %s", self.server, own_words(error))
-        elif not self.connected and self._lapse.note(own_words(error)):
-            log.debug("%s: %s", self.server, own_words(error))  # the lapse has said so, once
         elif self.connected:
             log.error("%s: %s", self.server, own_words(error), exc_info=error if error.__traceback__ else None)
         elif text != self._complaint:  # it goes on trying, and says so once
@@ -234,7 +235,7 @@ class Bus(Streams):
         """Fail whoever waits on the subject; nats-py has lower-cased it."""
         parts = text.split('"')
         subject = parts[1] if len(parts) > 1 else ""
-        subscribing = "subscription" in text.lower()
+        subscribing = "for subscription to" in text.lower()  # a subject may have the word, too
         what = "subscribe to" if subscribing else "publish on"
         message = f"the broker refuses {self.principal!r} to {what} {subject!r}"
         if self.server.token and not self.server.attests and subject.startswith(API_PREFIX.lower()):

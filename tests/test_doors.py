@@ -305,3 +305,15 @@ async def test_a_door_that_cannot_look_lets_nobody_in(place: Place) -> None:
     await bus.close()
     with pytest.raises(TokenError, match="whether it was revoked cannot be read"):
         await Admission(bus).admit("ci", {"iat": 2**40})
+
+
+async def test_a_door_forgets_nothing_where_the_team_cannot_be_found(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natterjack.admission.FRESH", 0.0)
+    await provision(bus, team_of(), Plugins.load())
+    admission = Admission(bus)
+    await admission.revoke({"ci": int(time.time())})
+    with pytest.raises(TokenError, match="it was revoked"):
+        await admission.admit("ci", {"iat": 1})
+    await bus.api("STREAM.DELETE.KV_team")
+    with pytest.raises(TokenError, match="it was revoked"):
+        await admission.admit("ci", {"iat": 1})

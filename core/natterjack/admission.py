@@ -175,6 +175,8 @@ class Admission:
             sequence, _ = await self._bus.value(TEAM_BUCKET, TEAM_KEY)
             revoked = _read((await self._bus.value(TEAM_BUCKET, REVOKED_KEY))[1])
         except NotProvisionedError:
+            if known is not None and known.sequence:
+                raise  # there was a team: without it all would be open, and no token revoked
             sequence, revoked = 0, {}
         if known is not None and sequence == known.sequence:
             return replace(known, at=time.monotonic(), revoked=revoked)

@@ -298,6 +298,9 @@ def _read(values: Mapping[str, Any]) -> Claims:
         msg = "it says of nobody: its claim `sub` is empty"
         raise TokenError(msg)
     scope = next((values[name] for name in ("scope", "scopes", "scp") if name in values), ())
+    if not isinstance(values.get("iat", 0), int | float):  # which pyjwt lets be a text
+        msg = "its claim `iat` is no number"
+        raise TokenError(msg)
     expires = float(values["exp"])
     if expires > _LATEST:
         msg = "its claim `exp` is no time before the year 10000"

@@ -24,7 +24,7 @@ from natterjack.needs import agent_triggers
 from natterjack.plugins import Plugins
 from natterjack.record import stored_team
 from natterjack.service import discover
-from natterjack.stores import REFUSED, STREAMS, is_watched, noted
+from natterjack.stores import REFUSED, SIZE, STREAMS, is_watched, noted
 from natterjack.team import Team
 from natterjack.team.file import read_team
 
@@ -163,7 +163,7 @@ def _check_provisioned(team: Team, team_file: Path) -> Finding:
     if team_file.is_file():
         try:
             written = read_team(team_file)
-            if team.agents not in (written.agents, written.closed().agents):
+            if not any(_is_as(team, each) for each in (written, written.closed())):
                 what = f"{team_file} differs from what is provisioned as {team.name!r}"
                 return bad("team", what, f"natterjack provision {team_file}, then start the agents again")
         except NatterjackError:
@@ -171,10 +171,16 @@ def _check_provisioned(team: Team, team_file: Path) -> Finding:
     return good("team", f"{team.name!r} is provisioned, agents: {', '.join(team.agents)}")
 
 
+def _is_as(stored: Team, written: Team) -> bool:
+    """Tell whether a team is stored as it is written; initial state is not stored with it."""
+    parts = [(team.agents, team.tools, team.users, team.external, set(team.buckets)) for team in (stored, written)]
+    return parts[0] == parts[1]
+
+
 async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
     states: dict[str, dict[str, Any]] = {}
     well = True
-    for name, wanted in STREAMS.items():
+    for name in STREAMS:
         try:
             info = await bus.api(f"STREAM.INFO.{name}")
             states[name] = info["state"]
@@ -186,8 +192,9 @@ async def _check_streams(bus: Bus) -> AsyncIterator[Finding]:
             detail = f"{name} takes nothing more from {refused}: more than anybody may was stored within an hour"
             yield bad("streams", detail, "natterjack storage shows how much; see what runs there, and stop or mend it")
             well = False
-        limit = wanted.get("max_bytes", 0)
-        if limit and states[name]["bytes"] > _FULL * limit and wanted.get("discard") == "new":
+        config = info["config"]  # somebody may have raised its limit; and where shares are enforced, it opens by and by
+        limit = max(0, int(config["max_bytes"]), int(noted(config, SIZE) or 0))
+        if limit and states[name]["bytes"] > _FULL * limit and config["discard"] == "new":
             detail = f"{name} holds {states[name]['bytes']:,} of {limit:,} bytes, and refuses more when it is full"
             fix = f"natterjack storage shows who fills it; nats stream purge {name} --keep N, or raise its limit"
             yield bad("streams", detail, fix)

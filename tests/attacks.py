@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -396,13 +397,21 @@ BODIES = (
     b'{"name": "MINE", "subjects": ["mine"], "sources": [{"name": "JOURNAL"}], "mirror": {"name": "EVENTS"}}',
     b'{"seq": 1, "last_by_subj": "journal.writer.x.1", "batch": 1}',
 )
-OWN = ("researcher", "$KV.context.findings", "$KV.context.status")
+OWN = (
+    *(f"{root}.researcher." for root in ("audit", "dead", "delay", "journal", "wake")),
+    "$KV.context.findings.",
+    "$KV.limits.researcher.",
+    "stored.events.researcher.research.",
+    "stored.inbox.researcher.researcher.",
+    "stored.messages.researcher.reports.",
+)
+"""What the subjects begin with that are the researcher's own."""
 
 
 def others(stored: dict[str, Any]) -> dict[str, Any]:
     """What is stored, but for what is the researcher's own."""
     return {
-        name: {subject: count for subject, count in subjects.items() if not any(own in subject for own in OWN)}
+        name: {subject: count for subject, count in subjects.items() if not subject.startswith(OWN)}
         for name, subjects in stored.items()
     }
 
@@ -423,6 +432,14 @@ HEADERS = [
     ("events.research.x", {"Nats-Expected-Stream": "JOURNAL"}),
     ("$KV.context.findings.x", {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}),
 ]
+
+
+DUE = "delay.researcher.due.research.later"
+
+
+def soon() -> str:
+    """A moment after those of all schedules before it."""
+    return (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat().replace("+00:00", "Z")
 
 
 async def try_all(broker: Broker) -> int:
@@ -458,5 +475,14 @@ async def try_all(broker: Broker) -> int:
         await broker.attacker.publish(subject, b"{}", headers)
         await check(f"{subject} with {headers}")
         rows += 1
+    await broker.attacker.publish(
+        "delay.researcher.own", b"{}", {"Nats-Schedule": f"@at {soon()}", "Nats-Schedule-Target": DUE}
+    )
+
+    async def fired() -> bool:
+        return "stored.events.researcher.research.later" in (await broker.stored())["EVENTS"]
+
+    await until(fired)  # a schedule that may fire has: so would have those that may not
+    await check("schedules")
     assert await broker.made() == made
     return rows

@@ -22,7 +22,7 @@ from natterjack.runtime import start_agent
 from natterjack.testing import ScriptedAgent, until
 from natterjack_permissions.authority import authority
 from natterjack_permissions.broker import server as server_conf
-from natterjack_permissions.secure import write
+from natterjack_permissions.secure import Mode, minted, write
 from natterjack_permissions.tls import Certificates
 
 from .chaos.broker import free_ports
@@ -45,11 +45,15 @@ def test_what_secure_writes_is_what_stands_here() -> None:
     assert (CONFIGURATIONS / "secured.conf").read_text() == server_conf("nats://127.0.0.1:4222")
 
 
-def secured(folder: Path, url: str) -> None:
+def secured(folder: Path, url: str, mode: Mode = Mode.STATIC) -> None:
     """Write what `secure --tls` would."""
     found = authority(TEAM)
-    write(found, folder, url, tls=True)
-    Certificates(folder, found.principals).write()
+    certificates = Certificates(folder, found.principals)
+    if mode is Mode.STATIC:
+        write(found, folder, url, tls=True)
+    else:
+        minted(found, folder, url, (), certificates).write()
+    certificates.write()
 
 
 class Cluster:
@@ -101,15 +105,19 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield found
 
 
-def edge(folder: Path, port: int, hub: int) -> dict[str, str]:
-    """What `leaf.conf` is to know where ann is at the edge."""
+def edge(folder: Path, port: int, hub: int, mode: Mode = Mode.STATIC) -> dict[str, str]:
+    """What the configuration of the edge is to know where ann is there."""
     keys = folder / "keys"
+    if mode is Mode.STATIC:
+        login = {"SEED": (keys / "ann.nk").read_text().strip()}
+    else:
+        login = {"CREDENTIALS": str(keys / "ann.creds")}
     return {
         **os.environ,
+        **login,
         "NAME": "edge",
         "LISTEN": f"127.0.0.1:{port}",
         "HUB": f"tls://127.0.0.1:{hub}",
-        "SEED": (keys / "ann.nk").read_text().strip(),
         "CERTIFICATE": str(keys / "ann.pem"),
         "AUTHORITIES": str(keys / "ca.crt"),
     }
@@ -202,10 +210,11 @@ async def test_a_secured_cluster_outlives_any_one_of_its_servers(tmp_path: Path)
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGURATIONS.glob("*.conf")))
 def test_the_server_reads_each(tmp_path: Path, name: str) -> None:
-    secured(tmp_path, "nats://127.0.0.1:4222")
+    mode = Mode.OPERATOR if "operator" in name else Mode.STATIC
+    secured(tmp_path, "nats://127.0.0.1:4222", mode)
     (tmp_path / name).write_text((CONFIGURATIONS / name).read_text())
     command = [str(find_server()), "-t", "-c", name]
-    environment = {**Cluster(tmp_path).environment(0), **edge(tmp_path, 4223, 7422)}
+    environment = {**Cluster(tmp_path).environment(0), **edge(tmp_path, 4223, 7422, mode)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -256,18 +265,19 @@ def running(configuration: str, folder: Path, environment: Mapping[str, str]) ->
         process.wait(20)
 
 
+@pytest.mark.parametrize(("mode", "leaf_conf"), [(Mode.STATIC, "leaf.conf"), (Mode.OPERATOR, "leaf-operator.conf")])
 async def test_an_agent_at_the_edge_is_away_for_a_while_and_misses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, leaf_conf: str
 ) -> None:
     monkeypatch.setattr("natterjack.provision.ACK_WAIT", 10**9)  # of what was on its way
     port, hub, leaf = free_ports(3)
-    secured(tmp_path, f"nats://127.0.0.1:{hub}")
+    secured(tmp_path, f"nats://127.0.0.1:{hub}", mode)
     leafnodes = f'leafnodes {{ listen: "127.0.0.1:{leaf}", tls {{ include "tls.conf" }} }}\n'
     (tmp_path / "hub.conf").write_text((tmp_path / "nats-server.conf").read_text() + leafnodes)
-    (tmp_path / "leaf.conf").write_text((CONFIGURATIONS / "leaf.conf").read_text())
+    (tmp_path / leaf_conf).write_text((CONFIGURATIONS / leaf_conf).read_text())
     here = Server(f"nats://127.0.0.1:{hub}", keys=str(tmp_path / "keys"))
     there = Server(f"nats://127.0.0.1:{port}", prefix=Server.SECURED_PREFIX)
-    environment, plugins = edge(tmp_path, port, leaf), Plugins.load()
+    environment, plugins = edge(tmp_path, port, leaf, mode), Plugins.load()
     async with AsyncExitStack() as stack:
         stack.enter_context(running("hub.conf", tmp_path, os.environ))
         operator = await until(partial(joined, here), timeout=30)
@@ -276,14 +286,14 @@ async def test_an_agent_at_the_edge_is_away_for_a_while_and_misses_nothing(
         await provision(operator, TEAM, plugins)
         client = await stack.enter_async_context(connect(operator.server))
         ben = await started(stack, "ben", here, plugins)
-        with running("leaf.conf", tmp_path, environment):
+        with running(leaf_conf, tmp_path, environment):
             await until(partial(linked, there), timeout=30)
             ann = await started(stack, "ann", there, plugins)
             await client.event_bus.emit("work.due", {"n": 0})
             await ben.handled(1, timeout=30)
         for n in (1, 2, 3):
             await client.event_bus.emit("work.due", {"n": n})
-        with running("leaf.conf", tmp_path, environment):
+        with running(leaf_conf, tmp_path, environment):
             await ben.handled(4, timeout=60)
             assert {event.data["n"] for event in ann.events} == {0, 1, 2, 3}
             assert await client.ask_peer("ann", "there?") == ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natterjack import subjects
+from natterjack import InvalidNameError, PatternError, subjects
 from natterjack.rights import Permissions, Right, Verb, permissions
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -33,6 +34,33 @@ def test_without_rights_a_principal_reads_the_team_hears_its_replies_and_writes_
     ]
     assert granted.publish == (*read, *audit)
     assert granted.subscribe == ("_INBOX.writer.>",)
+
+
+@pytest.mark.parametrize(
+    ("right", "is_one"),
+    [
+        (Right("emit", "a.b"), True),
+        (Right("emit", "a.*"), True),
+        (Right("emit", "a."), False),
+        (Right("emit", "a/b"), False),
+        (Right("read", "finance/a.>"), True),
+        (Right("read", "finance/"), False),
+        (Right("write", "Finance/a"), False),
+        (Right("ask", "ben"), True),
+        (Right("ask", "Ben"), False),
+        (Right("ask", "agents://claude/ann/desk"), True),
+        (Right("ask", "agents://claude/ann"), False),
+        (Right("ask", "https://else.where/"), True),
+        (Right("call", "desk/*"), True),
+        (Right("call", "desk/find it"), True),
+        (Right("call", "/find"), False),
+        (Right("consume", "EVENTS/ann=event-a"), True),
+        (Right("consume", ""), False),
+    ],
+)
+def test_of_what_there_can_be_a_right(right: Right, *, is_one: bool) -> None:
+    with nullcontext() if is_one else pytest.raises((InvalidNameError, PatternError)):
+        right.check()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,9 @@ waits = ["order.paid"]
 tools = ["desk"]
 [agents.ben]
 kind = "natterjack.components:Agent"
+[agents.eve]
+kind = "natterjack.components:Agent"
+delays = ["bill.*"]
 [tools.desk]
 kind = "mcp"
 command = ["true"]
@@ -199,16 +202,21 @@ operator = true
         ("ben read mood", 0, "its table says nothing else"),
         ("ann call desk/find", 0, "yes: 'ann' may call 'desk/*' (team.toml:6)"),
         ("ann ask ann", 0, "for who comes by a door of its own"),
-        ("ci replay order.paid", 0, "yes: 'ci' may replay 'order.*' (team.toml:13)"),
+        ("ci replay order.paid", 0, "yes: 'ci' may replay 'order.*' (team.toml:16)"),
         ("ci replay pay.due", 1, "The broker cannot narrow what somebody reads of the past"),
         ("ann replay pay.due", 1, "The broker cannot narrow what somebody reads of the past"),
         ("ben replay pay.due", 1, "To allow it, add 'pay.due' to `replays` of [agents.ben]\n"),
-        ("ada emit x", 0, "yes: 'ada' may do all, in its own name (team.toml:15)"),
+        ("ada emit x", 0, "yes: 'ada' may do all, in its own name (team.toml:18)"),
         ("operator emit x", 0, "yes: 'operator' may do all, in its own name\n"),
         ("operator serve ben", 1, "no: 'operator' answers for nobody else"),
         ("ada write nobucket/x", 1, "no: the team has no bucket 'nobucket'"),
         ("ada write finance/x", 0, "yes: 'ada' may do all"),
         ("core write finance/x", 0, "yes: 'core' reaches all"),
+        ("eve delay bill.due", 0, "yes: 'eve' may delay 'bill.*' (team.toml:11)"),
+        ("eve delay eve", 1, "it may delay 'bill.*'. To allow it, add 'eve' to `delays` of [agents.eve]\n"),
+        ("ben delay bill.due", 1, "it may delay nothing. To allow it, add 'bill.due' to `delays` of [agents.ben]\n"),
+        ("ci delay bill.due", 1, "no: 'ci' may not delay 'bill.due': it may delay nothing\n"),
+        ("ada delay bill.due", 0, "yes: 'ada' may do all"),
         ("core ask ben", 1, "no: 'core' reaches all that is stored"),
     ],
 )
@@ -227,6 +235,9 @@ def test_what_cannot_be_explained_is_told(quick: Quick) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     assert "is nothing that is allowed" in quick.error("explain", "greeter", "fly", "x", code=2)
     assert "there are greeter, operator, oracle" in quick.error("explain", "nobody", "ask", "x", code=2)
+    for verb, what in (("emit", "a."), ("emit", "a b"), ("emit", "é"), ("emit", ""), ("read", "a."), ("ask", "a.b")):
+        for who in ("greeter", "operator"):
+            assert f"{what!r} is no valid " in quick.error("explain", who, verb, what, code=2)
 
 
 @contextmanager

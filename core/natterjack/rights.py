@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from natterjack import addresses, subjects
+from natterjack.errors import PatternError
 from natterjack.toolsubjects import ToolSubjects
 
 Verb = Literal[
@@ -53,6 +54,24 @@ class Right(NamedTuple):
     verb: Verb
     what: str
 
+    def check(self) -> None:
+        """Return if there can be something of that name, whether or not there is.
+
+        Raises:
+            InvalidNameError: A name in it is malformed.
+            PatternError: It is no pattern.
+        """
+        if self.verb in ("read", "write"):
+            subjects.check_keys(self.what)
+        elif self.verb == "ask":
+            _check_peer(self.what)
+        elif self.verb == "call":
+            _call(self.what)
+        elif self.verb not in _FREE:
+            subjects.check_pattern(self.what)
+        elif not self.what:
+            raise PatternError(self.what, "it is empty")
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
@@ -92,6 +111,17 @@ class _Granted(NamedTuple):
     publish: list[str]
     subscribe: list[str] = []  # noqa: RUF012 - nobody changes it
     serve: list[str] = []  # noqa: RUF012
+
+
+_FREE: Final = ("listen", "consume", "watch")
+"""Whose names are more than tokens."""
+
+
+def _check_peer(address: str) -> None:
+    if "://" not in address:
+        subjects.check_name(address)
+    elif addresses.is_foreign(address):  # what one of another scheme looks like, its plugin knows
+        addresses.split_foreign(address)
 
 
 REPLIES: Final = "_INBOX.>"

@@ -59,6 +59,8 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
 
     Raises:
         ConfigError: There is no such principal or verb.
+        InvalidNameError: There can be nothing that is called so, e.g. no event type.
+        PatternError: The same of what may be a pattern.
     """
     closed = team.closed()
     rights = agent_rights(closed)
@@ -70,6 +72,8 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
     if verb not in known:
         msg = f"{verb!r} is nothing that is allowed or refused; these are: {', '.join(known)}"
         raise ConfigError(msg)
+    wanted = Right(verb, what)  # type: ignore[arg-type]
+    wanted.check()
     if who in _BESIDE:
         return who == CORE.lower() and verb not in _TALKS, _BESIDE[who]
     bucket, slash, _ = what.partition("/")
@@ -79,10 +83,13 @@ def explained(team: Team, who: str, verb: str, what: str) -> tuple[bool, str]:
         return _of_operator(team, who, verb)
     if who == what and verb == "ask" and who in team.agents:
         return True, f"{who!r} asks itself, for who comes by a door of its own, such as HTTP"
-    holding = next((right for right in rights[who] if right.verb == verb and covers(right.what, what)), None)
+    own = [right for right in rights[who] if right.verb == verb]
+    if verb == "delay" and who in team.agents:  # its right says whose stream holds them, its table which ones
+        own = [wanted._replace(what=pattern) for pattern in team.agents[who].delays]
+    holding = next((right for right in own if covers(right.what, what)), None)
     if holding is not None:
         return True, f"{who!r} may {verb} {holding.what!r}{_origin(closed, who, holding)}"
-    return False, f"{who!r} may not {verb} {what!r}: {_refusal(closed, rights[who], who, verb, what)}"
+    return False, f"{who!r} may not {verb} {what!r}: {_refusal(closed, own, who, verb, what)}"
 
 
 def _of_operator(team: Team, who: str, verb: str) -> tuple[bool, str]:
@@ -100,7 +107,7 @@ def _origin(team: Team, who: str, right: Right) -> str:
     spec, table = (team.users[who], "users") if who in team.users else (team.agents.get(who), "agents")
     if right.verb == "read" and spec is not None and spec.reads is None:
         return ": its table says nothing else"
-    key = {"call": "tools", "read": "reads"}.get(right.verb)
+    key = {"call": "tools", "read": "reads", "delay": "delays"}.get(right.verb)
     if key is not None:
         return _stated(team.origin(who, key, table=table))
     return ", which it needs to run"
@@ -113,12 +120,14 @@ def _stated(origin: str) -> str:
 def _refusal(team: Team, own: list[Right], who: str, verb: str, what: str) -> str:
     table, settings = ("users", _USERS) if who in team.users else ("agents", _SETTINGS)
     if verb not in settings:
-        found = ", ".join(repr(right.what) for right in own if right.verb == verb)
-        return f"it may {verb} {found or 'nothing'}"
+        found = ", ".join(repr(right.what) for right in own)
+        told = f"it may {verb} {found or 'nothing'}"
+        is_delay = verb == "delay" and who in team.agents
+        return f"{told}. To allow it, add {what!r} to `delays` of [agents.{who}]" if is_delay else told
     guard = PermissionGuard()
     guard.load(team.rules(), frozenset({("*", verb)}))  # type: ignore[arg-type]
     reason = guard.refuse(who, verb, what)  # type: ignore[arg-type]
     if who in team.tools:
         return f"{reason}. It is a tool server"
     told = f"{reason}. To allow it, add {what!r} to `{settings[verb]}` of [{table}.{who}]"
-    return f"{told}. {_READS_ALL}" if verb == "replay" and any(right.verb == verb for right in own) else told
+    return f"{told}. {_READS_ALL}" if verb == "replay" and own else told

@@ -25,6 +25,8 @@ from natterjack.errors import ConfigError, ConnectError, CredentialsError, Refus
 from natterjack.server import Server
 from natterjack.testing import NatsServer, until
 
+from .conftest import Quick
+
 INFO = {"server_id": "X", "version": "2.10.0", "proto": 1, "headers": True, "max_payload": 1048576, "jetstream": True}
 
 
@@ -339,3 +341,13 @@ async def test_without_a_right_to_its_inbox_nobody_connects() -> None:
 def test_a_url_that_is_none() -> None:
     with pytest.raises(ConfigError, match="no server URL"):
         Server("http://127.0.0.1:4222")
+
+
+def test_a_token_and_a_folder_of_keys_are_one_too_many(quick: Quick) -> None:
+    quick.env |= {"NATS_URL": "nats://127.0.0.1:1", "NATS_PREFIX": "CORE.API", "NATS_TOKEN": "x", "NATS_KEYS": "keys"}
+    told = "NATS_TOKEN and NATS_KEYS both say who you are; unset one"
+    assert told in quick.error("emit", "start.go", "{}", code=2)
+    with pytest.raises(ConfigError, match=told):
+        Server("nats://127.0.0.1:1", token="x", keys="keys")
+    quick.env["NATS_TOKEN"] = ""  # as `up` gives it to its processes
+    assert told not in quick.error("emit", "start.go", "{}", code=3)

@@ -71,6 +71,9 @@ class Server:
             if not _is_url(url):
                 msg = f"{hidden(url)!r} is no server URL; write it like nats://127.0.0.1:4222"
                 raise ConfigError(msg)
+        if self.token and self.keys:  # one of them would be left out in silence, and with it perhaps who is meant
+            msg = "NATS_TOKEN and NATS_KEYS both say who you are; unset one"
+            raise ConfigError(msg)
 
     @property
     def attests(self) -> bool:
@@ -162,7 +165,7 @@ def named_server(url: str | None = None, default: str | None = None) -> Server |
     `default`.
 
     Raises:
-        ConfigError: The URL is none.
+        ConfigError: The URL is none, or there are both a token and a folder of keys.
     """
     from_environment = None if url else os.environ.get("NATS_URL")
     found = url or from_environment or default

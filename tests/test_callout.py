@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -118,29 +119,41 @@ async def test_who_shows_a_token_may_what_its_key_may_and_is_known(door: Door) -
 
 
 @pytest.mark.parametrize(
-    ("token", "why"),
+    ("who", "token", "why"),
     [
-        (TOKENS.mint("operator"), "'operator' is not let in by a token"),
-        (TOKENS.mint("core"), "'core' is not let in by a token"),
-        (TOKENS.mint("sys"), "'sys' is not let in by a token"),
-        (TOKENS.mint("../P-ann"), "'../P-ann' is not let in by a token"),
-        (TOKENS.mint("nobody"), "'nobody' is not let in by a token"),
-        (Tokens(secret=SECRET[::-1], audience="team").mint("ann"), "its signature does not fit the key"),
-        (Tokens(secret=SECRET, audience="other").mint("ann"), "it is for another audience"),
-        ("garbage", "it is malformed"),
-        (jwt.encode({"sub": "ann", "aud": "team", "exp": 2**70}, SECRET), "its claim `exp` is no time"),
+        *(
+            (who, TOKENS.mint(who), f"{who!r} is not let in by a token")
+            for who in ("operator", "core", "sys", "../P-ann", "nobody")
+        ),
+        ("ann", Tokens(secret=SECRET[::-1], audience="team").mint("ann"), "its signature does not fit the key"),
+        ("ann", Tokens(secret=SECRET, audience="other").mint("ann"), "it is for another audience"),
+        ("ann", "garbage", "it is malformed"),
+        ("ann", "or.gar.bage", "it is malformed"),
+        ("ann", jwt.encode({"sub": "ann", "aud": "team", "exp": 2**70}, SECRET), "its claim `exp` is no time"),
     ],
 )
 async def test_who_shows_another_one_is_kept_out(
-    door: Door, caplog: pytest.LogCaptureFixture, token: str, why: str
+    door: Door, caplog: pytest.LogCaptureFixture, who: str, token: str, why: str
 ) -> None:
     async with door.callout():
         with pytest.raises(CredentialsError, match=r"refuses these credentials .*Put another token into NATS_TOKEN"):
-            await Bus.connect(door.by(token), principal="ann")
+            await Bus.connect(door.by(token), principal=who)
     (told,) = (record.message for record in caplog.records if record.name == "natterjack.callout")
-    assert told.startswith("refused  'natterjack ann' from 127.0.0.1")
+    assert told.startswith(f"refused  'natterjack {who}' from 127.0.0.1")
     assert why in told
     assert token not in caplog.text
+
+
+@pytest.mark.parametrize("kept", ["in the environment", "in a file"])
+async def test_whose_token_is_for_another_is_told_before_it_connects(door: Door, tmp_path: Path, kept: str) -> None:
+    token, where = TOKENS.mint("bob"), "NATS_TOKEN"
+    if kept == "in a file":
+        (tmp_path / "token").write_text(f"{token}\n")
+        token, where = f"file:{tmp_path / 'token'}", str(tmp_path / "token")
+    for who, todo in (("operator", "add --as bob"), ("ann", "put one of `natterjack token mint ann` there")):
+        told = f"the token in {where} is for 'bob', and this acts as {who!r}: {todo}"
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            await Bus.connect(door.by(token), principal=who)
 
 
 @pytest.mark.parametrize("size", [5_000, 20_000])
@@ -219,13 +232,10 @@ async def test_whose_tokens_are_revoked_is_closed_out_at_once(door: Door) -> Non
 async def test_who_is_known_and_refused_stands_in_the_audit(door: Door) -> None:
     async with door.joined("operator", door.login) as operator, door.callout() as service:
         await provision(operator, Team(), Plugins.load())
-        for token in (
-            Tokens(secret="b" * 32, audience="team").mint("ann"),
-            TOKENS.mint("operator"),
-            TOKENS.mint("eve"),
-        ):
+        forger = Tokens(secret="b" * 32, audience="team")
+        for who, tokens in (("ann", forger), ("operator", TOKENS), ("eve", TOKENS)):
             with pytest.raises(ConnectError):
-                await Bus.connect(door.by(token, patience=0), principal="ann")
+                await Bus.connect(door.by(tokens.mint(who), patience=0), principal=who)
 
         async def written() -> list[tuple[str, str, str]]:
             found = [message async for message in operator.read(AUDIT, audit("callout", "*", "*"))]

@@ -79,6 +79,7 @@ class Bus(Streams):
         Raises:
             CredentialsError: The server refuses the credentials, or a file of them cannot be read.
             ConnectError: No server answers, or it is too old.
+            ConfigError: The token is somebody else's.
         """
         server = server.of(principal)
         bus = cls(server, principal)

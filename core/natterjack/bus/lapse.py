@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -145,8 +145,16 @@ def _second_line(path: str) -> str:
 def _ended(read: Callable[[str], str], where: str) -> str:
     """Return when a token ended, if it has."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        body = read(where).split(".")[1]
-        ends = float(orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
+        ends = float(unverified(read(where))["exp"])
         if ends <= time.time():
             return f"It ended at {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M:%S} UTC. "
     return ""
+
+
+def unverified(token: str) -> dict[str, Any]:
+    """Return what a JWT says, whoever made it; nothing, if it is none."""
+    parts = token.split(".")
+    with suppress(ValueError):
+        said = orjson.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))) if len(parts) == 3 else {}
+        return said if isinstance(said, dict) else {}
+    return {}

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from natterjack.bus.lapse import advice, read_token
-from natterjack.errors import ConnectError, CredentialsError
+from natterjack.bus.lapse import advice, read_token, unverified
+from natterjack.errors import ConfigError, ConnectError, CredentialsError
 from natterjack.server import OLDEST_SERVER, Server
+from natterjack.subjects import OPERATOR
 
 PING_INTERVAL: Final = 8
 """Seconds between signs of life; the third one while two have no answer ends the connection: after 16 to 24 s."""
@@ -34,7 +35,9 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
 
     Raises:
         OSError: A file of credentials or certificates cannot be read.
+        ConfigError: The token is somebody else's.
     """
+    _check_bearer(server, principal)
     seed = server.nkey is not None and server.nkey.startswith("SU")
     for path in (server.creds, None if seed else server.nkey, server.token_file):
         if path:
@@ -56,6 +59,17 @@ def login_options(server: Server, principal: str) -> dict[str, Any]:
     if server.nkey:
         options["nkeys_seed_str" if seed else "nkeys_seed"] = server.nkey
     return {key: value for key, value in options.items() if value is not None}
+
+
+def _check_bearer(server: Server, principal: str) -> None:
+    """Check that a token is for who comes: the broker lets in whom it names, to refuse all that another may."""
+    who = unverified(read_token(server.token)).get("sub") if server.token and server.attests else None
+    if not isinstance(who, str) or who == principal:
+        return
+    own = f"put one of `natterjack token mint {principal}` there"
+    advice = f"add --as {who}" if principal == OPERATOR else own
+    msg = f"the token in {server.token_file or 'NATS_TOKEN'} is for {who!r}, and this acts as {principal!r}: {advice}"
+    raise ConfigError(msg)
 
 
 def login_error(server: Server, error: BaseException, told: BaseException | None = None) -> ConnectError:

@@ -71,7 +71,7 @@ async def test_what_the_broker_refuses_is_written_down_where_it_is_heard() -> No
         await writer.close()
         found = [each for each in await records(operator) if each[0].startswith(("audit.writer", "audit.editor"))]
         assert [(subject, record["reason"]) for subject, record in found] == [
-            ("audit.writer.broker.refuse", "the broker refuses 'writer' to publish on '$kv.context.status'")
+            ("audit.writer.broker.refuse", "the broker refuses 'writer' to publish on '$KV.context.status'")
         ]
         await operator.close()
 

@@ -174,6 +174,18 @@ async def test_a_refused_publish_is_logged(caplog: pytest.LogCaptureFixture) -> 
     assert "refuses 'agent' to publish on 'forbidden.say'" in caplog.text
 
 
+async def test_a_refusal_names_the_subject_as_it_is_and_fails_no_other() -> None:
+    with NatsServer(NARROW) as server:
+        async with connected(server, user="free") as free, connected(server, user="agent") as bus:
+            await echo(free, "open.door")
+            asked = bus.ask("open.door", b"please", timeout=5, headers=b"", fails_on_disconnect=False)
+            with pytest.raises(RefusedError, match=r"to publish on 'Open\.door'$"):
+                await bus.request("Open.door", timeout=5)
+            assert (await asked).data == b"please"
+            with pytest.raises(RefusedError, match=r"to subscribe to 'Open\.door'$"):
+                await bus.subscribe("Open.door", nothing)
+
+
 async def test_a_subscription_lost_after_a_reconnect_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer(NARROW) as server:
         async with connected(server, user="agent") as bus:

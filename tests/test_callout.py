@@ -114,7 +114,7 @@ async def test_who_shows_a_token_may_what_its_key_may_and_is_known(door: Door) -
             with pytest.raises(RefusedError):
                 await bus.request(subject, b"", timeout=5)
         async with door.joined("ann", replace(door.by(TOKENS.mint("ann")), prefix="$JS.API")) as misled:
-            with pytest.raises(RefusedError, match=r"'\$js.api.info'. .* set NATS_PREFIX=CORE.API"):
+            with pytest.raises(RefusedError, match=r"'\$JS.API.INFO'. .* set NATS_PREFIX=CORE.API"):
                 await misled.api("INFO", timeout=5)
 
 

@@ -334,7 +334,7 @@ async def test_second_server_of_a_cluster_will_do(nats_server: NatsServer) -> No
 
 async def test_without_a_right_to_its_inbox_nobody_connects() -> None:
     config = 'authorization { users: [ { user: "me", password: "x", permissions: { subscribe: "other" } } ] }'
-    with NatsServer(config) as server, pytest.raises(RefusedError, match=r"subscribe to '_inbox\.agent"):
+    with NatsServer(config) as server, pytest.raises(RefusedError, match=r"subscribe to '_INBOX\.agent"):
         await Bus.connect(Server(server.url, user="me", password="x"), principal="agent")
 
 

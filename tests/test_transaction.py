@@ -369,7 +369,7 @@ async def test_a_refusal_of_one_key_is_heard_and_changes_nothing() -> None:
                 stack.push_async_callback(each.close)
             await operator.api(f"STREAM.CREATE.{STREAM}", {"name": STREAM, **CONFIG})
             messages = [BatchMessage(f"$KV.context.{key}", b"1", {}) for key in "ab"]
-            with pytest.raises(RefusedError, match=r"refuses 'shop' to publish on '\$kv.context.b'"):
+            with pytest.raises(RefusedError, match=r"refuses 'shop' to publish on '\$KV.context.b'"):
                 await store_batch(shop, messages, id="x")
             assert await last_sequence(operator) == 0
 

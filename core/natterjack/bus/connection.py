@@ -233,19 +233,19 @@ class Bus(Streams):
             log.warning("%s cannot reconnect to %s: %s", self.principal, self.server, own_words(error))
 
     def _refused(self, text: str) -> None:
-        """Fail whoever waits on the subject; nats-py has lower-cased it."""
+        """Fail whoever waits on the subject."""
         parts = text.split('"')
         subject = parts[1] if len(parts) > 1 else ""
         subscribing = "for subscription to" in text.lower()  # a subject may have the word, too
         what = "subscribe to" if subscribing else "publish on"
         message = f"the broker refuses {self.principal!r} to {what} {subject!r}"
-        if self.server.token and not self.server.attests and subject.startswith(API_PREFIX.lower()):
+        if self.server.token and not self.server.attests and subject.startswith(API_PREFIX):
             message += f". Where each principal has an account, set NATS_PREFIX={Server.SECURED_PREFIX}"
         self.audit.refused_by_broker(message)
-        attempts = [attempt for attempt in self._subscribing if subscribing and attempt.subject == subject.lower()]
+        attempts = [attempt for attempt in self._subscribing if subscribing and attempt.subject == subject]
         for attempt in attempts:
             attempt.refusal = message
-        if not attempts and (subscribing or not self._mailbox.refuse(subject.lower(), RefusedError(message))):
+        if not attempts and (subscribing or not self._mailbox.refuse(subject, RefusedError(message))):
             log.error("%s", message)
 
     def _slow(self, error: nats.errors.SlowConsumerError) -> None:
@@ -380,9 +380,8 @@ class Bus(Streams):
         *,
         confirmed: bool = True,
     ) -> Subscription:
-        attempt = Attempt(subject.lower())  # as nats-py spells it in errors
+        attempt, raw = Attempt(subject), None
         self._subscribing.append(attempt)
-        raw = None
         try:
             raw = await subscribing
             if on_lost is not None:

@@ -154,8 +154,8 @@ class Mailbox:
             waiter.done.set_result(message)
 
     def refuse(self, subject: str, error: NatterjackError) -> bool:
-        """Fail those who wait on a subject, given in lower case; returns whether anybody did."""
-        tokens = [token for token, waiter in self._waiting.items() if waiter.subject.lower() == subject]
+        """Fail those who wait on a subject; returns whether anybody did."""
+        tokens = [token for token, waiter in self._waiting.items() if waiter.subject == subject]
         for token in tokens:
             self._fail(token, error)
         return bool(tokens)

@@ -53,13 +53,18 @@ Listener = Callable[[Incoming], None]
 
 
 class RawParser(Parser):
-    """Finds messages; every other operation is left to nats-py."""
+    """Finds messages; every other operation is left to nats-py.
+
+    Attributes:
+        line: The last other operation, as the server has written it: nats-py lower-cases what it refuses.
+    """
 
     def reset(self) -> None:
         """Begin anew, on a new connection."""
         super().reset()
         self._parts: list[bytes] = []
         self._wanted = 0
+        self.line = b""
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read from the server: any number of operations, the last of them perhaps cut off."""
@@ -77,7 +82,7 @@ class RawParser(Parser):
                 return
             words, after = data[at:end].split(b" "), end + 2
             if words[0] not in _MESSAGES:
-                self.buf = bytearray(data[at:after])
+                self.line, self.buf = data[at:end], bytearray(data[at:after])
                 await super().parse()
                 at = after
                 continue
@@ -119,6 +124,7 @@ class RawClient(Client):
     """nats-py's client, without its ways to go deaf, to leak or to talk in the clear."""
 
     lapse: Lapse
+    _ps: RawParser
     _flush_queue: asyncio.Queue[asyncio.Future[Any]]  # there once it begins to connect
 
     def __init__(self, tls: Callable[[], ssl.SSLContext | None] = lambda: None) -> None:
@@ -270,6 +276,8 @@ class RawClient(Client):
     async def _process_err(self, err_msg: str) -> None:
         if self.options["allow_reconnect"] and self.lapse.lost(err_msg):  # nats-py would close for good, in silence
             await self._process_op_err(nats.errors.Error(err_msg))
+        elif "permissions violation" in err_msg:  # names a subject, and upper case is another one
+            await self._error_cb(nats.errors.Error(self._ps.line.decode("utf-8", "replace")))
         else:
             await super()._process_err(err_msg)
 

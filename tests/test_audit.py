@@ -81,11 +81,13 @@ async def test_changes_of_authority_are_written_down(bus: Bus) -> None:
     await provision(bus, newsroom(), plugins)
     await provision(bus, newsroom(), plugins)
     await provision(bus, newsroom(emits=["draft.*"]), plugins)
+    await provision(bus, newsroom(emits=["draft.*"], reads=["plan"]), plugins)
     await bus.audit.settle()
-    (_, first), (subject, second) = await records(bus)
+    (_, first), (subject, second), (_, third) = await records(bus)
     assert "writer emit draft.done" in first["allowed"]
     assert subject == "audit.operator.authority.provision"
     assert (second["allowed"], second["denied"]) == (["writer emit draft.*"], ["writer emit draft.done"])
+    assert (third["allowed"], third["denied"]) == (["writer read plan"], ["writer read >"])
 
 
 async def test_what_is_removed_is_written_down(bus: Bus) -> None:

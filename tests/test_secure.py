@@ -200,6 +200,9 @@ operator = true
     [
         ("ann read mood", 0, "yes: 'ann' may read 'mood' (team.toml:4)"),
         ("ben read mood", 0, "its table says nothing else"),
+        ("ann read plan", 1, "'ben' (team.toml:7), 'eve' (team.toml:9), 'operator'; it may read 'mood' (team.toml:4)"),
+        ("ann read plan", 1, "To allow it, add 'plan' to `reads` of [agents.ann]"),
+        ("ben read finance/x", 1, "it may read '>' (team.toml:7). To allow it, add '>' and 'finance/x' to"),
         ("ann call desk/find", 0, "yes: 'ann' may call 'desk/*' (team.toml:6)"),
         ("ann ask ann", 0, "for who comes by a door of its own"),
         ("ci replay order.paid", 0, "yes: 'ci' may replay 'order.*' (team.toml:16)"),

@@ -337,6 +337,9 @@ def test_governed(write: Write) -> None:
         ("writer", "publish"),
     }
     assert Team(agents={"a": AgentSpec(kind="llm")}).governed() == frozenset()
+    reader = Team(agents={"a": AgentSpec(kind="llm", reads=("x",))})
+    assert reader.governed() == frozenset()  # contexts see to it: nobody needs a guard for that
+    assert reader.reading() == [Rule("a", "read", "x"), Rule("operator", "read", ">")]
     assert Team(agents={"a": AgentSpec(kind="llm", emits=(), writes=())}).governed() == {("a", "emit"), ("*", "write")}
 
 

@@ -16,7 +16,7 @@ from natterjack.errors import BrokerError, NatterjackError, NotProvisionedError,
 from natterjack.guards import Guards
 from natterjack.needs import enforced
 from natterjack.record import stored_team
-from natterjack.rights import Rule, Verb
+from natterjack.rights import Verb
 from natterjack.subjects import OPERATOR, REVOKED_KEY, TEAM_BUCKET, TEAM_KEY
 from natterjack.team import Team
 from natterjack.team.users import GRANTS
@@ -183,7 +183,7 @@ class Admission:
         stored = await stored_team(self._bus) if sequence else Team()
         team = enforced(stored, self._bus.server)
         closed = team is not stored
-        rules, governed = _rules(team), _governed(team, closed=closed)
+        rules, governed = [*team.rules(), *team.reading()], _governed(team, closed=closed)
         return _Known(time.monotonic(), revoked, sequence, team, closed, Guards.load(rules, governed))
 
 
@@ -214,17 +214,6 @@ def _may_call(known: _Known, caller: str, what: str) -> bool:
     if what == f"{server}/*":
         return any(each.partition("/")[0] == server for each in found)
     return not found.isdisjoint({what, f"{server}/*"})
-
-
-def _rules(team: Team) -> list[Rule]:
-    """Return the team's rules, and those for reading, which in its own processes nobody asks a guard for."""
-    readable = {name: spec.keys_in("", "read") for name, spec in team.agents.items()}
-    reads = [
-        Rule(name, "read", pattern, team.origin(name, "reads"))
-        for name, patterns in readable.items()
-        for pattern in ((">",) if patterns is None else patterns)
-    ]
-    return [*team.rules(), *reads, Rule(OPERATOR, "read", ">")]
 
 
 def _governed(team: Team, *, closed: bool) -> frozenset[tuple[str, Verb]]:

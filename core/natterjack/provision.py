@@ -148,7 +148,7 @@ def _note(bus: Bus, before: Team | None, after: Team, done: Provisioned) -> None
     if done.removed:
         bus.audit.note("authority", "prune", count=len(done.removed), removed=done.removed[:MOST_TOLD])
     old, new = (
-        {f"{rule.principal} {rule.verb} {rule.pattern}" for rule in (team.rules() if team else ())}
+        {f"{rule.principal} {rule.verb} {rule.pattern}" for rule in ([*team.rules(), *team.reading()] if team else ())}
         for team in (before, after)
     )
     if old != new:

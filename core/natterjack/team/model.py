@@ -327,8 +327,23 @@ class Team(TeamTable):
         for name, user in self.users.items():
             rules += [Rule(name, *each, self._origins.at("users", name, GRANTS[each.verb])) for each in user.granted()]
         rules += [Rule(OPERATOR, verb, ">") for verb in _GRANTS]
-        all_may = [OPERATOR, *self.operators]
-        return rules + [Rule(name, "write", f"{bucket}/>") for name in all_may for bucket in self.buckets]
+        return rules + self._of_buckets("write")
+
+    def reading(self) -> list[Rule]:
+        """Return what agents may read: the rest of the rules, of which their own processes load none.
+
+        There no guard is asked, but the context refuses, so that a team with `reads` alone needs no guard.
+        """
+        rules = [
+            Rule(agent, "read", pattern, self.origin(agent, "reads"))
+            for agent, spec in self.agents.items()
+            for pattern in ((">",) if spec.reads is None else spec.reads)
+        ]
+        return [*rules, Rule(OPERATOR, "read", ">"), *self._of_buckets("read")]
+
+    def _of_buckets(self, verb: Verb) -> list[Rule]:
+        """Return what operators may in the buckets beside the main context."""
+        return [Rule(name, verb, f"{bucket}/>") for name in (OPERATOR, *self.operators) for bucket in self.buckets]
 
     def _allowed(self, spec: AgentSpec, verb: Verb) -> tuple[str, ...]:
         allowed = spec.allowed(verb)

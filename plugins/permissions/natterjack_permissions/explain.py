@@ -14,7 +14,14 @@ from natterjack_permissions.star import CORE, OPERATOR
 
 app = typer.Typer(name="explain")
 
-_SETTINGS: Final = {"emit": "emits", "publish": "publishes", "ask": "asks", "write": "writes", "replay": "replays"}
+_SETTINGS: Final = {
+    "emit": "emits",
+    "publish": "publishes",
+    "ask": "asks",
+    "write": "writes",
+    "read": "reads",
+    "replay": "replays",
+}
 _BESIDE: Final = {
     "core": "'core' reaches all that is stored, whoever's it is; nobody in the team has its key",
     "sys": "'sys' looks after the server, and reaches nothing of the team",
@@ -27,7 +34,7 @@ _READS_ALL: Final = (
     "The broker cannot narrow what somebody reads of the past: who replays or waits for any events can read all that"
     " are stored, past Natterjack"
 )
-_USERS: Final = {**_SETTINGS, "hear": "hears", "inject": "injects", "read": "reads"}
+_USERS: Final = {**_SETTINGS, "hear": "hears", "inject": "injects"}
 
 
 @app.command()
@@ -101,15 +108,14 @@ def _of_operator(team: Team, who: str, verb: str) -> tuple[bool, str]:
 
 def _origin(team: Team, who: str, right: Right) -> str:
     """Return the line that gives it; or why it has it without one."""
-    for rule in team.rules():
+    if right.verb == "read" and who in team.agents and team.agents[who].reads is None:
+        return ": its table says nothing else"
+    for rule in (*team.rules(), *team.reading()):
         if (rule.principal, rule.verb, rule.pattern) == (who, *right) and rule.origin:
             return _stated(rule.origin)
-    spec, table = (team.users[who], "users") if who in team.users else (team.agents.get(who), "agents")
-    if right.verb == "read" and spec is not None and spec.reads is None:
-        return ": its table says nothing else"
-    key = {"call": "tools", "read": "reads", "delay": "delays"}.get(right.verb)
+    key = {"call": "tools", "delay": "delays"}.get(right.verb)
     if key is not None:
-        return _stated(team.origin(who, key, table=table))
+        return _stated(team.origin(who, key, table="users" if who in team.users else "agents"))
     return ", which it needs to run"
 
 
@@ -125,9 +131,12 @@ def _refusal(team: Team, own: list[Right], who: str, verb: str, what: str) -> st
         is_delay = verb == "delay" and who in team.agents
         return f"{told}. To allow it, add {what!r} to `delays` of [agents.{who}]" if is_delay else told
     guard = PermissionGuard()
-    guard.load(team.rules(), frozenset({("*", verb)}))  # type: ignore[arg-type]
+    guard.load([*team.rules(), *team.reading()], frozenset({("*", verb)}))  # type: ignore[arg-type]
     reason = guard.refuse(who, verb, what)  # type: ignore[arg-type]
     if who in team.tools:
         return f"{reason}. It is a tool server"
-    told = f"{reason}. To allow it, add {what!r} to `{settings[verb]}` of [{table}.{who}]"
+    adds = repr(what)
+    if verb == "read" and who in team.agents and team.agents[who].reads is None:  # who has a list reads nothing else
+        adds = f"'>' and {adds}"
+    told = f"{reason}. To allow it, add {adds} to `{settings[verb]}` of [{table}.{who}]"
     return f"{told}. {_READS_ALL}" if verb == "replay" and own else told

@@ -23,7 +23,7 @@ from natterjack.errors import DisconnectedError, NatterjackError, ShareError, Us
 from natterjack.objects import get, put
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
-from natterjack.stores import STREAMS, attested
+from natterjack.stores import REFUSED, STREAMS, attested, noted
 from natterjack.testing import NatsServer, until
 
 from .attacks import TEAM, Broker, attacked, clustered, signed, static
@@ -225,15 +225,15 @@ async def test_what_it_delays_comes_no_more(broker: Broker) -> None:
     assert await is_stored(broker.core, "stored.events.writer.any")
 
 
-async def test_provisioning_changes_nothing_for_long(broker: Broker) -> None:
+async def test_provisioning_changes_nothing_of_it(broker: Broker) -> None:
     await shrink(broker, "JOURNAL", 4 * MIB)
     shares = Shares(broker.client.bus)
     for number in range(12):
         await is_stored(broker.attacker, f"journal.researcher.{number}.1", 100_000)
     assert (await store_of(shares, "JOURNAL")).over() == ["researcher"]
+    before = (await broker.core.api("STREAM.INFO.JOURNAL"))["config"]
     await provision(broker.client.bus, TEAM, Plugins.load())
-    assert await is_stored(broker.core, "journal.nobody.more.1")
-    await shrink(broker, "JOURNAL", 4 * MIB)
+    assert (await broker.core.api("STREAM.INFO.JOURNAL"))["config"] == before
     await shares.look()
     assert not await is_stored(broker.attacker, "journal.researcher.more.1")
     assert await is_stored(broker.core, "journal.writer.more.1")
@@ -318,7 +318,11 @@ async def test_nobody_pushes_out_what_others_have_counted(broker: Broker) -> Non
 async def test_where_nobody_looks_any_more_provisioning_opens_all(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Shares(broker.client.bus).look()
+    await shrink(broker, "JOURNAL", 4 * MIB)
+    for number in range(12):
+        await is_stored(broker.attacker, f"journal.researcher.{number}.1", 100_000)
+    shares = Shares(broker.client.bus)
+    assert (await store_of(shares, "JOURNAL")).refused == ["researcher"]
 
     async def room() -> int:
         return int((await broker.core.api("STREAM.INFO.EVENTS"))["config"]["max_bytes"])
@@ -329,6 +333,10 @@ async def test_where_nobody_looks_any_more_provisioning_opens_all(
     monkeypatch.setattr("natterjack.stores.BEAT", -1.0)
     await provision(broker.client.bus, TEAM, Plugins.load())
     assert await room() == STREAMS["EVENTS"]["max_bytes"]
+    assert await is_stored(broker.attacker, "journal.researcher.more.1")
+    journal = (await broker.core.api("STREAM.INFO.JOURNAL"))["config"]
+    assert not noted(journal, REFUSED)
+    assert journal["max_bytes"] == STREAMS["JOURNAL"]["max_bytes"]
 
 
 @pytest.mark.full

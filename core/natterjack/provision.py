@@ -30,7 +30,7 @@ from natterjack.schedules import (
     write,
 )
 from natterjack.specs import ConsumerSpec, ScheduleSpec
-from natterjack.stores import ATTESTED, STREAMS, attested, context_stream, is_opened, is_watched
+from natterjack.stores import ATTESTED, REFUSED, STREAMS, attested, context_stream, is_opened, is_watched, noted
 from natterjack.team import Team, check_team
 from natterjack.team.check import CONTEXTS
 
@@ -216,13 +216,24 @@ async def _stream(bus: Bus, name: str, config: Mapping[str, Any], done: Provisio
         msg = f"the server already has a stream {name!r}, for {held}: remove it, or use another account or server"
         raise ConfigError(msg)
     wanted |= {key: value for key, value in current.items() if key in wanted and _is_more(key, value, wanted[key])}
-    if is_opened(current, found["state"]["bytes"]) and await is_watched(bus):
-        wanted["max_bytes"] = current["max_bytes"]
+    wanted |= await _shared_out(bus, current, found["state"]["bytes"])
     copies = REPLICAS if found["cluster"].get("name") else 1  # a server alone says only that it leads
     changed = _differs(current, wanted)
     if changed or current["num_replicas"] < copies:
         changed = await _update_stream(bus, current, wanted, copies)
     (done.updated if changed else done.kept).append(f"stream {name}")
+
+
+async def _shared_out(bus: Bus, current: Mapping[str, Any], held: int) -> dict[str, Any]:
+    """Return what stays as it is, because somebody sees to it that nobody fills the stream for others.
+
+    Where nobody does any more, nobody is refused either, and the stream says so.
+    """
+    noting, metadata = bool(noted(current, REFUSED)), dict(current.get("metadata") or {})
+    if (noting or is_opened(current, held)) and await is_watched(bus):
+        kept = ("max_bytes", "subjects", "sources") if noting else ("max_bytes",)
+        return {key: current.get(key) for key in kept}
+    return {"metadata": metadata | {REFUSED: ""}} if noting else {}
 
 
 def _is_more(key: str, current: Any, wanted: Any) -> bool:

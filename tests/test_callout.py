@@ -232,10 +232,15 @@ async def test_whose_tokens_are_revoked_is_closed_out_at_once(door: Door) -> Non
 async def test_who_is_known_and_refused_stands_in_the_audit(door: Door) -> None:
     async with door.joined("operator", door.login) as operator, door.callout() as service:
         await provision(operator, Team(), Plugins.load())
-        forger = Tokens(secret="b" * 32, audience="team")
-        for who, tokens in (("ann", forger), ("operator", TOKENS), ("eve", TOKENS)):
+        forged = Tokens(secret="b" * 32, audience="team").mint("ann")
+        for who, token in (
+            ("ann", forged),
+            ("operator", TOKENS.mint("operator")),
+            ("eve", TOKENS.mint("eve")),
+            ("ann", TOKENS.mint("ann", scopes=["read"])),
+        ):
             with pytest.raises(ConnectError):
-                await Bus.connect(door.by(tokens.mint(who), patience=0), principal=who)
+                await Bus.connect(door.by(token, patience=0), principal=who)
 
         async def written() -> list[tuple[str, str, str]]:
             found = [message async for message in operator.read(AUDIT, audit("callout", "*", "*"))]
@@ -243,8 +248,11 @@ async def test_who_is_known_and_refused_stands_in_the_audit(door: Door) -> None:
             return [(each["who"], each["wanted"], each["reason"].split(": ")[1]) for each in facts]
 
         refused = [(who, "enter", f"{who!r} is not let in by a token") for who in ("operator", "eve")]
+        narrow = "its scopes are for other doors; `natterjack token mint ann --scope nats`, or without scopes"
+        async with door.joined("ann", door.by(TOKENS.mint("ann", scopes=["read", "nats"]))) as ann:
+            await ann.flush()
         await service.stop()  # what is to be written down is stored then
-        assert await written() == refused
+        assert await written() == [*refused, ("ann", "enter", narrow)]
 
 
 async def test_without_a_service_nobody_new_comes_in_and_all_others_stay(door: Door) -> None:

@@ -26,6 +26,8 @@ log = logging.getLogger("natterjack.callout")
 app = typer.Typer(name="callout")
 
 SUBJECT: Final = "$SYS.REQ.USER.AUTH"
+SCOPE: Final = "nats"
+"""What a token needs that has scopes: it opens less than one without, and here is all that its principal may."""
 FOLLOWS: Final = 1.0
 """Seconds between two looks for other credentials of the service."""
 _LONGEST_NAME: Final = 100
@@ -246,6 +248,9 @@ class Callout:
         account = account_of(who)
         if not mint.takes(who):
             msg = f"{who!r} is not let in by a token: it is no agent, tool server or user of the team, or may all"
+            raise TokenError(msg)
+        if shown.scopes and SCOPE not in shown.scopes:
+            msg = f"its scopes are for other doors; `natterjack token mint {who} --scope {SCOPE}`, or without scopes"
             raise TokenError(msg)
         revoked = mint.revoked(who)
         if revoked and shown.values.get("iat", 0) <= revoked:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from natterjack import Bus, CredentialsError, Permissions, Server, connect
+from natterjack.bus.lapse import advice
 from natterjack.testing import NatsServer, until
 from natterjack.testing.command import Cli
 from natterjack_permissions.broker import accounts
@@ -25,6 +26,11 @@ from .conftest import Quick
 from .test_secure import AGENTS, TEAM, _free_port, broker, connected
 
 GRANTED = {"ann": Permissions(("events.x",), ("_INBOX.ann.>",))}
+
+
+def test_without_the_key_of_sys_the_servers_are_told_by_hand() -> None:
+    told = advice(Server("nats://127.0.0.1:1", nkey="secure/keys/sys.nk"))
+    assert told.startswith("If secure/keys/sys.nk is the newest, have the servers read their configuration: SIGHUP")
 
 
 class Fleet:

@@ -101,8 +101,11 @@ def advice(server: Server) -> str:
     if server.creds:
         who = Path(server.creds).stem
         return f"{_ended(_second_line, server.creds)}Renew {server.creds}: `natterjack credentials issue {who}`"
+    if server.nkey and Path(server.nkey).stem == "sys":  # without it no command reaches the server
+        return f"If {server.nkey} is the newest, have the servers read their configuration: SIGHUP, or another start"
     if server.nkey and not server.nkey.startswith("SU"):
-        return f"Renew {server.nkey}, or have the broker take it: `natterjack secure --apply`"
+        told = f"Renew {server.nkey}, or have the broker take it: `natterjack secure --apply`"
+        return f"{told}. Or the team has it no more"
     if server.token:
         where = server.token_file or "NATS_TOKEN"
         return f"{_ended(read_token, server.token)}Put another token into {where}, e.g. of `natterjack token mint`"

@@ -22,7 +22,7 @@ from natterjack.runtime import start_agent
 from natterjack.testing import ScriptedAgent, until
 from natterjack_permissions.authority import authority
 from natterjack_permissions.broker import server as server_conf
-from natterjack_permissions.secure import Mode, minted, write
+from natterjack_permissions.plan import Mode, minted, write
 from natterjack_permissions.tls import Certificates
 
 from .chaos.broker import free_ports

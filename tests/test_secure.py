@@ -116,7 +116,7 @@ def test_files_are_the_same_again_and_keys_stay_secret(secured: Quick) -> None:
         assert not any(seed in text for file, text in written.items() if not file.startswith("keys/"))
     url = url_of(secured.folder)
     assert secured.json("secure", "--url", url) == {"written": [], "reloaded": []}
-    assert secured.json("secure", "--url", url, "--check") == {"changes": [], "ending": []}
+    assert secured.json("secure", "--url", url, "--check") == {"changes": [], "ending": [], "pending": None}
     assert texts(secured.folder / "secure") == written
     assert "| `greeter` | emit `visitor.greeted`; ask `oracle`; write `visitors.*`; read `>`" in written["AUTHORITY.md"]
     assert "configuration file" in read_by_the_server(secured.folder)

@@ -74,6 +74,7 @@ def test_what_ends_soon_is_told_and_made_anew(secured: Quick, monkeypatch: pytes
     assert secured.json("secure", "--url", url, "--check", code=1) == {
         "changes": ["keys/oracle.pem"],
         "ending": ["the certificate of oracle ends in 19 days"],
+        "pending": None,
     }
     expect({"keys/oracle.pem"}, secured)
 
@@ -93,7 +94,7 @@ def test_a_configuration_that_is_the_users_stays_and_what_it_lacks_is_told(quick
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     quick.text("secure")
     assert 'is yours: add the line  tls { include "tls.conf" }' in quick.text("secure", "--tls")
-    assert quick.json("secure", "--check") == {"changes": [], "ending": []}
+    assert quick.json("secure", "--check") == {"changes": [], "ending": [], "pending": None}
 
 
 @pytest.mark.parametrize("days", [365, 20])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from natterjack import ConfigError, Right, Server, Team, agent_rights, permissions
 from natterjack_permissions.broker import accounts, server
@@ -17,6 +18,7 @@ from natterjack_permissions.star import API, OPERATOR, Account, star
 BESIDE: Final = ("core", OPERATOR, "sys")
 """Principals that are no agents: who may touch what is stored, who looks after the team, who looks after the server."""
 URL: Final = "nats://127.0.0.1:4222"
+_SCHEMES: Final = ("nats", "tls", "ws", "wss")
 TABLE: Final = "AUTHORITY.md"
 """Who may do what, for people."""
 _SHOWN: Final = ("emit", "publish", "ask", "call", "write", "read", "hear", "replay", "inject", "provide")
@@ -83,6 +85,28 @@ def authority(team: Team) -> Authority:
     granted = {name: permissions(name, each, attested=True) for name, each in rights.items()}
     operators = tuple(sorted(team.operators))
     return Authority(rights, operators, tuple(star(granted, operators)))
+
+
+def checked(url: str) -> str:
+    """Return a URL, or several joined by commas, that says where clients reach the broker.
+
+    Raises:
+        ConfigError: It does not, or has a password, which all who read the files that are written would have.
+    """
+    for each in url.split(","):
+        try:
+            parts = urlsplit(each.strip())
+            port = parts.port
+        except ValueError as error:
+            msg = f"{each!r} is no URL of a broker ({error}); write e.g. {URL}"
+            raise ConfigError(msg) from error
+        if parts.scheme not in _SCHEMES or not parts.hostname or port == 0:
+            msg = f"{each!r} is no URL of a broker; write e.g. {URL}"
+            raise ConfigError(msg)
+        if "@" in parts.netloc:
+            msg = f"the URL of {parts.hostname} has a name or a password in it; leave it out: principals log in by keys"
+            raise ConfigError(msg)
+    return url
 
 
 def known_url(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,7 +162,19 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        return x509.DNSName(checked_host(host))
+
+
+def checked_host(host: str) -> str:
+    """Return the name of a host, or its address, if it can stand in a certificate.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if re.fullmatch(r"[A-Za-z0-9*.:_-]+", host):
+        return host
+    msg = f"{host!r} is no host; write its name as the DNS has it, e.g. server.example or xn--bcher-kva.example"
+    raise ConfigError(msg)
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:

@@ -50,8 +50,12 @@ def sign(claims: Claims, signer: nkeys.KeyPair, at: int | None = None) -> str:
     return (body + b"." + base64.urlsafe_b64encode(signer.sign(body)).rstrip(b"=")).decode()
 
 
-def read(token: str) -> Claims:
+def read(token: str, where: object = "a token of nkeys") -> Claims:
     """Return the claims of a token, which are not verified: servers do that.
+
+    Args:
+        token: The token.
+        where: Where it was, for the message.
 
     Raises:
         ConfigError: It is none.
@@ -60,14 +64,13 @@ def read(token: str) -> Claims:
         body = token.split(".")[1]
         found = orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (IndexError, ValueError, binascii.Error) as error:
-        msg = "a token of nkeys is malformed; have `natterjack secure` write that file anew: remove it"
+        msg = f"{where} is malformed; have `natterjack secure` write that file anew: remove it"
         raise ConfigError(msg) from error
     return dict(found)
 
 
-def says(token: str, claims: Claims, issuer: str) -> bool:
-    """Tell whether a token says the same, whenever that was."""
-    found = read(token)
+def says(found: Claims, claims: Claims, issuer: str) -> bool:
+    """Tell whether the claims of a token say the same, whenever that was."""
     return {name: value for name, value in found.items() if name not in ("iat", "jti")} == claims | {"iss": issuer}
 
 

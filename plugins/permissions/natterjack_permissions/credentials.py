@@ -13,9 +13,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from natterjack import BrokerError, ConfigError, ConnectError, Server
+from natterjack import BrokerError, ConfigError, ConnectError, CredentialsError, Server
 from natterjack_permissions.authority import known_url
 from natterjack_permissions.changes import end_tokens, note_change
+from natterjack_permissions.folder import held
 from natterjack_permissions.mint import KEYS, Mint, account_of, creds_file
 from natterjack_permissions.pushes import push
 
@@ -46,10 +47,12 @@ def issue(
 
     The former ones stay valid as long as they were; `revoke` them first if they shall not.
     """
-    mint = _opened(out, name)
     ends = None if expires is None else time.time() + seconds(expires)
-    mint.issue(name, ends)
-    mint.write()
+    _opened(out, name)
+    with held(out):
+        mint = _opened(out, name)
+        mint.issue(name, ends)
+        mint.write()
     _note(out, known_url(out), "issue", name)
     if as_json:
         typer.echo(json.dumps(_described(mint, name)))
@@ -69,21 +72,15 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """End all credentials and tokens that somebody has, those that were lost, too; connections are closed at once."""
-    mint = _opened(out, name)
-    mint.revoke(name)
-    mint.configure()
-    mint.write()  # first: a server that starts later has it then
+    _opened(out, name)
     url = url or known_url(out)
-    untold = _end_tokens(out, url, mint, name)  # before its credentials end, which may be the operator's own
-    try:
-        servers, _ = asyncio.run(push(url, mint, {account_of(name)}))
-    except ConnectError as error:
-        cause = str(error).partition(". ")[0]
-        msg = (
-            f"{name} is revoked in {out}, and on each server that starts with it from now on; but a server that runs"
-            f" was not told, because {cause}. When it is back, `natterjack secure --apply` tells it"
-        )
-        raise ConnectError(msg) from error
+    with held(out):
+        mint = _opened(out, name)
+        mint.revoke(name)
+        mint.configure()
+        mint.write()  # first: a server that starts later has it then
+        untold = _end_tokens(out, url, mint, name)  # before its credentials end, which may be the operator's own
+        servers = _pushed(out, url, mint, name)
     _note(out, url, "revoke", name)
     if untold:
         msg = f"{name} has no credentials any more, but doors still take its tokens ({untold}); revoke again"
@@ -93,7 +90,7 @@ def revoke(
         return
     for server in servers:
         typer.echo(f"revoked  {name} on {server}")
-    typer.echo(f"{name} is let in again by:  natterjack credentials issue {name}")
+    typer.echo(f"{name} is let in again by:  natterjack credentials issue {name}{_there(out)}")
 
 
 @app.command("list")
@@ -136,7 +133,28 @@ def _opened(out: Path, name: str | None = None) -> Mint:
         raise ConfigError(msg)
     if name is not None:
         mint.check(name)
+        mint.check_complete()
     return mint
+
+
+def _pushed(out: Path, url: str, mint: Mint, name: str) -> list[str]:
+    """Have the servers take that somebody is revoked, and return their names."""
+    try:
+        return asyncio.run(push(url, mint, {account_of(name)}))[0]
+    except BrokerError as error:
+        refused = isinstance(error, CredentialsError)  # then it is there, and what to do about it comes first
+        cause = str(error).rstrip(".") if refused else str(error).partition(". ")[0]
+        msg = (
+            f"{name} is revoked in {out}, and on each server that starts with it from now on; but a server that runs"
+            f" was not told, because {cause}. {'Then' if refused else 'When it is back,'}"
+            f" `natterjack secure --apply{_there(out)}` tells it"
+        )
+        raise ConnectError(msg) from error
+
+
+def _there(out: Path) -> str:
+    """Return the option that names the folder, where it has not the usual name."""
+    return "" if out == Path("secure") else f" --out {out}"
 
 
 def _end_tokens(out: Path, url: str, mint: Mint, name: str) -> str:

@@ -62,7 +62,7 @@ def differing(out: Path, files: Mapping[str, str]) -> dict[str, tuple[str, str]]
     found = {}
     for name, text in files.items():
         path = out / name
-        before = path.read_text() if path.exists() else None
+        before = path.read_text(errors="replace") if path.exists() else None
         if before != text and not (name == OURS_ONCE and before is not None):
             found[name] = before or "", text
     return found

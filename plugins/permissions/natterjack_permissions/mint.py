@@ -65,7 +65,17 @@ class Mint:
     @property
     def exists(self) -> bool:
         """Whether the folder is of operator mode."""
-        return (self.out / "seeds/operator.nk").exists()
+        return (self.out / _OPERATOR).exists() or (self.out / _seed_file("operator")).exists()
+
+    def check_complete(self) -> None:
+        """Check that a folder of operator mode has what signs: it may be kept elsewhere.
+
+        Raises:
+            ConfigError: It has not; another operator would be unknown to all servers and credentials.
+        """
+        if self.exists and not (self.out / _seed_file("operator")).exists():
+            msg = f"{self.out} is of operator mode, and its `seeds`, which sign, are not here; do this where they are"
+            raise ConfigError(msg)
 
     # Files
 
@@ -236,7 +246,7 @@ class Mint:
 
     def claims(self, name: str) -> Claims:
         """Return the same, to be read."""
-        return claims.read(self.token(name))
+        return claims.read(self.token(name), self.out / _file(name))
 
     def sign(self, said: Claims, at: int) -> str:
         """Return claims, signed by the operator as of a moment: of two, servers keep the later."""
@@ -256,9 +266,10 @@ class Mint:
     def _sign(self, file: str, said: Claims) -> None:
         """Have a file say this, signed by the operator; if it does, it stays as it is."""
         before, signer = (self.text(file) or "").strip(), self._operator
-        if before and claims.says(before, said, _public(signer)):
+        found = claims.read(before, self.out / file) if before else None
+        if found and claims.says(found, said, _public(signer)):
             return
-        at = max(int(time.time()), claims.read(before)["iat"] + 1) if before else None  # servers keep the newest
+        at = max(int(time.time()), found["iat"] + 1) if found else None  # servers keep the newest
         self.put(file, claims.sign(said, signer, at) + "\n")
 
     # Credentials
@@ -338,7 +349,7 @@ _CREDS: Final = """\
 
 def _read(path: str) -> str | None:
     try:
-        with open(path) as file:
+        with open(path, errors="replace") as file:  # what is broken is told by who reads it
             return file.read()
     except FileNotFoundError:
         return None

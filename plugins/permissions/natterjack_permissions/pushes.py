@@ -43,16 +43,26 @@ async def push(url: str, mint: Mint, only: Collection[str] = ()) -> tuple[list[s
         await bus.close()
 
 
+async def lacking(url: str, mint: Mint) -> list[str]:
+    """Return the names of the accounts that a server of the cluster lacks, or has otherwise.
+
+    Raises:
+        BrokerError: None answers, or the credentials of `sys` are none of theirs.
+    """
+    bus = await Bus.connect(Server(url, keys=str(mint.out / KEYS)), principal="sys")
+    try:
+        return (await _Pushing(bus, await servers_of(bus)).differing(mint, mint.accounts()))[0]
+    finally:
+        await bus.close()
+
+
 class _Pushing:
     def __init__(self, bus: Bus, servers: dict[str, str]) -> None:
         self._bus, self.servers = bus, servers
 
     async def push(self, mint: Mint, accounts: Collection[str]) -> list[str]:
         """Push what differs, in the order in which it depends on each other; return the accounts' names."""
-        names = sorted(accounts)
-        told = dict(zip(names, await asyncio.gather(*(self._told(mint.account(name)) for name in names)), strict=True))
-        differing = [name for name in names if name in mint.renewed or told[name] != {mint.token(name)}]
-        new = [name for name in differing if "" in told[name]]
+        differing, new = await self.differing(mint, accounts)
         for name in new:  # what others import of them is there, before anybody imports
             said = mint.claims(name)
             # Dated earlier than what follows: a server that hears of this alone would bring it back to the others.
@@ -64,6 +74,13 @@ class _Pushing:
                 if name != SYS or not mint.revoked("sys"):
                     raise  # else this connection was the first to end by it
         return differing
+
+    async def differing(self, mint: Mint, accounts: Collection[str]) -> tuple[list[str], list[str]]:
+        """Return the names of the accounts that a server has not as they are written, and of those not at all."""
+        names = sorted(accounts)
+        told = dict(zip(names, await asyncio.gather(*(self._told(mint.account(name)) for name in names)), strict=True))
+        differing = [name for name in names if name in mint.renewed or told[name] != {mint.token(name)}]
+        return differing, [name for name in differing if "" in told[name]]
 
     async def _told(self, account: str) -> set[str]:
         """Return what the servers act by for an account; empty: one has nothing.

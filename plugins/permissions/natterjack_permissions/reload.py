@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -28,8 +29,25 @@ _PATIENCE: Final = 60.0
 """Seconds a server may take to read its configuration: one of hundreds of accounts, on a busy machine, takes ten."""
 _ANSWER: Final = 5.0
 """Seconds until a server that does not say that it is there is taken for away."""
+_CLOCKS: Final = 2.0
+"""Seconds by which the clocks of machines may differ."""
 _ROUNDS: Final = 2
 """What an account imports that a reload has added is dead until the next reload (nats-server 2.15)."""
+
+
+class NotTakenError(ConfigError):
+    """A server does not take its configuration, and goes on as it was.
+
+    Attributes:
+        taken_by: The names of those that have taken it before.
+    """
+
+    def __init__(self, name: str, problem: object, taken_by: Collection[str]) -> None:
+        self.taken_by = sorted(taken_by)
+        others = f", while {', '.join(self.taken_by)} took it: mend that, and do this again" if taken_by else ""
+        super().__init__(
+            f"the server {name} does not take the new configuration, and goes on with the old one{others}: {problem}"
+        )
 
 
 @asynccontextmanager
@@ -42,7 +60,8 @@ async def reloading(url: str, keys: Path) -> AsyncIterator[Callable[[], Awaitabl
 
     Raises:
         ConnectError: None answers, or the key is none of theirs.
-        ConfigError: One does not take its configuration, and goes on as it was.
+        NotTakenError: One does not take its configuration.
+        BrokerError: One does not say in a minute that it did, or all went away.
     """
     bus = await Bus.connect(Server(url, keys=str(keys)), principal="sys")
     try:
@@ -58,11 +77,11 @@ async def reload(url: str, keys: Path) -> list[str]:
 
 
 async def _reload(bus: Bus) -> list[str]:
-    servers = await servers_of(bus)
+    servers, taken = await servers_of(bus), set[str]()
     for _ in range(_ROUNDS):
         for id, name in list(servers.items()):
             try:
-                _check(name, await _answer(bus, f"$SYS.REQ.SERVER.{id}.RELOAD"))
+                problem = (await _answer(bus, f"$SYS.REQ.SERVER.{id}.RELOAD")).get("error")
             except NoRespondersError:
                 log.warning("the server %s went away; it takes it when it is back", name)
                 del servers[id]
@@ -72,13 +91,16 @@ async def _reload(bus: Bus) -> list[str]:
                     " look into its log, and do this again"
                 )
                 raise BrokerError(msg) from error
+            if problem:
+                raise NotTakenError(name, str(problem.get("description", problem)).strip(), taken)
+            taken.add(name)
     if not servers:
         msg = "all servers went away before they had read their configuration; do this again when they are back"
         raise BrokerError(msg)
     return sorted(servers.values())
 
 
-async def _answer(bus: Bus, subject: str) -> dict[str, object]:
+async def _answer(bus: Bus, subject: str) -> dict[str, Any]:
     """Ask, and ask again when a server that has read another key of `sys` has hung up."""
     async with asyncio.timeout(_PATIENCE):
         while True:
@@ -116,9 +138,24 @@ async def servers_of(bus: Bus) -> dict[str, str]:
     return found
 
 
-def _check(name: str, answer: dict[str, object]) -> None:
-    problem = answer.get("error")
-    if problem:
-        told = problem.get("description") if isinstance(problem, dict) else problem
-        msg = f"the server {name} does not take the new configuration, and goes on with the old one: {told}"
-        raise ConfigError(msg)
+async def behind(url: str, keys: Path, files: Iterable[Path]) -> list[str]:
+    """Return the names of the servers that have read their configuration before files of it were written.
+
+    Args:
+        url: Where one of them is.
+        keys: Folder with the key of `sys`.
+        files: Parts of the configuration.
+
+    Raises:
+        BrokerError: None answers, or the key is none of theirs.
+    """
+    written = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    bus = await Bus.connect(Server(url, keys=str(keys)), principal="sys")
+    try:
+        read = {
+            name: datetime.fromisoformat((await _answer(bus, f"$SYS.REQ.SERVER.{id}.VARZ"))["data"]["config_load_time"])
+            for id, name in (await servers_of(bus)).items()
+        }
+    finally:
+        await bus.close()
+    return sorted(name for name, at in read.items() if at.timestamp() < written - _CLOCKS)

@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from natterjack import ConfigError, Server, read_team
-from natterjack_permissions.authority import TABLE, URL, Authority, authority, known_url
+from natterjack import BrokerError, read_team
+from natterjack_permissions.authority import URL, Authority, authority, checked, known_url
 from natterjack_permissions.broker import TLS, port_of
-from natterjack_permissions.changes import end_tokens, note_change
-from natterjack_permissions.keys import OURS_ONCE, differing, keep, path_of, public, store
-from natterjack_permissions.mint import KEYS, NEXT_SIGNER, ROTATED, Mint
-from natterjack_permissions.pushes import push
-from natterjack_permissions.reload import reloading
-from natterjack_permissions.tls import AUTHORITY, SERVER, Certificates, hosts_of
+from natterjack_permissions.folder import held
+from natterjack_permissions.keys import OURS_ONCE
+from natterjack_permissions.mint import KEYS, NEXT_SIGNER, ROTATED
+from natterjack_permissions.plan import Mode, Plan, planned
+from natterjack_permissions.tls import Certificates
 
 app = typer.Typer(name="secure")
 _LOGINS: Final = (".nk", ".creds", ".pem")
-_MOST_TOLD: Final = 20
-"""Files, and rows of the table, that the audit names of a change."""
-_LONGEST: Final = 250
-"""Characters of a row there: a record of the audit has 16 KiB at most."""
-
-
-class Mode(StrEnum):
-    """How servers know who may do what."""
-
-    STATIC = "static"
-    OPERATOR = "operator"
-
-
 TlsOption = Annotated[
     bool, typer.Option("--tls", help="Make certificates, too; later they are looked after without being told.")
 ]
@@ -89,170 +74,48 @@ def secure(
 
     The same team and keys give the same files. Keys stay as they are; those of new agents are made.
     """
-    found, rotate, url = authority(read_team(team_file)), rotate or [], url or known_url(out)
-    certificates = certificates_of(found, out, url, host or [], make=tls, callout=tokens or Mint(out).takes_tokens)
-    mint = minted(found, out, url, rotate, certificates, tokens=tokens) if in_operator_mode(out, mode) else None
-    _check_tokens(mint, tokens=tokens)
-    renewed = certificates.changes(rotate) if certificates else {}
-    changed = (mint.differences() if mint else _changed(found, out, url, rotate, certificates)) | renewed
-    if check:
-        _show(changed, certificates, out, as_json=as_json)
-        raise typer.Exit(1 if changed else 0)
-
-    def put() -> None:
-        if mint:
-            mint.write()
-        else:
-            write(found, out, url, rotate, tls=certificates is not None)
-        if certificates:
-            certificates.write(rotate)
-
-    servers: list[str] = []
-    if apply:
-        reloads = not mint or bool(renewed) or tokens
-        servers = asyncio.run(_apply(put, out, url, mint, _facts(changed, rotate), reloads=reloads))
-    else:
-        put()
+    found, url = authority(read_team(team_file)), checked(url) if url else known_url(out)
+    with nullcontext() if check else held(out):
+        plan = planned(found, out, url, rotate or (), hosts=host or (), mode=mode, tls=tls, tokens=tokens)
+        if check:
+            raise typer.Exit(1 if _show(plan, as_json=as_json) else 0)
+        servers = plan.apply() if apply else []
+        if not apply:
+            plan.put()
     if as_json:
-        typer.echo(json.dumps({"written": sorted(changed), "reloaded": servers}))
+        typer.echo(json.dumps({"written": sorted(plan.changed), "reloaded": servers}))
         return
-    for line in (*_done(changed, servers, out, certificates), *_port(out, url), *_left(out / KEYS, found)):
+    for line in (*_done(plan, servers), *_port(out, url), *_left(out / KEYS, found)):
         typer.echo(line)
-    typer.echo(_next_step(team_file, out, url, changed=bool(changed), applied=bool(servers)))
+    typer.echo(_next_step(team_file, out, url, changed=bool(plan.changed), applied=bool(servers)))
 
 
-def _facts(changed: Mapping[str, tuple[str, str]], rotated: Collection[str]) -> dict[str, object]:
-    """Return what the audit says of a change: keys, files, and rows of the table of who may do what."""
-    old, new = ([line for line in text.splitlines() if line.startswith("| ")] for text in changed.get(TABLE, ("", "")))
-    gone, come = [row for row in old if row not in new], [row for row in new if row not in old]
-    rows = {name: [row[:_LONGEST] for row in each[:_MOST_TOLD]] for name, each in (("before", gone), ("now", come))}
-    return {"rotated": list(rotated), "written": sorted(changed)[:_MOST_TOLD], **rows}
-
-
-async def _apply(
-    put: Callable[[], None], out: Path, url: str, mint: Mint | None, facts: Mapping[str, object], *, reloads: bool
-) -> list[str]:
-    """Write it, have it written down, and return the names of the servers that have it then."""
-    servers: list[str] = []
-    if reloads:
-        async with reloading(url, out / "keys") as reload:  # logs in before its own key may become another one
-            put()
-            servers = await reload()
-    else:
-        put()
-    servers = (await push(url, mint))[0] if mint else servers
-    if mint and (ended := mint.revocations()):
-        await end_tokens(Server(url, keys=str(out / KEYS)), ended)
-    await note_change(Server(url, keys=str(out / "keys")), "secure", digest=_digest(out), **facts)
-    return servers
-
-
-def _digest(out: Path) -> str:
-    """Return what identifies the accounts that are written."""
-    return hashlib.sha256((out / "accounts.conf").read_bytes()).hexdigest()
-
-
-def certificates_of(
-    found: Authority, out: Path, url: str, hosts: Iterable[str] = (), *, make: bool = True, callout: bool = False
-) -> Certificates | None:
-    """Return the certificates of a folder, or None if it has none and none are to be made."""
-    certificates = Certificates(out, found.principals, [*hosts_of(url), *hosts], callout=callout)
-    return certificates if make or certificates.are_there else None
-
-
-def write(found: Authority, out: Path, url: str, rotate: Collection[str] = (), *, tls: bool = False) -> None:
-    """Write keys and configuration.
-
-    Args:
-        found: Who may do what.
-        out: The folder.
-        url: Where clients reach the broker.
-        rotate: Who gets another key.
-        tls: Whether there are certificates beside the keys.
-    """
-    keys = keep(out / "keys", found.principals, rotate)
-    for name, (_, text) in differing(out, found.files(out.resolve(), url, keys, tls=tls)).items():
-        store(out / name, text.encode(), 0o644)
-
-
-def in_operator_mode(out: Path, mode: Mode | None) -> bool:
-    """Tell whether a folder is, or shall be, of operator mode.
-
-    Raises:
-        ConfigError: It is of the other mode.
-    """
-    is_operator = Mint(out).exists
-    if mode is not None and (is_operator or (out / "accounts.conf").exists()):
-        there = Mode.OPERATOR if is_operator else Mode.STATIC
-        if mode is not there:
-            msg = f"{out} is of mode {there}; name another folder for mode {mode}, by --out"
-            raise ConfigError(msg)
-    return is_operator or mode is Mode.OPERATOR
-
-
-def _check_tokens(mint: Mint | None, *, tokens: bool) -> None:
-    if tokens and mint is None:
-        msg = "tokens of the team are taken in operator mode: add --mode operator"
-        raise ConfigError(msg)
-
-
-def minted(
-    found: Authority,
-    out: Path,
-    url: str,
-    rotate: Collection[str],
-    certificates: Certificates | None = None,
-    *,
-    tokens: bool = False,
-) -> Mint:
-    """Return what would be written in operator mode."""
-    mint = Mint(out)
-    by_token = found.rights if tokens or mint.takes_tokens else ()  # no operators: a key of tokens is no master key
-    _check_names(found, rotate, certificates, *([ROTATED] if mint.takes_tokens else ()))
-    mint.team(found.accounts, rotate, by_token=by_token)
-    for name, text in found.files(out.resolve(), url, None, tls=certificates is not None).items():
-        if name != OURS_ONCE or mint.text(name) is None:
-            mint.put(name, text)
-    return mint
-
-
-def _check_names(found: Authority, rotate: Iterable[str], certificates: Certificates | None, *more: str) -> None:
-    known = [*found.principals, *more, *((SERVER, AUTHORITY) if certificates else ())]
-    for name in rotate:
-        if name not in known:
-            msg = f"{name!r} has no key here, so none to rotate; there are {', '.join(known)}"
-            raise ConfigError(msg)
-        if known.count(name) > 1:
-            msg = f"--rotate {name} would be two things, one of them the keys of {name!r} in the team: rename that one"
-            raise ConfigError(msg)
-
-
-def _changed(
-    found: Authority, out: Path, url: str, rotate: list[str], certificates: Certificates | None
-) -> dict[str, tuple[str, str]]:
-    """Return what would be written: by name, what there is and what there would be; of keys, nothing is shown."""
-    _check_names(found, rotate, certificates)
-    paths = {name: path_of(out / "keys", name) for name in found.principals}
-    new = {name for name, path in paths.items() if name in rotate or not path.exists()}
-    keys = {name: f"<a new key of {name}>" if name in new else public(path) for name, path in paths.items()}
-    files = found.files(out.resolve(), url, keys, tls=certificates is not None)
-    return differing(out, files) | {str(paths[name].relative_to(out)): ("", "") for name in new}
-
-
-def _show(
-    changed: Mapping[str, tuple[str, str]], certificates: Certificates | None, out: Path, *, as_json: bool
-) -> None:
-    ending = certificates.ending() if certificates else []
+def _show(plan: Plan, *, as_json: bool) -> bool:
+    """Show what would change, and what the running broker has not taken; return whether there is anything."""
+    ending = plan.certificates.ending() if plan.certificates else []
+    pending, unasked = (None, "") if plan.changed else _pending(plan)
     if as_json:
-        typer.echo(json.dumps({"changes": sorted(changed), "ending": ending}))
-        return
-    for line in ending:
+        typer.echo(json.dumps({"changes": sorted(plan.changed), "ending": ending, "pending": pending}))
+        return bool(plan.changed or pending)
+    for line in (*ending, *([f"the broker was not asked whether it has all of it: {unasked}"] if unasked else [])):
         typer.echo(f"note: {line}")
-    for name, (before, after) in sorted(changed.items()):
-        typer.echo(f"{'would change' if before else 'would write'}  {out / name}")
+    for name, (before, after) in sorted(plan.changed.items()):
+        typer.echo(f"{'would change' if before else 'would write'}  {plan.out / name}")
         for line in _differences(before, after) if before else ():
             typer.echo(f"    {line}")
-    typer.echo("nothing would change" if not changed else "")
+    for name in pending or ():
+        typer.echo(f"not applied   {name}: the running broker goes by something else")
+    if not plan.changed:
+        typer.echo("no file would change, but --apply is due" if pending else "nothing would change")
+    return bool(plan.changed or pending)
+
+
+def _pending(plan: Plan) -> tuple[list[str] | None, str]:
+    """Return what the running broker has not taken; or why it was not asked."""
+    try:
+        return asyncio.run(plan.pending()), ""
+    except BrokerError as error:
+        return None, str(error)
 
 
 def _differences(before: str, after: str) -> Iterator[str]:
@@ -261,13 +124,11 @@ def _differences(before: str, after: str) -> Iterator[str]:
             yield line
 
 
-def _done(
-    changed: Iterable[str], servers: Iterable[str], out: Path, certificates: Certificates | None
-) -> Iterator[str]:
-    for name in sorted(changed):
-        yield f"{'wrote  ' if (out / name).exists() else 'removed'}  {out / name}"
+def _done(plan: Plan, servers: Iterable[str]) -> Iterator[str]:
+    for name in sorted(plan.changed):
+        yield f"{'wrote  ' if (plan.out / name).exists() else 'removed'}  {plan.out / name}"
     yield from (f"reloaded  {name}" for name in servers)
-    yield from (f"note: {line}" for line in _advice(out, certificates))
+    yield from (f"note: {line}" for line in _advice(plan.out, plan.certificates))
 
 
 def _left(keys: Path, found: Authority) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from natterjack import Server
-from natterjack_permissions.certificates import Identity, new_authority
+from natterjack_permissions.certificates import Identity, checked_host, new_authority
 from natterjack_permissions.keys import differing, store
 
 SERVER: Final = "server"
@@ -59,7 +59,7 @@ class Certificates:
             self._folders.append(CALLOUT)
         self._server = out / "tls" / "server.pem"
         self._current, self._next, self._last = (out / "ca" / name for name in ("current.pem", "next.pem", "last.crt"))
-        self._hosts = frozenset([*_ALWAYS, *hosts])
+        self._hosts = frozenset([*_ALWAYS, *map(checked_host, hosts)])
 
     @property
     def are_there(self) -> bool:

@@ -147,17 +147,24 @@ async def test_nobody_answers_discovery_for_another(broker: Broker) -> None:
             if agent.name == "writer"
         ]
 
-    (writer,) = await instances()
-    (told,) = await broker.client.bus.gather("srv.writer.STATS.agents", window=1.0)
+    async def told_of() -> list[Message]:
+        return await broker.client.bus.gather("srv.writer.STATS.agents", window=1.0)
+
+    (writer,) = await until(instances)  # who is slow does not answer within one window
+    (told,) = await until(told_of)
     lie = told.data.replace(writer.encode(), b"evil")
 
     async def answer(message: Message) -> None:
         await broker.attacker.publish(message.reply, lie)
 
     await broker.attacker.subscribe("$SRV.STATS.agents", answer)
-    everybody = await broker.client.bus.gather("$SRV.STATS.agents", window=1.0)
-    assert lie in [message.data for message in everybody]
-    assert await instances() == [writer]
+
+    async def is_lied_to() -> bool:
+        everybody = await broker.client.bus.gather("$SRV.STATS.agents", window=1.0)
+        return lie in [message.data for message in everybody]
+
+    await until(is_lied_to)
+    assert await until(instances) == [writer]
 
 
 @pytest.mark.full

@@ -64,6 +64,8 @@ async def echo(bus: Bus, subject: str) -> None:
 
 
 def faster_than(seconds: float) -> AbstractAsyncContextManager[None]:
+    """Fail if it took longer: less than the timeout that would have ended it, and more than a busy machine needs."""
+
     @asynccontextmanager
     async def timed() -> AsyncIterator[None]:
         began = time.monotonic()
@@ -91,7 +93,7 @@ async def test_many_requests_at_once_keep_apart(bus: Bus) -> None:
 
 
 async def test_absent_responder_is_known_at_once(bus: Bus) -> None:
-    async with faster_than(0.02):
+    async with faster_than(1.0):
         with pytest.raises(NoRespondersError, match=r"nobody answers on 'bus\.nobody'"):
             await bus.request("bus.nobody", timeout=5)
         with pytest.raises(NoRespondersError):
@@ -141,7 +143,7 @@ async def test_late_and_stray_replies_do_no_harm(bus: Bus) -> None:
 # Refusals
 
 
-async def test_a_refused_subject_is_known_in_milliseconds() -> None:
+async def test_a_refused_subject_is_known_at_once() -> None:
     with NatsServer(NARROW) as server:
         async with connected(server, user="agent") as bus:
             calls: list[Callable[[], object]] = [
@@ -154,7 +156,7 @@ async def test_a_refused_subject_is_known_in_milliseconds() -> None:
                 lambda: bus.subscribe("forbidden.feed", nothing, queue="q"),
             ]
             for call in calls:
-                async with faster_than(0.1):
+                async with faster_than(1.0):
                     with pytest.raises(RefusedError, match="the broker refuses 'agent' to") as caught:
                         await call()  # type: ignore[misc]
                 assert isinstance(caught.value, PermissionError)
@@ -414,7 +416,7 @@ async def test_close_fails_what_is_outstanding_at_once(nats_server: NatsServer) 
         await bus.close()
         assert bus.closed.is_set()
         for call in (bus.publish("x"), bus.request("x", timeout=5), bus.subscribe("x", nothing), bus.flush()):
-            async with faster_than(0.1):
+            async with faster_than(1.0):
                 with pytest.raises(DisconnectedError, match="the connection was closed"):
                     await call
 

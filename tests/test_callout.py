@@ -187,24 +187,24 @@ async def test_who_shows_nothing_is_kept_out(door: Door) -> None:
 
 async def test_a_connection_ends_with_its_token_and_goes_on_with_another(door: Door, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text(TOKENS.mint("ann", expires=3))
     again: list[bool] = []
-    async with (
-        door.callout(),
-        door.joined("ann", door.by(f"file:{file}")) as ann,
-        ann.reconnects(lambda: again.append(True)),
-    ):
-        await until(lambda: not ann.connected)
-        file.write_text(TOKENS.mint("ann"))
-        await until(lambda: again)
-        await ann.flush()
-        assert ann.connected
+    async with door.callout():
+        file.write_text(TOKENS.mint("ann", expires=5))
+        async with (
+            door.joined("ann", door.by(f"file:{file}")) as ann,
+            ann.reconnects(lambda: again.append(True)),
+        ):
+            await until(lambda: not ann.connected)
+            file.write_text(TOKENS.mint("ann"))
+            await until(lambda: again)
+            await ann.flush()
+            assert ann.connected
     assert again == [True]  # by the token that is valid, and not by one that ends at once
 
 
 async def test_who_has_an_ended_token_is_told(door: Door) -> None:
-    token = TOKENS.mint("ann", expires=2)
     async with door.callout():
+        token = TOKENS.mint("ann", expires=5)
         async with door.joined("ann", door.by(token, patience=0.5)) as ann:
             assert await until(ann.closed.is_set)
             assert "(user authentication expired). It ended at 20" in ann.reason

@@ -88,7 +88,12 @@ class Place:
         await self._serve(server)
         self.desk = await self._serve_http(server, caplog)
         gateway = Gateway(await self._stack.enter_async_context(connect(self.login)), JWTAuth(SECRET))
-        await gateway.look(0.3)
+
+        async def there() -> bool:
+            await gateway.look(0.3)
+            return server.name in gateway._servers
+
+        await until(there)
         self.mcp = await self._serve_http(gateway.server, caplog)
 
     async def _answer(self, question: str) -> str:

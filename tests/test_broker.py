@@ -21,7 +21,7 @@ from natterjack.broker import Broker, embed, find_server, natsserver, running_ur
 from natterjack.broker import embedded as broker_module
 from natterjack.broker.storelock import StoreLock, read_owner
 from natterjack.errors import BrokerNotFoundError, BrokerStartError, ConfigError
-from natterjack.testing import until
+from natterjack.testing import free_port, until
 
 # Embeds on the store argv[1], prints what it got, lets go when its standard input ends.
 MEMBER = """
@@ -95,12 +95,6 @@ async def refusal_without_token(broker: Broker) -> bytes:
     finally:
         writer.close()
         await writer.wait_closed()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

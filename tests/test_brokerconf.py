@@ -19,13 +19,11 @@ from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.record import stored_team
 from natterjack.runtime import start_agent
-from natterjack.testing import ScriptedAgent, until
+from natterjack.testing import ScriptedAgent, free_ports, until
 from natterjack_permissions.authority import authority
 from natterjack_permissions.broker import server as server_conf
 from natterjack_permissions.plan import Mode, minted, write
 from natterjack_permissions.tls import Certificates
-
-from .chaos.broker import free_ports
 
 CONFIGURATIONS = Path(__file__).parents[1] / "brokerconf"
 LISTENERS = ("LISTEN", "CLUSTER", "LEAF", "WEBSOCKET", "MONITOR")

@@ -13,7 +13,7 @@ import pytest
 
 from natterjack import Bus, CredentialsError, Permissions, Server, connect
 from natterjack.bus.lapse import advice
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer, free_port, until
 from natterjack.testing.command import Cli
 from natterjack_permissions.broker import accounts
 from natterjack_permissions.keys import keep
@@ -23,7 +23,7 @@ from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
 
 from .conftest import Quick
-from .test_secure import AGENTS, TEAM, _free_port, broker, connected
+from .test_secure import AGENTS, TEAM, broker, connected
 
 GRANTED = {"ann": Permissions(("events.x",), ("_INBOX.ann.>",))}
 
@@ -140,7 +140,7 @@ async def test_who_has_a_key_that_is_taken_away_ends(tmp_path: Path, caplog: pyt
 @pytest.mark.full
 async def test_an_agent_goes_on_with_renewed_credentials_and_ends_without(quick: Quick, cli: Cli) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}", "--mode", "operator")
+    quick.text("secure", "--url", f"nats://127.0.0.1:{free_port()}", "--mode", "operator")
     with broker(quick.folder) as url:
         operator = await connected(url, quick.folder, "operator")
         cli.env |= {"NATS_URL": url, "NATS_KEYS": str(quick.folder / "secure/keys"), "NATS_PATIENCE": "10"}

@@ -26,7 +26,7 @@ from natterjack import (
     Tokens,
     connect,
 )
-from natterjack.testing import until
+from natterjack.testing import free_port, until
 from natterjack.testing.command import Cli
 from natterjack_permissions.callout import Callout
 from natterjack_permissions.mint import Mint
@@ -35,7 +35,7 @@ from natterjack_permissions.star import star
 from natterjack_permissions.testing import secured_broker
 
 from .conftest import Quick
-from .test_secure import AGENTS, NAMES, TEAM, _free_port, broker, connected, read_by_the_server, texts, url_of
+from .test_secure import AGENTS, NAMES, TEAM, broker, connected, read_by_the_server, texts, url_of
 
 SECRET = "a secret of thirty-two bytes, or more"
 
@@ -43,7 +43,7 @@ SECRET = "a secret of thirty-two bytes, or more"
 @pytest.fixture
 def secured(quick: Quick) -> Quick:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}", "--mode", "operator")
+    quick.text("secure", "--url", f"nats://127.0.0.1:{free_port()}", "--mode", "operator")
     return quick
 
 
@@ -337,7 +337,7 @@ def test_what_tokens_lack_is_told(secured: Quick, asked: str, secret: str, told:
 @pytest.mark.full
 async def test_a_token_opens_a_door_with_certificates(quick: Quick) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    url = f"nats://127.0.0.1:{_free_port()}"
+    url = f"nats://127.0.0.1:{free_port()}"
     quick.text("secure", "--url", url, "--mode", "operator", "--tokens", "--tls")
     keys, tokens = quick.folder / "secure/keys", Tokens(secret=SECRET)
     shown = Server(url, token=tokens.mint("oracle"), prefix=Server.SECURED_PREFIX)

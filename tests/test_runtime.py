@@ -43,7 +43,7 @@ from natterjack.plugins import DISABLED, Plugins
 from natterjack.runtime import TeamRuntime, opened, start_agent
 from natterjack.server import Server
 from natterjack.team import Team, TriggerSpec
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer, free_port, until
 
 
 async def echo(question: str) -> str:
@@ -230,22 +230,13 @@ async def test_stop_finishes_running_handlers(own_server: NatsServer) -> None:
         assert ended == [1]
 
 
-async def test_no_server_there(unused_tcp_port: int) -> None:
-    runtime = AgentRuntime(f"nats://127.0.0.1:{unused_tcp_port}")
+async def test_no_server_there() -> None:
+    runtime = AgentRuntime(f"nats://127.0.0.1:{free_port()}")
     runtime.add_process(AgentProcess(name="echo", agent=echo))
     tasks = asyncio.all_tasks()
     with pytest.raises(StartError, match="no NATS server answers at"):
         await runtime.start_all()
     assert asyncio.all_tasks() == tasks
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_embedded_broker_where_no_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,14 +628,14 @@ async def test_connect_never_provisions(own_server: NatsServer) -> None:
     await bus.close()
 
 
-async def test_connect_needs_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_connect_needs_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NATS_URL", raising=False)
     with pytest.raises(ConfigError, match="no server is named, and no broker runs in this folder"):
         async with connect():
             pytest.fail("there is no server")
     with pytest.raises(ConnectError, match="no NATS server answers"):
-        async with connect(f"nats://127.0.0.1:{unused_tcp_port}"):
+        async with connect(f"nats://127.0.0.1:{free_port()}"):
             pytest.fail("there is no server")
 
 

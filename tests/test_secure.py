@@ -6,10 +6,9 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import natterjack.demo
 from natterjack import Bus, ConnectError, CredentialsError, RefusedError, Server, connect
 from natterjack.broker import find_server
 from natterjack.stores import STREAMS
-from natterjack.testing import until
+from natterjack.testing import free_port, until
 from natterjack.testing.command import Cli
 
 from .conftest import Quick
@@ -76,14 +75,8 @@ NAMES = ("core", "greeter", "operator", "oracle", "sys")
 def secured(quick: Quick) -> Quick:
     """A folder with a team, and what makes its broker secure."""
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}")
+    quick.text("secure", "--url", f"nats://127.0.0.1:{free_port()}")
     return quick
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -355,9 +348,9 @@ async def test_a_team_runs_on_it_and_rights_change_while_it_runs(secured: Quick,
 
 def test_the_team_that_init_writes_runs_on_it_as_it_is(quick: Quick, cli: Cli) -> None:
     quick.text("init", ".")
-    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}")
+    quick.text("secure", "--url", f"nats://127.0.0.1:{free_port()}")
     with broker(quick.folder) as url:
-        asyncio.run(_answers(url, quick.folder))
+        asyncio.run(listens(url, quick.folder))
         quick.env = cli.env = {"NATS_URL": url, "NATS_KEYS": "secure/keys"}
         with cli.start("up", "--single-process") as up:
             up.wait_line("ready .*1 agent")
@@ -366,10 +359,6 @@ def test_the_team_that_init_writes_runs_on_it_as_it_is(quick: Quick, cli: Cli) -
             assert quick.text("ask", "greeter", "Who was here?") == "1 so far: Ada"
             assert up.end() == 0
     assert "Violation" not in (quick.folder / "log").read_text()
-
-
-async def _answers(url: str, folder: Path) -> None:
-    await (await connected(url, folder, "operator")).close()
 
 
 def test_a_port_that_the_server_does_not_have_is_told(secured: Quick) -> None:
@@ -428,7 +417,7 @@ async def test_the_demo_runs_on_it(tmp_path: Path, cli: Cli, mode: str) -> None:
     team = Path(natterjack.demo.__file__).with_name("team.toml").read_text()
     cli.write(team_toml=team.replace('kind = "llm"', 'kind = "llm"\nmodel = "openai:gpt-5-mini"'))
     cli.env["OPENAI_API_KEY"] = "none"
-    cli.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}", "--mode", mode)
+    cli.text("secure", "--url", f"nats://127.0.0.1:{free_port()}", "--mode", mode)
     with broker(tmp_path) as url:
         await (await connected(url, tmp_path, "operator")).close()
         cli.env["NATS_KEYS"] = "secure/keys"

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from natterjack.testing import free_port
 from natterjack.testing.command import Cli
 from natterjack_permissions import claims
 from natterjack_permissions.folder import held
@@ -16,7 +17,7 @@ from natterjack_permissions.mint import Mint
 from natterjack_permissions.pushes import _Pushing, push
 
 from .conftest import Quick
-from .test_secure import AGENTS, TEAM, _free_port, broker, connected, listens, texts, url_of
+from .test_secure import AGENTS, TEAM, broker, connected, listens, texts, url_of
 
 MODES = ("static", "operator")
 WIDER = TEAM.replace('"visitors.*"', '"visitors.*", "mood"')
@@ -34,7 +35,7 @@ def minted(quick: Quick) -> Quick:
 
 def made(quick: Quick, mode: str) -> Quick:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    quick.text("secure", "--url", f"nats://127.0.0.1:{_free_port()}", "--mode", mode)
+    quick.text("secure", "--url", f"nats://127.0.0.1:{free_port()}", "--mode", mode)
     return quick
 
 

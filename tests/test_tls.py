@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from natterjack import Bus, ConnectError, Message, Server, TeamClient, connect
-from natterjack.testing import until
+from natterjack.testing import free_port, until
 from natterjack.testing.command import Cli
 from natterjack_permissions import certificates
 from natterjack_permissions.certificates import Identity, new_authority
 
 from .conftest import Quick
-from .test_secure import AGENTS, NAMES, TEAM, _free_port, broker, connected, texts, url_of
+from .test_secure import AGENTS, NAMES, TEAM, broker, connected, texts, url_of
 
 CERTIFICATES = ("tls/server.pem", *(f"keys/{name}.pem" for name in NAMES))
 
@@ -26,7 +26,7 @@ CERTIFICATES = ("tls/server.pem", *(f"keys/{name}.pem" for name in NAMES))
 def secured(quick: Quick) -> Quick:
     """A folder with a team, and what makes its broker secure, certificates included."""
     quick.write(team_toml=TEAM, agents_py=AGENTS)
-    quick.text("secure", "--tls", "--url", f"nats://127.0.0.1:{_free_port()}")
+    quick.text("secure", "--tls", "--url", f"nats://127.0.0.1:{free_port()}")
     return quick
 
 

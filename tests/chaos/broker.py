@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from natterjack.testing import NatsServer
+from natterjack.testing import NatsServer, free_ports
 
 SIGNS_OF_LIFE = 'ping_interval: "5s"\nping_max: 2\nmax_pending: 8MB\n'
 """A client that is silent is gone after 15 s at most, one that does not read sooner: asks do not go to either."""
@@ -79,15 +78,3 @@ def cluster(port: int, routes: list[int]) -> str:
     """Return the configuration of one server of a cluster; clients hear of no other address than theirs."""
     listed = ", ".join(f"nats://127.0.0.1:{route}" for route in routes)
     return f'cluster {{ name: chaos, listen: "127.0.0.1:{port}", no_advertise: true, routes: [{listed}] }}\n'
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on which nobody listens."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

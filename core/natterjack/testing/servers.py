@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -23,6 +24,20 @@ def _where() -> Path | None:
     with suppress(OSError):
         return _MEMORY if shutil.disk_usage(_MEMORY).free > _ROOM else None
     return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on which nobody listens, none twice."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    return free_ports(1)[0]
 
 
 class NatsServer:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from natterjack import Tokens
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer, free_port, until
 from natterjack_http import HttpTrigger
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -27,11 +26,6 @@ SECRET = "a secret of thirty-two bytes, or more"
 def block(language: str, number: int = 0) -> str:
     """A block of a language."""
     return str(re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)[number])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @contextmanager

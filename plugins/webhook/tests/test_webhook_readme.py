@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import httpx
 import orjson
 import pytest
 
-from natterjack.testing import NatsServer, until
+from natterjack.testing import NatsServer, free_port, until
 from natterjack_webhook import WebhookAgent, WebhookTrigger
 from natterjack_webhook.signatures import Verifier
 
@@ -30,11 +29,6 @@ def block(language: str) -> str:
     """The one block of a language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     return str(found)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def environment(server: NatsServer, **more: str) -> dict[str, str]:

@@ -184,6 +184,26 @@ def test_who_is_no_operator_looks_after_no_team(folder: Path, quick: Quick, own_
     assert '"wanted":"operate","what":"newsroom"' in quick.text("audit", "show", "ci")
 
 
+LOOKS = (
+    "agents",
+    "audit show",
+    "audit verify",
+    "dead drop --all",
+    "dead list",
+    "journal tail",
+    "runs cancel 1234",
+    "runs list",
+)
+
+
+def test_who_is_no_operator_is_told_so_where_the_broker_shows_it_nothing(folder: Path, cli: Cli, quick: Quick) -> None:
+    quick.folder, quick.env = folder, cli.env
+    with running(cli, secured=True):
+        for command in LOOKS:
+            assert re.search(REFUSED, quick.error("--as", "ci", *command.split(), code=1)), command
+        assert quick.json("--as", "ada", "dead", "list") == []
+
+
 def test_a_user_calls_the_tools_that_its_roles_name() -> None:
     agents = {"writer": {"kind": "newsdesk:Writer"}}
     tools = {"desk": {"roles": {"search": ["writer", "reader"], "erase": ["writer"]}}}

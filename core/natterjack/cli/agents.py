@@ -12,7 +12,7 @@ from typing import Any
 
 from natterjack import subjects
 from natterjack.bus import Bus
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, joined
+from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, overseeing
 from natterjack.cli.output import write_json, write_table
 from natterjack.cli.run import asynchronous
 from natterjack.client import TeamClient
@@ -27,7 +27,7 @@ async def agents(
     *, server: ServerOption = None, nats_context: NatsContextOption = None, as_json: JsonOption = False
 ) -> None:
     """List the agents of the team, wherever they run: their load, what waits for them, and who is missing."""
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         rows = await _rows(client)
     if as_json:
         write_json([row.plain() for row in rows])

@@ -12,7 +12,7 @@ import typer
 
 from natterjack import codec, subjects
 from natterjack.bus import Message
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, SinceOption, joined, read_since
+from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, SinceOption, overseeing, read_since
 from natterjack.cli.output import clean, local, one_line, write, write_json
 from natterjack.cli.run import asynchronous
 from natterjack.errors import PayloadError
@@ -49,7 +49,7 @@ async def show(
 
     When, by whom and of what kind is what the broker says; the rest is what that one wrote.
     """
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         moment = read_since(since)
         async for message in client.bus.read(subjects.AUDIT, subjects.audit(who, area, "*"), since=moment):
             _show(message, as_json=as_json)
@@ -64,7 +64,7 @@ async def verify(
 
     What the stream let go because of its age or number is missing, too, where younger records of its writer are kept.
     """
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         found = await _verified(client.bus.read(subjects.AUDIT, subjects.audit("*", "*", "*")))
     total = Counter({"records": 0, "writers": 0, "changed": 0, "missing": 0})
     for each in found.values():

@@ -12,7 +12,7 @@ import typer
 from natterjack import dead
 from natterjack.bus import Bus
 from natterjack.cli.exits import CommandError, ExitCode
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined
+from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, overseeing
 from natterjack.cli.output import local, text_of, write, write_json, write_table
 from natterjack.cli.run import asynchronous
 from natterjack.codec import decode
@@ -41,7 +41,7 @@ async def list_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, oldest first."""
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         if agent:
             await check_agent(client, agent)
         letters = await dead.dead_letters(client.bus, agent=agent or "*", limit=limit)
@@ -71,7 +71,7 @@ async def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one dead letter with its payload."""
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         letter = await _find(client.bus, number)
     if as_json:
         write_json(_described(letter))
@@ -133,7 +133,7 @@ async def _decide(
     if bool(numbers) == every:
         msg = "name dead letters by their numbers, or give --all"
         raise CommandError(msg, ExitCode.USAGE)
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         if every:
             letters = await dead.dead_letters(client.bus, agent=agent or "*")
             numbers = [letter.number for letter in letters if act is dead.drop or not letter.lost]

@@ -18,7 +18,7 @@ from natterjack.cli.options import (
     ServerOption,
     SinceOption,
     check_agent,
-    joined,
+    overseeing,
     read_since,
 )
 from natterjack.cli.output import local, note, one_line, text_of, write, write_json, write_table
@@ -49,7 +49,7 @@ async def tail(
 ) -> None:
     """Print the last journal entries, one line each."""
     first = read_since(since)
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         if agent:
             await check_agent(client, agent)
         run = subjects.check_type(run_id, "run id") if run_id else "*"
@@ -109,7 +109,7 @@ async def show(
 ) -> None:
     """List the last runs of an agent, or print all entries of one run."""
     first = read_since(since)
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         await check_agent(client, agent)
         if run_id:
             await _show_run(client, agent, subjects.check_type(run_id, "run id"), as_json=as_json)

@@ -126,6 +126,23 @@ async def joined(url: str | None, nats_context: str | None, *, context: bool = F
 
 
 @asynccontextmanager
+async def overseeing(url: str | None, nats_context: str | None) -> AsyncIterator[TeamClient]:
+    """Join the team of the server that the options name, to see or decide what is of all.
+
+    Raises:
+        RefusedError: The broker lets operators alone do that, and the team says that this one is none.
+    """
+    async with joined(url, nats_context) as client:
+        try:
+            yield client
+        except RefusedError as error:
+            bus = client.bus
+            if bus.server.attests and bus.principal != OPERATOR and (known := await known_team(bus)):
+                _check_operator(bus, known, error)
+            raise
+
+
+@asynccontextmanager
 async def operator(server: Server, team: Team | None = None) -> AsyncIterator[Bus]:
     """Connect as the operator, or as an operator by name.
 
@@ -155,7 +172,7 @@ async def _known_team(bus: Bus) -> Team | None:
         return await known_team(bus)
 
 
-def _check_operator(bus: Bus, team: Team) -> None:
+def _check_operator(bus: Bus, team: Team, cause: Exception | None = None) -> None:
     """Check what a team says of who acts; of who is not in it the broker alone decides."""
     who = bus.principal
     table = next((each for each in ("agents", "tools", "users") if who in getattr(team, each)), None)
@@ -164,7 +181,7 @@ def _check_operator(bus: Bus, team: Team) -> None:
         reason = f"that is for {may}. A user may with `operator = true`. ({team.place(who, table=table)})"
         bus.audit.refused("operate", team.name, reason)
         msg = f"{who!r} may not look after the team: {reason}"
-        raise RefusedError(msg)
+        raise RefusedError(msg) from cause
 
 
 async def check_agent(client: TeamClient, name: str) -> Team:

@@ -11,7 +11,7 @@ import typer
 
 from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.export import write_test
-from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, joined, read_since
+from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, check_agent, overseeing, read_since
 from natterjack.cli.output import note, one_line, write, write_json, write_table
 from natterjack.cli.run import asynchronous, run
 from natterjack.cli.timeline import (
@@ -53,7 +53,7 @@ def list_runs(
         raise CommandError(msg, ExitCode.USAGE)
 
     async def look() -> None:
-        async with joined(server, nats_context) as client:
+        async with overseeing(server, nats_context) as client:
             if agent:
                 await check_agent(client, agent)
             found = await summaries(client.journal.entries(agent or "*", since=first))
@@ -93,7 +93,7 @@ def show(
     """Show one run as a timeline: its steps, what it sent and asked, and which other runs that led to."""
 
     async def look() -> None:
-        async with joined(server, nats_context) as client:
+        async with overseeing(server, nats_context) as client:
             timeline = await read_timeline(client, *await find_run(client.bus, id))
         if as_json:
             write_json(timeline.plain())
@@ -129,7 +129,7 @@ def tail(
     """Follow one run from its beginning to its end."""
 
     async def follow() -> None:
-        async with joined(server, nats_context) as client:
+        async with overseeing(server, nats_context) as client:
             agent, run_id = await find_run(client.bus, id)
             seen: list[Entry] = []
             async with client.journal.tail(agent, run=run_id, last=None) as entries:
@@ -162,7 +162,7 @@ async def cancel(
     as_json: JsonOption = False,
 ) -> None:
     """End a run where it is; its handler is not called again."""
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         agent, run_id = await find_run(client.bus, id)
         await client.runs.cancel(agent, run_id, reason=reason)
     _done("cancelled", agent, run_id, as_json=as_json)
@@ -178,7 +178,7 @@ async def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Let a run go on behind what it has finished: one that waits, at once; also one that is dead or was cancelled."""
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         agent, run_id = await find_run(client.bus, id)
         await client.runs.resume(agent, run_id)
     _done("resumed", agent, run_id, as_json=as_json)
@@ -205,7 +205,7 @@ async def rerun(
 
     What the handler sends outside of steps is sent again, as the new run's own.
     """
-    async with joined(server, nats_context) as client:
+    async with overseeing(server, nats_context) as client:
         agent, old = await find_run(client.bus, id)
         _done("begun", agent, await client.runs.rerun(agent, old, first=first), as_json=as_json)
 
@@ -230,7 +230,7 @@ def export(
         raise CommandError(msg, ExitCode.USAGE)
 
     async def look() -> None:
-        async with joined(server, nats_context) as client:
+        async with overseeing(server, nats_context) as client:
             agent, run_id = await find_run(client.bus, id)
             team, entries = await check_agent(client, agent), await client.journal.read(agent, run_id)
         paths = write_test(into, team.agents[agent], entries)

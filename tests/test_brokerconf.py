@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from natterjack.runtime import start_agent
 from natterjack.testing import ScriptedAgent, free_ports, until
 from natterjack_permissions.authority import authority
 from natterjack_permissions.broker import server as server_conf
+from natterjack_permissions.mint import Mint
 from natterjack_permissions.plan import Mode, minted, write
+from natterjack_permissions.pushes import push
 from natterjack_permissions.tls import Certificates
 
 CONFIGURATIONS = Path(__file__).parents[1] / "brokerconf"
@@ -263,38 +265,76 @@ def running(configuration: str, folder: Path, environment: Mapping[str, str]) ->
         process.wait(20)
 
 
-@pytest.mark.parametrize(("mode", "leaf_conf"), [(Mode.STATIC, "leaf.conf"), (Mode.OPERATOR, "leaf-operator.conf")])
+class Hub:
+    """A server with leaf nodes, and one at the edge where ann is; each runs while its context does."""
+
+    def __init__(self, folder: Path, mode: Mode) -> None:
+        port, hub, leaf = free_ports(3)
+        secured(folder, f"nats://127.0.0.1:{hub}", mode)
+        leafnodes = f'leafnodes {{ listen: "127.0.0.1:{leaf}", tls {{ include "tls.conf" }} }}\n'
+        (folder / "hub.conf").write_text((folder / "nats-server.conf").read_text() + leafnodes)
+        self._folder, self._environment = folder, edge(folder, port, leaf, mode)
+        self._leaf = "leaf.conf" if mode is Mode.STATIC else "leaf-operator.conf"
+        (folder / self._leaf).write_text((CONFIGURATIONS / self._leaf).read_text())
+        self.here = Server(f"nats://127.0.0.1:{hub}", keys=str(folder / "keys"))
+        self.there = Server(f"nats://127.0.0.1:{port}", prefix=Server.SECURED_PREFIX)
+
+    @asynccontextmanager
+    async def provisioned(self) -> AsyncIterator[Bus]:
+        """Run the hub, with the team; yields the operator's connection."""
+        with running("hub.conf", self._folder, os.environ):
+            operator = await until(partial(joined, self.here), timeout=30)
+            assert operator is not None
+            try:
+                await provision(operator, TEAM, Plugins.load())
+                yield operator
+            finally:
+                await operator.close()
+
+    def edge(self) -> AbstractContextManager[None]:
+        return running(self._leaf, self._folder, self._environment)
+
+
+@pytest.mark.parametrize("mode", Mode)
 async def test_an_agent_at_the_edge_is_away_for_a_while_and_misses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, leaf_conf: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode
 ) -> None:
     monkeypatch.setattr("natterjack.provision.ACK_WAIT", 10**9)  # of what was on its way
-    port, hub, leaf = free_ports(3)
-    secured(tmp_path, f"nats://127.0.0.1:{hub}", mode)
-    leafnodes = f'leafnodes {{ listen: "127.0.0.1:{leaf}", tls {{ include "tls.conf" }} }}\n'
-    (tmp_path / "hub.conf").write_text((tmp_path / "nats-server.conf").read_text() + leafnodes)
-    (tmp_path / leaf_conf).write_text((CONFIGURATIONS / leaf_conf).read_text())
-    here = Server(f"nats://127.0.0.1:{hub}", keys=str(tmp_path / "keys"))
-    there = Server(f"nats://127.0.0.1:{port}", prefix=Server.SECURED_PREFIX)
-    environment, plugins = edge(tmp_path, port, leaf, mode), Plugins.load()
+    hub, plugins = Hub(tmp_path, mode), Plugins.load()
     async with AsyncExitStack() as stack:
-        stack.enter_context(running("hub.conf", tmp_path, os.environ))
-        operator = await until(partial(joined, here), timeout=30)
-        assert operator is not None
-        stack.push_async_callback(operator.close)
-        await provision(operator, TEAM, plugins)
+        operator = await stack.enter_async_context(hub.provisioned())
         client = await stack.enter_async_context(connect(operator.server))
-        ben = await started(stack, "ben", here, plugins)
-        with running(leaf_conf, tmp_path, environment):
-            await until(partial(linked, there), timeout=30)
-            ann = await started(stack, "ann", there, plugins)
+        ben = await started(stack, "ben", hub.here, plugins)
+        with hub.edge():
+            await until(partial(linked, hub.there), timeout=30)
+            ann = await started(stack, "ann", hub.there, plugins)
             await client.event_bus.emit("work.due", {"n": 0})
             await ben.handled(1, timeout=30)
         for n in (1, 2, 3):
             await client.event_bus.emit("work.due", {"n": n})
-        with running(leaf_conf, tmp_path, environment):
+        with hub.edge():
             await ben.handled(4, timeout=60)
             assert {event.data["n"] for event in ann.events} == {0, 1, 2, 3}
             assert await client.ask_peer("ann", "there?") == ""
             info = await operator.api("STREAM.INFO.EVENTS")
             assert info["state"]["messages"] == 8  # each due event, and each that is done, once
             assert {event.source for event in ben.events} == {"ann"}
+
+
+async def test_the_edge_is_cut_off_by_revoking_and_goes_on_with_other_credentials(tmp_path: Path) -> None:
+    hub = Hub(tmp_path, Mode.OPERATOR)
+    async with hub.provisioned():
+        with hub.edge():
+            await until(partial(linked, hub.there), timeout=30)
+            mint = Mint(tmp_path)
+            mint.revoke("ann")
+            mint.write()
+            await push(hub.here.url, mint)
+
+            async def cut_off() -> bool:
+                return not await linked(hub.there)
+
+            await until(cut_off, timeout=30)
+            mint.issue("ann")
+            mint.write()
+            assert await until(partial(linked, hub.there), timeout=60)

@@ -284,6 +284,16 @@ def test_what_is_revoked_while_no_server_runs_is_in_force_when_one_does(secured:
             asyncio.run(connected(url, secured.folder, "sys"))
 
 
+def test_what_is_done_before_there_is_a_team_says_that_no_audit_has_it(
+    secured: Quick, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = "note: no team is provisioned there yet, so no audit says so\n"
+    with broker(secured.folder) as url:
+        assert told in secured.run("secure", "--url", url, "--rotate", "greeter", "--apply").stderr
+        assert told in secured.run("credentials", "revoke", "greeter").stderr
+    assert "the end came" not in caplog.text
+
+
 def test_credentials_that_end_in_no_year_are_listed(secured: Quick) -> None:
     mint = Mint(secured.folder / "secure")
     mint.issue("oracle", float(2**60))

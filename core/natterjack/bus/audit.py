@@ -79,7 +79,7 @@ class Audit:
             await asyncio.wait([self._task], timeout=timeout if self._bus.connected else 0)
         finally:
             if self._task.cancel():
-                log.warning("%s: the end came before all that was refused was written down", self._bus.principal)
+                log.warning("%s: the end came before the audit had every record", self._bus.principal)
 
     async def _write(self) -> None:
         while self._waiting:
@@ -93,7 +93,9 @@ class Audit:
                 log.debug("%s: there is no audit yet: %s", self._bus.principal, error)
                 continue
             except NatterjackError as error:
-                log.warning("%s: what was refused could not be written down: %s", self._bus.principal, error)
+                log.warning(
+                    "%s: the audit lacks a record, which could not be written down: %s", self._bus.principal, error
+                )
                 self._begin()  # it may be stored all the same: another one of its number would look like a forgery
                 continue
             self._number, self._previous = self._number + 1, hashlib.sha256(data).hexdigest()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
-from natterjack import Admission, Bus, NotProvisionedError, Server
+import typer
+
+from natterjack import Admission, BrokerError, Bus, NotProvisionedError, Server
 
 
 async def end_tokens(server: Server, until: Mapping[str, int]) -> bool:
@@ -31,7 +34,7 @@ async def end_tokens(server: Server, until: Mapping[str, int]) -> bool:
 
 
 async def note_change(server: Server, verb: str, **facts: object) -> None:
-    """Write down a change as the operator, who made it.
+    """Write down a change as the operator, who made it; where no team has an audit yet, say so.
 
     Args:
         server: Where, with a folder of keys that has the operator's.
@@ -43,6 +46,10 @@ async def note_change(server: Server, verb: str, **facts: object) -> None:
     """
     bus = await Bus.connect(server, principal="operator")
     try:
+        with suppress(BrokerError):  # it may be there all the same; what cannot be stored is in the log
+            if not (await bus.api("STREAM.NAMES", {"subject": "audit.>"}, timeout=2.0)).get("streams"):
+                typer.echo("note: no team is provisioned there yet, so no audit says so", err=True)
+                return
         bus.audit.note("authority", verb, **facts)
     finally:
         await bus.close()

@@ -23,7 +23,7 @@ from natterjack.needs import agent_permissions
 from natterjack.plugins import Plugins
 from natterjack.provision import provision
 from natterjack.runtime import start_agent
-from natterjack.testing import until
+from natterjack.testing import NatsServer, until
 from natterjack_http import HttpTrigger
 from natterjack_mcp import AuthMiddleware, JWTAuth, MCPServer, RequireAuth, ToolContext, UnauthenticatedError
 from natterjack_mcp.client import NatsTools
@@ -310,6 +310,31 @@ async def test_a_door_that_cannot_look_lets_nobody_in(place: Place) -> None:
     await bus.close()
     with pytest.raises(TokenError, match="whether it was revoked cannot be read"):
         await Admission(bus).admit("ci", {"iat": 2**40})
+
+
+async def test_a_door_that_cannot_look_does_not_look_for_each_who_waits(
+    own_server: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natterjack.admission._PATIENCE", 0.1)
+    await provision(bus, team_of(), Plugins.load())
+    admission, value, looks = Admission(bus), bus.value, list[str]()
+
+    async def counted(bucket: str, key: str) -> tuple[int, bytes]:
+        looks.append(key)
+        return await value(bucket, key)
+
+    monkeypatch.setattr(bus, "value", counted)
+    own_server.freeze()
+    try:
+        waiting = [admission.check("ci", "ask", "alice") for _ in range(20)]
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+    finally:
+        own_server.thaw()
+    assert {str(each) for each in refused} == {f"the team cannot be read from {bus.server}: it does not answer"}
+    assert len(looks) == 1
+    monkeypatch.setattr("natterjack.admission.FRESH", 0.0)
+    monkeypatch.setattr("natterjack.admission._PATIENCE", 10.0)
+    await admission.check("ci", "ask", "alice")
 
 
 async def test_a_door_forgets_nothing_where_the_team_cannot_be_found(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

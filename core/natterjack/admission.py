@@ -62,6 +62,7 @@ class Admission:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._known: _Known | None = None
+        self._failure: tuple[float, str] | None = None
         self._looking = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -160,12 +161,15 @@ class Admission:
     async def _refreshed(self, known: _Known | None) -> _Known:
         if known is not None and not self._bus.connected:
             return known
+        if known is None and self._failure and time.monotonic() - self._failure[0] < FRESH:
+            raise BrokerError(self._failure[1])  # or all who wait would look in vain, one after another
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await self._learned(known)
         except (BrokerError, TimeoutError) as error:
             if known is None:
                 msg = f"the team cannot be read from {self._bus.server}: {str(error) or 'it does not answer'}"
+                self._failure = time.monotonic(), msg
                 raise BrokerError(msg) from error
             log.info("the team cannot be read now, so it counts as it was: %s", str(error) or "no answer")
             return replace(known, at=time.monotonic())

@@ -233,7 +233,7 @@ async def test_a_server_that_is_away_does_not_hold_up_the_end(
     bus.audit.note("guard", "emit", what="x")
     async with asyncio.timeout(5):
         await bus.close()
-    assert "the end came before all that was refused was written down" in caplog.text
+    assert "the end came before the audit had every record" in caplog.text
 
 
 async def test_one_pushes_out_only_its_own_records(own_server: NatsServer, bus: Bus) -> None:
@@ -257,6 +257,19 @@ def test_it_is_shown_and_verified(team: Quick) -> None:
     assert (record["who"], record["verb"], record["record"]["number"]) == ("operator", "provision", 1)
     assert team.json("audit", "verify")["changed"] == 0
     assert team.text("audit", "verify").endswith("0 changed, 0 missing")
+
+
+def test_of_whom_nothing_is_written_down_is_told(team: Quick) -> None:
+    shown = team.run("audit", "show", "greeter")
+    assert (shown.stdout, shown.stderr) == ("", "nothing is written down of 'greeter'\n")
+    shown = team.run("audit", "show", "operator", "--area", "tools")
+    assert (shown.stdout, shown.stderr) == ("", "nothing is written down of 'operator', as far as is asked\n")
+    shown = team.run("audit", "show", "callout", "--json")
+    assert (shown.stdout, shown.stderr) == ("", "")
+    told = (
+        "team 'garden' has nobody called 'greetr', nor has its audit. Did you mean 'greeter'? It has: clumsy, greeter."
+    )
+    assert team.error("audit", "show", "greetr", code=4) == told
 
 
 def test_what_is_no_record_is_shown_as_it_is(garden: Quick) -> None:

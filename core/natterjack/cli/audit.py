@@ -11,14 +11,18 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 
 from natterjack import codec, subjects
-from natterjack.bus import Message
+from natterjack.bus import Bus, Message
+from natterjack.cli.exits import CommandError, ExitCode
 from natterjack.cli.options import JsonOption, NatsContextOption, ServerOption, SinceOption, overseeing, read_since
-from natterjack.cli.output import clean, local, one_line, write, write_json
+from natterjack.cli.output import clean, local, note, one_line, write, write_json
 from natterjack.cli.run import asynchronous
-from natterjack.errors import PayloadError
+from natterjack.errors import PayloadError, nearest
+from natterjack.record import stored_team
 
 _CHAIN: Final = {"writer": str, "number": int, "previous": str, "times": int}
 """What each record has beside its facts."""
+_BESIDE: Final = (subjects.OPERATOR, "core", "callout")
+"""Who writes into it and is in no team file."""
 _TOLD: Final = "{changed} changed, {missing} missing"
 
 app = typer.Typer(no_args_is_help=True, help="See who was refused what, and who changed what others may.")
@@ -50,9 +54,28 @@ async def show(
     When, by whom and of what kind is what the broker says; the rest is what that one wrote.
     """
     async with overseeing(server, nats_context) as client:
-        moment = read_since(since)
+        moment, count = read_since(since), 0
         async for message in client.bus.read(subjects.AUDIT, subjects.audit(who, area, "*"), since=moment):
             _show(message, as_json=as_json)
+            count += 1
+        if who == "*" or count:
+            return
+        await _check_known(client.bus, who)
+    if not as_json:
+        note(f"nothing is written down of {who!r}" + (", as far as is asked" if since or area != "*" else ""))
+
+
+async def _check_known(bus: Bus, who: str) -> None:
+    """Check that neither the team nor its audit lacks somebody: the name may be misspelt."""
+    if who in _BESIDE or await bus.last(subjects.AUDIT, subjects.audit(who, "*", "*")):
+        return
+    team = await stored_team(bus)
+    known = sorted({*team.processes, *team.users})
+    if who not in known:
+        has = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+        told = f"team {team.name!r} has nobody called {who!r}, nor has its audit"
+        msg = f"{told}.{nearest(who, [*known, *_BESIDE])} It has: {has}."
+        raise CommandError(msg, ExitCode.UNKNOWN)
 
 
 @app.command()

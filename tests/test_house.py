@@ -36,7 +36,7 @@ VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "c
 # What comes by hooks, and what stands on the kernel.
 OUTSIDE_THE_BUDGET = {"builtin", "cli", "demo", "testing", "natterjack_command.py"}
 MODULE_LINES, FUNCTION_LINES = 400, 60
-KERNEL_LINES = 12_331
+KERNEL_LINES = 12_337
 """Lines of code, without comments and docstrings. The aim is 3,500: this number goes down, or up with a feature."""
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 ASSERTING = re.compile(r"_*(assert|check|expect|raises|warns|fail|until)")

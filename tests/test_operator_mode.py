@@ -345,7 +345,7 @@ def test_what_tokens_lack_is_told(secured: Quick, asked: str, secret: str, told:
 
 
 @pytest.mark.full
-async def test_a_token_opens_a_door_with_certificates(quick: Quick) -> None:
+async def test_a_token_opens_a_door_with_certificates(quick: Quick, cli: Cli) -> None:
     quick.write(team_toml=TEAM, agents_py=AGENTS)
     url = f"nats://127.0.0.1:{free_port()}"
     quick.text("secure", "--url", url, "--mode", "operator", "--tokens", "--tls")
@@ -364,5 +364,5 @@ async def test_a_token_opens_a_door_with_certificates(quick: Quick) -> None:
             await Bus.connect(replace(shown, ca=str(keys / "ca.crt")), principal="oracle")
         await oracle.close()
         await service.stop()
-    assert quick.json("secure", "--url", url, "--check")["changes"] == []
-    assert "callout/ca.crt" in quick.json("secure", "--url", url, "--rotate", "ca", "--check", code=1)["changes"]
+    assert cli.json("secure", "--url", url, "--check")["changes"] == []
+    assert "callout/ca.crt" in cli.json("secure", "--url", url, "--rotate", "ca", "--check", code=1)["changes"]

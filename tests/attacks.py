@@ -482,7 +482,7 @@ async def try_all(broker: Broker) -> int:
     async def fired() -> bool:
         return "stored.events.researcher.research.later" in (await broker.stored())["EVENTS"]
 
-    await until(fired)  # a schedule that may fire has: so would have those that may not
+    await until(fired, timeout=60)  # one that may fire has, and so would those that may not; the server may begin late
     await check("schedules")
     assert await broker.made() == made
     return rows

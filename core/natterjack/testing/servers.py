@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,9 @@ from natterjack.broker import find_server
 
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - each server has a folder of its own there
 _ROOM: Final = 8 * 2**30
+_STORE: Final = "jetstream { max_file_store: 64GB }"
+"""As the embedded broker has it: streams set their size aside, and otherwise it has to be free at the start."""
+_LIMITS: Final = re.compile(r"^jetstream\b", re.MULTILINE)
 
 
 def _where() -> Path | None:
@@ -64,8 +68,7 @@ class NatsServer:
 
     def start(self, timeout: float = 20.0) -> Self:
         """Start it and return once it accepts clients."""
-        config = self.store / "test.conf"
-        config.write_text(self.config or "debug: false")
+        config = self._configure(self.config)
         command = [str(find_server()), "-c", str(config), "-a", "127.0.0.1", "-p", str(self.port)]
         command += ["-js", "-sd", str(self.store), "--ports_file_dir", str(self.store), "-l", str(self.store / "log")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own binary
@@ -97,8 +100,13 @@ class NatsServer:
 
     def reload(self, config: str) -> None:
         """Have it read a new configuration."""
-        (self.store / "test.conf").write_text(config)
+        self._configure(config)
         self._send(signal.SIGHUP)
+
+    def _configure(self, config: str) -> Path:
+        path = self.store / "test.conf"
+        path.write_text(config if _LIMITS.search(config) else f"{config}\n{_STORE}\n")
+        return path
 
     def log(self) -> str:
         """Return what it has logged."""

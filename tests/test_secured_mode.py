@@ -101,7 +101,7 @@ async def test_an_answer_may_be_silent_for_long_and_come_after_a_reload(tmp_path
             await until(lambda: silent.asked == 2)
             granted["newcomer"] = permissions("newcomer", [Right("serve", "newcomer")])
             config = accounts(star(granted), keep(tmp_path, [*granted, *BESIDE]))
-            (server.store / "test.conf").write_text(config)
+            server.configure(config)
             await reload(server.url, tmp_path)
             asyncio.get_running_loop().call_later(seconds, silent.gate.set)
             assert await answers == ["operator asks why", "passing asks why"]
@@ -134,7 +134,7 @@ async def test_what_is_read_while_accounts_are_reloaded_is_there(tmp_path: Path)
                 tasks.create_task(read(at))
             for at in range(4):
                 granted[f"newcomer-{at}"] = permissions(f"newcomer-{at}", [Right("serve", f"newcomer-{at}")])
-                (server.store / "test.conf").write_text(accounts(star(granted), keep(tmp_path, [*granted, *BESIDE])))
+                server.configure(accounts(star(granted), keep(tmp_path, [*granted, *BESIDE])))
                 await reload(server.url, tmp_path)
             done.set()
         assert min(counts) > 4

@@ -68,7 +68,7 @@ class NatsServer:
 
     def start(self, timeout: float = 20.0) -> Self:
         """Start it and return once it accepts clients."""
-        config = self._configure(self.config)
+        config = self.configure(self.config)
         command = [str(find_server()), "-c", str(config), "-a", "127.0.0.1", "-p", str(self.port)]
         command += ["-js", "-sd", str(self.store), "--ports_file_dir", str(self.store), "-l", str(self.store / "log")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own binary
@@ -100,10 +100,11 @@ class NatsServer:
 
     def reload(self, config: str) -> None:
         """Have it read a new configuration."""
-        self._configure(config)
+        self.configure(config)
         self._send(signal.SIGHUP)
 
-    def _configure(self, config: str) -> Path:
+    def configure(self, config: str) -> Path:
+        """Write a configuration, which it reads when it is started or told to, and return where."""
         path = self.store / "test.conf"
         path.write_text(config if _LIMITS.search(config) else f"{config}\n{_STORE}\n")
         return path

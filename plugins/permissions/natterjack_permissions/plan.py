@@ -117,8 +117,9 @@ class Plan:
         Raises:
             BrokerError: None answers, or the key of `sys` is none of theirs.
         """
-        late = await behind(self.url, self.out / KEYS, () if self.mint else [self.out / name for name in _PARTS])
-        return [*(await lacking(self.url, self.mint) if self.mint else ()), *late]
+        if self.mint:
+            return await lacking(self.url, self.mint)
+        return await behind(self.url, self.out / KEYS, [self.out / name for name in _PARTS])
 
     def _facts(self) -> dict[str, object]:
         """Return what the audit says of a change: keys, files, and rows of the table of who may do what."""
